@@ -8,7 +8,6 @@ use bytes::{Buf, Bytes};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::remote::error::{ConnectionStatus, RemoteError};
-use crate::remote::pump::{self, Waiting};
 
 /// Largest write handed to SSH: one SSH packet. SSH cuts larger writes there, and they delay other
 /// channels.
@@ -41,16 +40,6 @@ impl Heard {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.0.get().map_or(0, ConnectionStatus::heard_bytes)
-    }
-}
-
-impl Agent {
-    /// Makes an agent without a connection. Its writer accepts writes at once. Its reader ends if
-    /// the [`Waiting`] is dropped and not given to
-    /// [`Connection::start`](crate::remote::Connection::start).
-    #[must_use]
-    pub fn waiting() -> (Self, Waiting) {
-        pump::waiting()
     }
 }
 

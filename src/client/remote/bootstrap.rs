@@ -94,15 +94,16 @@ pub(super) fn command(image: &AgentImage, marker: &str, purpose: &Purpose) -> St
 }
 
 /// Makes a marker: a line that no first flight holds.
-pub(super) fn marker() -> Result<String, aws_lc_rs::error::Unspecified> {
-    Ok(token()?.to_string())
+pub(super) fn marker() -> Option<String> {
+    Some(token()?.to_string())
 }
 
-/// Makes a token for the lanes of one exchange.
-pub(super) fn token() -> Result<Token, aws_lc_rs::error::Unspecified> {
+/// Returns a token for the lanes of one exchange, or `None` if this machine gives no random number.
+#[must_use]
+pub fn token() -> Option<Token> {
     let mut bytes = [0; 16];
-    aws_lc_rs::rand::fill(&mut bytes)?;
-    Ok(Token::new(bytes))
+    aws_lc_rs::rand::fill(&mut bytes).ok()?;
+    Some(Token::new(bytes))
 }
 
 /// Seals the first flight to the agent `image`.

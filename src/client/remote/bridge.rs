@@ -12,8 +12,10 @@ use tokio::time::Instant;
 
 use crate::log::debug;
 use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
-use crate::remote::tcp::ByteStream;
-use crate::remote::{GOODBYE_TIMEOUT, dial, tls, websocket, within};
+use crate::remote::tcp::{self, ByteStream};
+use crate::remote::timeout::{GOODBYE_TIMEOUT, within};
+use crate::remote::tls::Tls;
+use crate::remote::websocket::{self, Address};
 
 /// Bytes that the proxy reads at a time.
 const PROXY_BYTES: usize = 64 << 10;
@@ -43,7 +45,7 @@ async fn carry(
     timeout: Duration,
     silence: Duration,
 ) -> Result<(), RemoteError> {
-    let (address, connection_status) = (websocket::Address::parse(url)?, ConnectionStatus::default());
+    let (address, connection_status) = (Address::parse(url)?, ConnectionStatus::default());
     let (stream, socket) = open(&address, ca_cert, timeout, silence, &connection_status).await?;
     let (mut reader, mut writer) = tokio::io::split(stream);
     let up = async {
@@ -80,7 +82,7 @@ async fn carry(
 /// # Errors
 /// The WebSocket cannot be opened.
 pub async fn hold_open(url: &str, ca_cert: Option<&Path>) -> Result<(), RemoteError> {
-    let (address, connection_status) = (websocket::Address::parse(url)?, ConnectionStatus::default());
+    let (address, connection_status) = (Address::parse(url)?, ConnectionStatus::default());
     let (stream, socket) = open(&address, ca_cert, HOLD_TIMEOUT, HOLD_SILENCE, &connection_status).await?;
     let (mut reader, _writer) = tokio::io::split(stream);
     // Received bytes are discarded.
@@ -92,15 +94,15 @@ pub async fn hold_open(url: &str, ca_cert: Option<&Path>) -> Result<(), RemoteEr
 /// Opens the bridge at `address`. Returns it as a byte stream, with the task that owns the
 /// WebSocket.
 pub(super) async fn open(
-    address: &websocket::Address,
+    address: &Address,
     ca_cert: Option<&Path>,
     timeout: Duration,
     silence: Duration,
     connection_status: &ConnectionStatus,
 ) -> Result<(DuplexStream, JoinHandle<()>), RemoteError> {
     let endpoint = address.endpoint();
-    let tls = address.encrypted.then(|| tls::Tls::new(ca_cert, &endpoint)).transpose()?;
-    let stream = dial(&address.host, address.port, &endpoint, timeout).await?;
+    let tls = address.encrypted.then(|| Tls::new(ca_cert, &endpoint)).transpose()?;
+    let stream = tcp::connect(&address.host, address.port, &endpoint, timeout).await?;
     let ours = connection_status.clone();
     let opening = async {
         let stream: Box<dyn ByteStream> = match tls {

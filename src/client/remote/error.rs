@@ -1,4 +1,4 @@
-//! `RemoteError`: the reason why connecting failed, and a hint what to do about it.
+//! Reasons why a connection failed or was lost, and hints what to do about them.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,8 +7,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio_tungstenite::tungstenite;
-
-use crate::remote::hostkey::HostKeyError;
 
 /// Error of a connection that failed or was lost, or of an agent that did not start.
 ///
@@ -312,6 +310,105 @@ impl RemoteError {
 fn is_cut(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
+/// Reason not to trust a host.
+#[derive(Debug, thiserror::Error)]
+pub enum HostKeyError {
+    /// A file of known keys is unreadable, so ksync trusts no host.
+    #[error("could not read the known keys in {}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The pin store could not be written.
+    #[error("could not keep the host's key in {}", path.display())]
+    NotKept {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// No record names the host.
+    #[error("its key ({kind} {fingerprint}) is not known: {name} is not in any known_hosts file")]
+    Unknown {
+        /// The name that ksync looked up.
+        name: String,
+        /// The key's type.
+        kind: String,
+        /// The key's fingerprint.
+        fingerprint: String,
+    },
+    /// The host showed another key before.
+    #[error("its key has changed: it shows {kind} {fingerprint}, but {}:{line} has another ({known_kind})", path.display())]
+    Changed {
+        /// Type of the key that the host shows.
+        kind: String,
+        /// Fingerprint of that key.
+        fingerprint: String,
+        /// File with the other key.
+        path: PathBuf,
+        /// Line number in that file.
+        line: usize,
+        /// Type of the key in that line.
+        known_kind: String,
+    },
+    /// A record marks the key as revoked.
+    #[error("its key ({kind} {fingerprint}) is revoked by {}:{line}", path.display())]
+    Revoked {
+        /// The key's type.
+        kind: String,
+        /// The key's fingerprint.
+        fingerprint: String,
+        /// File with the revocation.
+        path: PathBuf,
+        /// Line number in that file.
+        line: usize,
+    },
+    /// The records know the host by a certificate authority only.
+    #[error("{}:{line} knows it by a certificate authority only, which ksync does not support", path.display())]
+    Authority {
+        /// File with that record.
+        path: PathBuf,
+        /// Line number in that file.
+        line: usize,
+    },
+    /// The key is not the expected one.
+    #[error("its key ({kind} {fingerprint}) is not the one that it must have")]
+    NotExpected {
+        /// The key's type.
+        kind: String,
+        /// The key's fingerprint.
+        fingerprint: String,
+    },
+    /// The expected key is malformed.
+    #[error("the key that it must have is malformed")]
+    Malformed,
+}
+
+impl HostKeyError {
+    /// Advice for the user about the next step.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Unreadable { .. } => "Make the file readable; until then no host is trusted.".into(),
+            Self::NotKept { .. } => "Make the directory writable for you, and for nobody else.".into(),
+            Self::Unknown { .. } => {
+                "Compare the fingerprint with the host's (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub there), then connect once with ssh.".into()
+            }
+            Self::Changed { .. } => {
+                "Somebody may be listening in. If the host was made anew, or has got a key of another type, compare the fingerprint and replace the line.".into()
+            }
+            Self::Revoked { .. } => "The key may be stolen: do not connect.".into(),
+            Self::Authority { .. } => "Connect once with ssh -o HostKeyAlgorithms=ssh-ed25519 to learn its plain key.".into(),
+            Self::NotExpected { .. } => {
+                "Somebody may be listening in. If the VM was made anew, look up its key again.".into()
+            }
+            Self::Malformed => "Write it as in known_hosts: ssh-ed25519 AAAA…".into(),
+        }
+    }
 }
 
 /// The disconnect reason, shared by all users of a connection. Only the code that sees the

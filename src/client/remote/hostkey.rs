@@ -3,12 +3,12 @@
 //! There are three proofs and no way to switch the check off. They are OpenSSH's `known_hosts`, a
 //! key read over another trusted channel, and ksync's own store, which pins the first key it sees.
 
-use std::io;
 use std::path::PathBuf;
 
 use russh::keys::ssh_key::Algorithm;
 use russh::keys::{HashAlg, PublicKey};
 
+use crate::remote::error::HostKeyError;
 use crate::remote::known_hosts::{KeyText, Meaning, Record, read, records};
 use crate::remote::pins::{pin, pins};
 use crate::tree::path::escape;
@@ -35,105 +35,6 @@ pub enum HostKeys {
         /// The endpoint's name in the store.
         endpoint: String,
     },
-}
-
-/// Reason not to trust a host.
-#[derive(Debug, thiserror::Error)]
-pub enum HostKeyError {
-    /// A file of known keys is unreadable, so ksync trusts no host.
-    #[error("could not read the known keys in {}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The pin store could not be written.
-    #[error("could not keep the host's key in {}", path.display())]
-    NotKept {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// No record names the host.
-    #[error("its key ({kind} {fingerprint}) is not known: {name} is not in any known_hosts file")]
-    Unknown {
-        /// The name that ksync looked up.
-        name: String,
-        /// The key's type.
-        kind: String,
-        /// The key's fingerprint.
-        fingerprint: String,
-    },
-    /// The host showed another key before.
-    #[error("its key has changed: it shows {kind} {fingerprint}, but {}:{line} has another ({known_kind})", path.display())]
-    Changed {
-        /// Type of the key that the host shows.
-        kind: String,
-        /// Fingerprint of that key.
-        fingerprint: String,
-        /// File with the other key.
-        path: PathBuf,
-        /// Line number in that file.
-        line: usize,
-        /// Type of the key in that line.
-        known_kind: String,
-    },
-    /// A record marks the key as revoked.
-    #[error("its key ({kind} {fingerprint}) is revoked by {}:{line}", path.display())]
-    Revoked {
-        /// The key's type.
-        kind: String,
-        /// The key's fingerprint.
-        fingerprint: String,
-        /// File with the revocation.
-        path: PathBuf,
-        /// Line number in that file.
-        line: usize,
-    },
-    /// The records know the host by a certificate authority only.
-    #[error("{}:{line} knows it by a certificate authority only, which ksync does not support", path.display())]
-    Authority {
-        /// File with that record.
-        path: PathBuf,
-        /// Line number in that file.
-        line: usize,
-    },
-    /// The key is not the expected one.
-    #[error("its key ({kind} {fingerprint}) is not the one that it must have")]
-    NotExpected {
-        /// The key's type.
-        kind: String,
-        /// The key's fingerprint.
-        fingerprint: String,
-    },
-    /// The expected key is malformed.
-    #[error("the key that it must have is malformed")]
-    Malformed,
-}
-
-impl HostKeyError {
-    /// Advice for the user about the next step.
-    #[must_use]
-    pub fn hint(&self) -> String {
-        match self {
-            Self::Unreadable { .. } => "Make the file readable; until then no host is trusted.".into(),
-            Self::NotKept { .. } => "Make the directory writable for you, and for nobody else.".into(),
-            Self::Unknown { .. } => {
-                "Compare the fingerprint with the host's (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub there), then connect once with ssh.".into()
-            }
-            Self::Changed { .. } => {
-                "Somebody may be listening in. If the host was made anew, or has got a key of another type, compare the fingerprint and replace the line.".into()
-            }
-            Self::Revoked { .. } => "The key may be stolen: do not connect.".into(),
-            Self::Authority { .. } => "Connect once with ssh -o HostKeyAlgorithms=ssh-ed25519 to learn its plain key.".into(),
-            Self::NotExpected { .. } => {
-                "Somebody may be listening in. If the VM was made anew, look up its key again.".into()
-            }
-            Self::Malformed => "Write it as in known_hosts: ssh-ed25519 AAAA…".into(),
-        }
-    }
 }
 
 impl HostKeys {
@@ -233,14 +134,12 @@ fn expected(keys: &str) -> Result<Vec<KeyText>, HostKeyError> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
-    pub(in crate::remote) const ED25519: &str =
-        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
-    pub(in crate::remote) const OTHER: &str =
-        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAINfh+nCmeeIEKp2guV1TdNDWLK7IrJcNfkNPaMGBoRyS";
-    pub(in crate::remote) const ECDSA: &str = "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBIMU3cq0fIwY/tWcjFKGi+oNgPmiCFH/KJnjP+U8yWA26ZsM+M3cNhCREQACQfQxxysaQFgGlBW0+aZ3PePVeNw=";
+    const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
+    const OTHER: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAINfh+nCmeeIEKp2guV1TdNDWLK7IrJcNfkNPaMGBoRyS";
+    const ECDSA: &str = "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBIMU3cq0fIwY/tWcjFKGi+oNgPmiCFH/KJnjP+U8yWA26ZsM+M3cNhCREQACQfQxxysaQFgGlBW0+aZ3PePVeNw=";
 
     fn check(lines: &str, host: &str, port: u16, shown: &str) -> Result<(), HostKeyError> {
         let directory = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::private;
-use crate::remote::hostkey::HostKeyError;
+use crate::remote::error::HostKeyError;
 use crate::remote::known_hosts::{KeyText, read, read_open};
 use crate::tree::path::escape;
 
@@ -74,24 +74,25 @@ fn compare(
 
 #[cfg(test)]
 mod tests {
-    use russh::keys::PublicKey;
-
     use super::*;
-    use crate::remote::hostkey::HostKeys;
-    use crate::remote::hostkey::tests::{ECDSA, ED25519, OTHER};
+
+    const ED25519: &str = "ssh-ed25519 AAAA";
+    const OTHER: &str = "ssh-ed25519 BBBB";
+    const ECDSA: &str = "ecdsa-sha2-nistp256 AAAA";
+
+    fn shown(store: &Path, endpoint: &str, key: &str) -> Result<(), HostKeyError> {
+        pin(store, endpoint, KeyText::parse(key).unwrap(), "fingerprint".into())
+    }
 
     #[test]
     fn the_first_key_is_pinned_privately_and_every_other_one_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let store = directory.path().join("a/b/hosts");
-        let keys =
-            |endpoint: &str| HostKeys::PinOnFirstUse { store: store.clone(), endpoint: endpoint.into() };
-        let shown = |text| PublicKey::from_openssh(text).unwrap();
-        keys("wss://vm:2222").check(&shown(ED25519)).unwrap();
-        keys("wss://vm:2222").check(&shown(ED25519)).unwrap();
-        keys("a b").check(&shown(OTHER)).unwrap();
+        shown(&store, "wss://vm:2222", ED25519).unwrap();
+        shown(&store, "wss://vm:2222", ED25519).unwrap();
+        shown(&store, "a b", OTHER).unwrap();
         for other in [OTHER, ECDSA] {
-            let error = keys("wss://vm:2222").check(&shown(other)).unwrap_err();
+            let error = shown(&store, "wss://vm:2222", other).unwrap_err();
             assert!(matches!(error, HostKeyError::Changed { line: 1, .. }), "{error}");
         }
         assert_eq!(
@@ -111,8 +112,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = directory.path().join("hosts");
         std::fs::write(&store, "wss://old ssh-ed2").unwrap();
-        let keys = HostKeys::PinOnFirstUse { store: store.clone(), endpoint: "vm".into() };
-        keys.check(&PublicKey::from_openssh(ED25519).unwrap()).unwrap();
+        shown(&store, "vm", ED25519).unwrap();
         assert_eq!(std::fs::read_to_string(&store).unwrap(), format!("wss://old ssh-ed2\nvm {ED25519}\n"));
     }
 }

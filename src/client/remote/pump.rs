@@ -20,8 +20,8 @@ use crate::remote::agent::{
 };
 use crate::remote::agent_image::AgentImage;
 use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner, seal};
-use crate::remote::command::Lines;
 use crate::remote::error::{ConnectionStatus, RemoteError};
+use crate::remote::lines::Lines;
 use crate::remote::secrets::Secrets;
 use crate::remote::send_window::SendWindow;
 use crate::tree::path::escape;
@@ -91,26 +91,31 @@ pub struct Waiting {
     error: Arc<OnceLock<Arc<RemoteError>>>,
 }
 
-/// Makes an agent that accepts writes before it is connected, and the [`Waiting`] that connects it.
-pub(super) fn waiting() -> (Agent, Waiting) {
-    let (chunk_sender, chunks) = mpsc::unbounded_channel();
-    let (write_sender, writes) = mpsc::channel(WRITES_QUEUED);
-    let (end_sender, end) = oneshot::channel();
-    let error = Arc::new(OnceLock::new());
-    let (installed, heard) = (Installed::default(), Heard::default());
-    let waiting = Waiting {
-        chunks: chunk_sender,
-        writes,
-        surplus: None,
-        first: None,
-        end: end_sender,
-        installed: installed.clone(),
-        heard: heard.clone(),
-        error: error.clone(),
-    };
-    let reader = AgentReader { chunks, current: None, error: error.clone() };
-    let writer = AgentWriter { writes: write_sender, error };
-    (Agent { reader, writer, end: AgentEnd(end), installed, heard }, waiting)
+impl Agent {
+    /// Makes an agent without a connection. Its writer accepts writes at once. Its reader ends if
+    /// the [`Waiting`] is dropped and not given to
+    /// [`Connection::start`](crate::remote::Connection::start).
+    #[must_use]
+    pub fn waiting() -> (Self, Waiting) {
+        let (chunk_sender, chunks) = mpsc::unbounded_channel();
+        let (write_sender, writes) = mpsc::channel(WRITES_QUEUED);
+        let (end_sender, end) = oneshot::channel();
+        let error = Arc::new(OnceLock::new());
+        let (installed, heard) = (Installed::default(), Heard::default());
+        let waiting = Waiting {
+            chunks: chunk_sender,
+            writes,
+            surplus: None,
+            first: None,
+            end: end_sender,
+            installed: installed.clone(),
+            heard: heard.clone(),
+            error: error.clone(),
+        };
+        let reader = AgentReader { chunks, current: None, error: error.clone() };
+        let writer = AgentWriter { writes: write_sender, error };
+        (Self { reader, writer, end: AgentEnd(end), installed, heard }, waiting)
+    }
 }
 
 impl Waiting {

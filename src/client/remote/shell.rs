@@ -7,8 +7,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::Receiver;
 
 use crate::remote::command::BY_SIGNAL;
+use crate::remote::connection::Connection;
 use crate::remote::error::RemoteError;
-use crate::remote::{Connection, within};
+use crate::remote::timeout::within;
 
 /// Bytes of one read.
 const READ_BYTES: usize = 32 << 10;

@@ -10,8 +10,8 @@ use russh::keys::{EcdsaCurve, PublicKeyOrCertificate};
 use russh::{Disconnect, Preferred, SshId, cipher, compression};
 
 use crate::log::debug;
-use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
-use crate::remote::hostkey::{HostKeyError, HostKeys};
+use crate::remote::error::{ConnectionStatus, DisconnectReason, HostKeyError, RemoteError};
+use crate::remote::hostkey::HostKeys;
 use crate::remote::tcp::{ByteStream, GuardedStream};
 use crate::tree::path::escape;
 

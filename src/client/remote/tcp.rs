@@ -10,7 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use crate::remote::error::ConnectionStatus;
+use crate::remote::error::{ConnectionStatus, RemoteError};
+use crate::remote::timeout::within;
 
 /// Most bytes kept of waiting writes. SSH's unsolicited output fits: eight lanes with OpenSSH's
 /// window of 2 MiB.
@@ -28,10 +29,19 @@ const AHEAD_BYTES: usize = 16 << 10;
 /// Nagle's delay is off, because SSH sends many small packets for which somebody waits. TCP's own
 /// keepalive stays off, because SSH and WebSocket both probe the connection more often than TCP
 /// would.
-pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((host, port)).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+pub(super) async fn connect(
+    host: &str,
+    port: u16,
+    endpoint: &str,
+    timeout: Duration,
+) -> Result<TcpStream, RemoteError> {
+    let connecting = async {
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    };
+    let failed = |source: io::Error| RemoteError::Connect { endpoint: endpoint.into(), source };
+    within(timeout, "connect to", endpoint, async { connecting.await.map_err(failed) }).await
 }
 
 /// A connected byte stream: TCP, TLS or a pipe. As a trait object it has russh and the WebSocket

@@ -8,7 +8,9 @@ use std::path::Path;
 use crate::content::hash::Hasher;
 use crate::disk::baseline::Baseline;
 use crate::private;
-use crate::sync::{Endpoint, Job, target};
+use crate::sync::endpoint::Endpoint;
+use crate::sync::job::Job;
+use crate::sync::target::{session_of, state_dir};
 use crate::wire::hello::Role;
 
 /// Names a baseline on both sides. A key reveals nothing about its inputs.
@@ -23,7 +25,7 @@ const ID_BYTES: usize = 16;
 /// Jobs that offer different entries of the same tree have different keys. So have the same paths
 /// on different clients. Otherwise each job would overwrite a baseline that another one needs.
 pub(super) fn key(job: &Job, role: Role, local: &Path) -> Option<Key> {
-    let id = client_id(&target::state_dir().ok()?).ok()?;
+    let id = client_id(&state_dir().ok()?).ok()?;
     let local = fs::canonicalize(local).or_else(|_| std::path::absolute(local)).ok()?;
     let remote = if role == Role::Sender { &job.destination } else { &job.source };
     let mut hasher = Hasher::new();
@@ -35,7 +37,7 @@ pub(super) fn key(job: &Job, role: Role, local: &Path) -> Option<Key> {
     part(&[role as u8, u8::from(job.options.checksum)]);
     part(local.as_os_str().as_bytes());
     part(where_to(remote).as_bytes());
-    if let (Endpoint::Setup { .. }, Some(session)) = (remote, target::session_of(&job.connect_options)) {
+    if let (Endpoint::Setup { .. }, Some(session)) = (remote, session_of(&job.connect_options)) {
         part(session.as_bytes());
     }
     part(remote.path());
@@ -48,7 +50,7 @@ pub(super) fn key(job: &Job, role: Role, local: &Path) -> Option<Key> {
 
 /// The baseline of this key on this side, in the state directory.
 pub(super) fn open(key: Option<Key>) -> Option<Baseline> {
-    Some(Baseline::new(target::state_dir().ok()?.join("offers"), &key?))
+    Some(Baseline::new(state_dir().ok()?.join("offers"), &key?))
 }
 
 /// An endpoint without its path.

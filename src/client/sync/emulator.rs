@@ -1,47 +1,42 @@
 //! `sandbox:`: a VM emulator in this process, with the same connection as to any other VM.
 
 use crate::remote::Connection;
-use crate::sync::{ConnectOptions, SyncError};
-
 #[cfg(feature = "sandbox")]
-pub(super) use there::Emulator;
+use crate::remote::{HostKeys, Transport, connect};
+#[cfg(feature = "sandbox")]
+use crate::sandbox::{LinkConditions, Options, Sandbox};
+use crate::sync::error::SyncError;
+use crate::sync::job::ConnectOptions;
+#[cfg(feature = "sandbox")]
+use crate::sync::target::{cache_dir, common};
+
+/// A running emulator.
+#[cfg(feature = "sandbox")]
+pub(super) struct Emulator(Sandbox);
 
 /// The emulator of a ksync that was built without one.
 #[cfg(not(feature = "sandbox"))]
 pub(super) enum Emulator {}
 
 #[cfg(feature = "sandbox")]
-mod there {
-    use super::{ConnectOptions, Connection, SyncError};
-    use crate::remote::{self, HostKeys, Transport};
-    use crate::sandbox::{LinkConditions, Options, Sandbox};
-    use crate::sync::target;
+impl Emulator {
+    pub(super) async fn connect(connect_options: &ConnectOptions) -> Result<(Connection, Self), SyncError> {
+        let options = Options {
+            listen: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
+            home: cache_dir()?.join("sandbox"),
+            conditions: LinkConditions::default(),
+        };
+        let sandbox = Sandbox::start(options).await.map_err(|error| SyncError::Sandbox(Box::new(error)))?;
+        let mut target = common(connect_options, HostKeys::Exactly(sandbox.host_key()));
+        target.transport = Transport::WebSocket { url: sandbox.url(), ca_cert: None };
+        target.identity_text = Some(sandbox.client_key().to_owned());
+        target.use_ssh_agent = false;
+        target.identities.clear();
+        Ok((connect(&target).await?, Self(sandbox)))
+    }
 
-    /// A running emulator.
-    pub(in crate::sync) struct Emulator(Sandbox);
-
-    impl Emulator {
-        pub(in crate::sync) async fn connect(
-            connect_options: &ConnectOptions,
-        ) -> Result<(Connection, Self), SyncError> {
-            let options = Options {
-                listen: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
-                home: target::cache_dir()?.join("sandbox"),
-                conditions: LinkConditions::default(),
-            };
-            let sandbox =
-                Sandbox::start(options).await.map_err(|error| SyncError::Sandbox(Box::new(error)))?;
-            let mut target = target::common(connect_options, HostKeys::Exactly(sandbox.host_key()));
-            target.transport = Transport::WebSocket { url: sandbox.url(), ca_cert: None };
-            target.identity_text = Some(sandbox.client_key().to_owned());
-            target.use_ssh_agent = false;
-            target.identities.clear();
-            Ok((remote::connect(&target).await?, Self(sandbox)))
-        }
-
-        pub(in crate::sync) async fn stop(self) {
-            self.0.stop().await;
-        }
+    pub(super) async fn stop(self) {
+        self.0.stop().await;
     }
 }
 

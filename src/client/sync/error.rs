@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use tokio::task::JoinError;
+
 use crate::engine::RunError;
 use crate::kernel::{Diagnosis, KernelError};
 use crate::remote::{ErrorKind, RemoteError};
@@ -92,6 +94,12 @@ impl From<KernelError> for SyncError {
 impl From<RemoteError> for SyncError {
     fn from(error: RemoteError) -> Self {
         Self::Remote(Arc::new(error))
+    }
+}
+
+impl From<JoinError> for SyncError {
+    fn from(error: JoinError) -> Self {
+        Self::Pipe(io::Error::other(error))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::content::hash::Hash;
 use crate::exchange::chain;
@@ -11,7 +11,9 @@ use crate::kernel::{Access, Expiry, KeepAlive, KernelError, Step, StoredSession}
 use crate::log::debug;
 use crate::monitor::{Preparation, Warning};
 use crate::remote::{self, Connection, ErrorKind, HostKeys, RemoteError, Target, Transport};
-use crate::sync::{ConnectOptions, SharedMonitor, SyncError, blocking, target};
+use crate::sync::error::SyncError;
+use crate::sync::job::{ConnectOptions, SharedMonitor};
+use crate::sync::target::{common, state_dir};
 use crate::wire::message::AbortKind;
 
 /// Interval of reading the wall clock. Timers use a clock that stops while this machine sleeps.
@@ -54,7 +56,7 @@ impl KernelSession {
         }
         let (asking, observer) = (access.clone(), Arc::clone(monitor));
         let tell = move |step| observer.prepare(preparation(step));
-        let stored = blocking(move || asking.connect(&meant, tell)).await??.stored;
+        let stored = spawn_blocking(move || asking.connect(&meant, tell)).await??.stored;
         let id = stored.session_id.clone();
         match Self::connect_to(stored, access.clone(), connect_options, monitor).await {
             Err(SyncError::Remote(error)) if is_unreachable(error.kind()) => {
@@ -68,7 +70,7 @@ impl KernelSession {
     /// the session is gone.
     async fn ask_why(access: Access, session: String, source: Arc<RemoteError>) -> SyncError {
         let id = session.clone();
-        match blocking(move || access.diagnose(&id)).await {
+        match spawn_blocking(move || access.diagnose(&id)).await {
             Ok(Err(gone)) if gone.is_gone() => gone.into(),
             Ok(Ok(diagnosis)) => SyncError::Unreachable { session, diagnosis: Some(diagnosis), source },
             _ => SyncError::Unreachable { session, diagnosis: None, source },
@@ -108,7 +110,7 @@ impl KernelSession {
             return error;
         }
         let (access, id) = (self.access.clone(), self.id.clone());
-        let asked = blocking(move || -> Result<(), KernelError> {
+        let asked = spawn_blocking(move || -> Result<(), KernelError> {
             let found = access.api()?.browser(&id).map(drop).map_err(KernelError::from);
             if found.as_ref().is_err_and(KernelError::is_gone) {
                 access.forget(&id);
@@ -164,8 +166,11 @@ fn preparation(step: Step) -> Preparation {
     }
 }
 
-/// The settings for connecting to sessions.
-pub(super) fn access(connect_options: &ConnectOptions) -> Result<Access, SyncError> {
+/// The settings for connecting to Kernel sessions.
+///
+/// # Errors
+/// There is no state directory.
+pub fn access(connect_options: &ConnectOptions) -> Result<Access, SyncError> {
     // The session store keeps the path, and the next run may be in another directory.
     let identity = connect_options
         .identities
@@ -173,7 +178,7 @@ pub(super) fn access(connect_options: &ConnectOptions) -> Result<Access, SyncErr
         .map(|file| std::path::absolute(file).unwrap_or_else(|_| file.clone()));
     Ok(Access {
         api: connect_options.api.clone(),
-        directory: target::state_dir()?,
+        directory: state_dir()?,
         identity,
         current: connect_options.session.clone(),
         bridge: connect_options.bridge,
@@ -182,7 +187,7 @@ pub(super) fn access(connect_options: &ConnectOptions) -> Result<Access, SyncErr
 
 /// The connection target of a known session. Only the host key that the API reported is accepted.
 pub(super) fn target_of(stored: &StoredSession, connect_options: &ConnectOptions) -> Target {
-    let mut target = target::common(connect_options, HostKeys::Exactly(stored.host_key.clone()));
+    let mut target = common(connect_options, HostKeys::Exactly(stored.host_key.clone()));
     target.transport =
         Transport::WebSocket { url: stored.bridge_url(), ca_cert: connect_options.ca_cert.clone() };
     target.identities = vec![stored.key_file.clone()];

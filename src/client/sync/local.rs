@@ -5,12 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
+use tokio::task::spawn_blocking;
+
 use crate::disk::set_id::owner_of_copies;
 use crate::engine::{Config, Receiver, RunError, Sender};
 use crate::exchange::rounds::{self, WatchedSource};
 use crate::exchange::{self, Incoming, Link, Receiving, Sending};
 use crate::monitor::Quiet;
-use crate::sync::{Round, SharedMonitor, SyncError};
+use crate::sync::error::SyncError;
+use crate::sync::job::SharedMonitor;
+use crate::sync::report::Round;
 use crate::wire::hello::Options;
 use crate::wire::message::AbortKind;
 
@@ -56,7 +60,7 @@ pub(super) async fn live(
         link.close();
         own_error(error, receiver.join().ok())
     };
-    super::blocking(run).await.unwrap_or_else(|error| error)
+    spawn_blocking(run).await.unwrap_or_else(SyncError::from)
 }
 
 /// Copies `from` to `to`. The receiving side plays the agent: it reports its events over the wire.
@@ -82,7 +86,7 @@ pub(super) async fn exchange(
         exchange::run(Incoming::alone(down_reader), up_writer, sender, sending, false, false, &*monitor)
             .map_err(|error| own_error(error, receiver.join().ok().and_then(Result::err)))
     };
-    let summary = super::blocking(run).await??;
+    let summary = spawn_blocking(run).await??;
     Ok(Round {
         summary,
         wire_up_bytes: 0,

@@ -16,7 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::content::hash::Hasher;
 use crate::monitor::{Event, Monitor, Preparation, Warning};
 use crate::private;
-use crate::sync::{Endpoint, Job, SharedMonitor, baseline, target};
+use crate::sync::baseline::where_to;
+use crate::sync::endpoint::Endpoint;
+use crate::sync::job::{Job, SharedMonitor};
+use crate::sync::target::{session_of, state_dir};
 use crate::tree::tree_id::Pair;
 use crate::wire::hello::{History, InSession, Options};
 
@@ -62,7 +65,7 @@ impl Pairing {
             (false, false) => None,
             (is_source, _) => Some(is_source),
         };
-        let file = target::state_dir().ok().map(|state| state.join("copies").join(name(job)));
+        let file = state_dir().ok().map(|state| state.join("copies").join(name(job)));
         let record = file.as_deref().and_then(read);
         // The other side reports an unchanged pair only once, so its use is recorded here.
         if let (Some(file), Some(record)) = (&file, &record)
@@ -71,7 +74,7 @@ impl Pairing {
             let _ = write(file, record);
         }
         // A setup names its session in advance; other sessions are known only after connecting.
-        let machine = target::session_of(&job.connect_options);
+        let machine = session_of(&job.connect_options);
         let known = Mutex::new(PairingState { record, machine });
         Arc::new(Self { file, is_source_in_session, known })
     }
@@ -147,7 +150,7 @@ fn name(job: &Job) -> String {
             Endpoint::Local(path) => real(path).into_os_string().as_bytes().to_vec(),
             remote => plain(remote.path()),
         };
-        for part in [baseline::where_to(endpoint).as_bytes(), &path] {
+        for part in [where_to(endpoint).as_bytes(), &path] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part);
         }
@@ -218,7 +221,7 @@ mod tests {
     use super::*;
     use crate::kernel::BridgeImage;
     use crate::remote::AgentImage;
-    use crate::sync::ConnectOptions;
+    use crate::sync::job::ConnectOptions;
     use crate::tree::filter::Rule;
     use crate::tree::tree_id::TreeId;
 

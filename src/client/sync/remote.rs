@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
+use tokio::task::spawn_blocking;
 
 use crate::engine::{Config, Engine, Receiver, RunError, Sender, Summary};
 use crate::exchange::lanes::Striped;
@@ -14,10 +15,15 @@ use crate::monitor::Warning;
 use crate::remote::{self, Agent, AgentEnd, Connection};
 use crate::sync::baseline::{self, Key};
 use crate::sync::emulator::Emulator;
-use crate::sync::error::STATE_HINT;
+use crate::sync::endpoint::Endpoint;
+use crate::sync::error::{STATE_HINT, SyncError};
+use crate::sync::job::{ConnectOptions, SharedMonitor};
+use crate::sync::kernel::KernelSession;
+use crate::sync::lanes;
 use crate::sync::meter::Count;
 use crate::sync::pairing::Pairing;
-use crate::sync::{ConnectOptions, Endpoint, Round, SharedMonitor, SyncError, kernel, lanes, target};
+use crate::sync::report::Round;
+use crate::sync::target;
 use crate::wire::hello::{self, Options, Request, Role, WatchOptions};
 use crate::wire::message::AbortKind;
 
@@ -51,7 +57,7 @@ struct Connected {
 enum Behind {
     Host,
     Sandbox(Emulator),
-    Kernel(Box<kernel::KernelSession>),
+    Kernel(Box<KernelSession>),
 }
 
 /// The settings for the rounds of a watch, on one connection.
@@ -112,8 +118,7 @@ impl<'a> LazyConnection<'a> {
             return Ok(Connected { connection, behind: Behind::Sandbox(emulator) });
         }
         if let Endpoint::Session { name, .. } = self.endpoint {
-            let (connection, session) =
-                kernel::KernelSession::connect(name, self.connect_options, monitor).await?;
+            let (connection, session) = KernelSession::connect(name, self.connect_options, monitor).await?;
             self.pairing.met(session.machine().to_owned());
             return Ok(Connected { connection, behind: Behind::Kernel(Box::new(session)) });
         }
@@ -267,7 +272,7 @@ impl<'a> LazyConnection<'a> {
         // The timeout for a silent agent is the one in the connect options.
         let timeouts = (options.timeout < FOR_EVER).then_some(options.timeout).and_then(Timeouts::of_client);
         let heard = agent.heard;
-        let running = super::blocking(move || {
+        let running = spawn_blocking(move || {
             // If the write fails, the reader reports why.
             let _ = hello::write(&mut writer, Some(request));
             let incoming = Incoming::alone(reader).within(timeouts).carried(move || heard.bytes());

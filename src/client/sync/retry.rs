@@ -13,11 +13,15 @@ use crate::exchange::chain;
 use crate::log::debug;
 use crate::monitor::{Event, Monitor, Preparation, Warning};
 use crate::remote::ErrorKind;
+use crate::sync::backoff::Backoff;
+use crate::sync::endpoint::Endpoint;
+use crate::sync::error::SyncError;
+use crate::sync::job::{ConnectOptions, SharedMonitor};
+use crate::sync::news::{Listener, News};
 use crate::sync::pairing::Pairing;
 use crate::sync::remote::LazyConnection;
-use crate::sync::watch::backoff::Backoff;
-use crate::sync::watch::{Listener, News};
-use crate::sync::{ConnectOptions, Endpoint, Report, Round, SharedMonitor, SyncError, repeat};
+use crate::sync::repeat::repeat;
+use crate::sync::report::{Report, Round};
 use crate::wire::message::AbortKind;
 
 /// Bytes from the agent that prove work: more than its hello and a heartbeat.

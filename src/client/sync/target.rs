@@ -6,7 +6,9 @@ use std::time::Duration;
 use crate::kernel::bridge_url;
 use crate::private;
 use crate::remote::{HostKeys, Target, Transport, ssh_config};
-use crate::sync::{ConnectOptions, Endpoint, SyncError};
+use crate::sync::endpoint::Endpoint;
+use crate::sync::error::SyncError;
+use crate::sync::job::ConnectOptions;
 use crate::tree::path::escape;
 
 /// Minimum silence after which the layers below the exchange give a connection up. On a slow link

@@ -3,12 +3,14 @@
 use futures_util::future::LocalBoxFuture;
 
 use crate::remote::{Connection, Terminal};
-use crate::sync::{ConnectOptions, SharedMonitor, SyncError, kernel};
+use crate::sync::error::SyncError;
+use crate::sync::job::{ConnectOptions, SharedMonitor};
+use crate::sync::kernel::KernelSession;
 
 /// A connection to a session's VM.
 pub struct Visit {
     connection: Connection,
-    session: kernel::KernelSession,
+    session: KernelSession,
 }
 
 impl Visit {
@@ -23,8 +25,7 @@ impl Visit {
     ) -> LocalBoxFuture<'a, Result<Self, SyncError>> {
         // The futures are boxed, or each crate that calls this would compile all of it once more.
         Box::pin(async move {
-            let (connection, session) =
-                kernel::KernelSession::connect(name, connect_options, monitor).await?;
+            let (connection, session) = KernelSession::connect(name, connect_options, monitor).await?;
             Ok(Self { connection, session })
         })
     }

@@ -9,7 +9,6 @@
 //! reached, or an agent that always fails, ends the watch. Afterwards the watch ends only if
 //! another connection cannot help.
 
-pub(super) mod backoff;
 mod command;
 mod control;
 mod flush;
@@ -18,24 +17,31 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
+use tokio::task::spawn_blocking;
 
-pub use command::{AfterRound, Said};
+pub use crate::sync::news::{Listener, News, Said};
+pub use command::AfterRound;
 pub use control::{NotFlushed, request_flush};
 
 use crate::exchange::chain;
 use crate::exchange::rounds::{Round, WatchedSource};
 use crate::log::debug;
 use crate::remote::ErrorKind;
+use crate::sync::backoff::Backoff;
+use crate::sync::baseline;
+use crate::sync::endpoint::Endpoint;
+use crate::sync::error::SyncError;
+use crate::sync::job::{Job, SharedMonitor};
+use crate::sync::limit;
+use crate::sync::local;
 use crate::sync::pairing::Pairing;
 use crate::sync::remote::{LazyConnection, Rounds};
 use crate::sync::retry::{Attempts, Counting, Verdict, Went, is_loss};
-use crate::sync::{Endpoint, Job, SharedMonitor, SyncError, baseline, blocking, limit, local, target};
+use crate::sync::target::state_dir;
 use crate::wire::hello::{Role, WatchOptions};
 use crate::wire::message::AbortKind;
-use backoff::Backoff;
 use command::Commands;
 use flush::Flushes;
 
@@ -47,27 +53,6 @@ pub struct Live {
     /// The command after each round that changed something.
     pub after: Option<AfterRound>,
 }
-
-/// Events of a watch.
-#[derive(Debug)]
-pub enum News<'a> {
-    /// A round has ended. The very first round makes the destination a copy; the next ones keep it
-    /// one.
-    Round(&'a Round),
-    /// The connection was lost, and another one is made after `wait`. Also occurs in a run without
-    /// a watch.
-    Lost {
-        /// The reason.
-        error: &'a SyncError,
-        /// The delay.
-        wait: Duration,
-    },
-    /// An event of the command that runs after a round.
-    Command(Said<'a>),
-}
-
-/// Called with each event, from the threads of an exchange, so it must be quick.
-pub type Listener = Arc<dyn Fn(News<'_>) + Send + Sync>;
 
 /// Makes the destination a copy of the source and keeps it one, until that cannot continue.
 ///
@@ -103,13 +88,13 @@ async fn keep_same(
     let source = match &job.source {
         Endpoint::Local(path) => {
             let (path, watch_options) = (path.clone(), live.watch_options);
-            Some(Arc::new(blocking(move || WatchedSource::new(&path, watch_options)).await??))
+            Some(Arc::new(spawn_blocking(move || WatchedSource::new(&path, watch_options)).await??))
         }
         _ => None,
     };
     let flushes = Arc::new(Flushes::new(source.clone()));
     // Without a socket no process can request a flush; everything else works.
-    let _control = target::state_dir().ok().and_then(|state| control::serve(&state, &local, &flushes).ok());
+    let _control = state_dir().ok().and_then(|state| control::serve(&state, &local, &flushes).ok());
     let commands = Commands::new(live.after.clone(), Listener::clone(&listener));
     let pairing = Pairing::of(job);
     let mut backoff = Backoff::default();

@@ -10,9 +10,9 @@ use tokio::process::Command;
 use tokio::sync::Notify;
 
 use crate::remote::Lines;
-use crate::sync::SyncError;
+use crate::sync::error::SyncError;
+use crate::sync::news::{Listener, News, Said};
 use crate::sync::remote::LazyConnection;
-use crate::sync::watch::{Listener, News};
 
 /// The place where a command runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,19 +21,6 @@ pub enum AfterRound {
     There(String),
     /// On this machine, by `sh`.
     Here(String),
-}
-
-/// An event of a command.
-#[derive(Debug)]
-pub enum Said<'a> {
-    /// The command starts.
-    Begins(&'a str),
-    /// A line of its output or of its errors, without the line end.
-    Line(&'a [u8]),
-    /// The exit status; 128 after a signal.
-    Ended(u32),
-    /// The command could not be run, or its exit status is unknown.
-    Failed(&'a SyncError),
 }
 
 /// Runs a command after each change.

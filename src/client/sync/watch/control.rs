@@ -15,8 +15,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
 use crate::content::hash::Hash;
+use crate::sync::error::SyncError;
+use crate::sync::target::state_dir;
 use crate::sync::watch::flush::Flushes;
-use crate::sync::{SyncError, target};
 
 /// Hexadecimal digits of a tree's name. Socket paths are limited to about a hundred bytes, and few
 /// trees are watched.
@@ -89,7 +90,7 @@ pub(super) fn serve(state: &Path, local: &Path, flushes: &Arc<Flushes>) -> io::R
 /// # Errors
 /// [`NotFlushed`].
 pub async fn request_flush(local: &Path, timeout: Duration) -> Result<(), NotFlushed> {
-    let (directory, name) = (directory(&target::state_dir()?), name(local));
+    let (directory, name) = (directory(&state_dir()?), name(local));
     let sockets = fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path());
     let is_of_tree = |path: &PathBuf| path.file_stem().is_some_and(|stem| stem.as_bytes() == name.as_bytes());
     let mut clients = Vec::new();

@@ -11,7 +11,7 @@ const MOST: Duration = Duration::from_secs(30);
 /// random factor from 0.75 to 1.25, so clients that were cut off together do not reconnect
 /// together.
 #[derive(Debug)]
-pub(in crate::sync) struct Backoff {
+pub(super) struct Backoff {
     wait: Duration,
     random: fn() -> u64,
 }
@@ -25,7 +25,7 @@ impl Default for Backoff {
 
 impl Backoff {
     /// The delay before the next attempt.
-    pub(in crate::sync) fn next(&mut self) -> Duration {
+    pub(super) fn next(&mut self) -> Duration {
         let share = (self.random)() as f64 / u64::MAX as f64;
         let wait = self.wait.mul_f64(0.75 + share / 2.0);
         self.wait = MOST.min(self.wait * 2);

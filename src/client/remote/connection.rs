@@ -1,0 +1,322 @@
+//! An SSH session to a server, and the agents on it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use russh::Disconnect;
+use russh::client::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::log::debug;
+use crate::remote::agent::Agent;
+use crate::remote::agent_image::AgentImage;
+use crate::remote::auth::{self, Credentials};
+use crate::remote::bootstrap::{self, Purpose};
+use crate::remote::bridge;
+use crate::remote::error::{ConnectionStatus, RemoteError};
+use crate::remote::hostkey::HostKeys;
+use crate::remote::pump::{self, Waiting};
+use crate::remote::secrets::Secrets;
+use crate::remote::ssh::{self, Client, Shown};
+use crate::remote::tcp::{self, ByteStream, GuardedStream};
+use crate::remote::timeout::{GOODBYE_TIMEOUT, within};
+use crate::remote::websocket::Address;
+use crate::tree::path::escape;
+use crate::wire::lanes::Token;
+
+/// Unread bytes that all agents of a connection may have together: one full window. Beyond this
+/// limit the session stops, its sends included, until somebody reads.
+const UNREAD_BYTES_MAX: usize = ssh::WINDOW_BYTES_MAX as usize;
+
+/// Round trips of a TCP connect.
+const TCP_ROUND_TRIPS: u32 = 1;
+
+/// Round trips that a WebSocket adds: one for its own handshake, and one for TLS 1.3.
+const WEBSOCKET_ROUND_TRIPS: u32 = 1;
+const TLS_ROUND_TRIPS: u32 = 1;
+
+/// Round trips of the SSH handshake: one for the algorithm lists, one for the key exchange.
+const HANDSHAKE_ROUND_TRIPS: u32 = 2;
+
+/// Fewest round trips of a login: service request, key offer, signature.
+const LOGIN_ROUND_TRIPS: u32 = 3;
+
+/// Round trips of opening a channel.
+const CHANNEL_ROUND_TRIPS: u32 = 1;
+
+/// The server to connect to, and the connect options.
+///
+/// `Target` has no `Debug`, because it may hold a private key, and a token in the URL.
+#[derive(Clone)]
+pub struct Target {
+    /// The transport that carries the SSH session.
+    pub transport: Transport,
+    /// Login name on the server.
+    pub user: String,
+    /// Proof that the host must give of its identity.
+    pub host_keys: HostKeys,
+    /// Private key files. If this list is empty and `identity_text` is `None`, ksync tries
+    /// ssh-agent, then `~/.ssh/id_ed25519` and `~/.ssh/id_ecdsa`.
+    pub identities: Vec<PathBuf>,
+    /// A private key in memory. ksync offers it first.
+    pub identity_text: Option<String>,
+    /// Permission to ask ssh-agent for keys.
+    pub use_ssh_agent: bool,
+    /// Timeout of each step of connecting.
+    pub connect_timeout: Duration,
+    /// Silence after which ksync gives the connection up.
+    pub silence_timeout: Duration,
+}
+
+/// The transport between ksync and the SSH server.
+#[derive(Clone)]
+pub enum Transport {
+    /// A direct TCP connection.
+    Tcp {
+        /// The server's name or address.
+        host: String,
+        /// The server's port.
+        port: u16,
+    },
+    /// A bridge that carries the bytes in binary WebSocket messages.
+    WebSocket {
+        /// `wss://…`, or `ws://…` without TLS.
+        url: String,
+        /// A PEM file with roots that ksync trusts in addition to the platform's.
+        ca_cert: Option<PathBuf>,
+    },
+}
+
+/// An SSH session.
+pub struct Connection {
+    pub(super) session: Handle<Client>,
+    /// The task that owns the WebSocket; `None` over plain TCP.
+    socket: Option<JoinHandle<()>>,
+    pub(super) endpoint: String,
+    pub(super) timeout: Duration,
+    budget: Arc<Semaphore>,
+    pub(super) connection_status: ConnectionStatus,
+    /// The shortest round trip so far, in microseconds.
+    round_trip: AtomicU64,
+    /// Round trips from the TCP connect until an agent is started.
+    round_trips: u32,
+    user: String,
+    shown: Shown,
+    secrets: Option<Secrets>,
+}
+
+/// Connects and logs in.
+///
+/// # Errors
+/// The network failed, the host key is not trusted, or the server refused the login.
+pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
+    let (connection_status, shown) = (ConnectionStatus::default(), Shown::default());
+    let timeout = target.connect_timeout;
+    let mut round_trips = TCP_ROUND_TRIPS + HANDSHAKE_ROUND_TRIPS + LOGIN_ROUND_TRIPS + CHANNEL_ROUND_TRIPS;
+    let (mut session, socket, endpoint) = match &target.transport {
+        Transport::Tcp { host, port } => {
+            let endpoint = format!("{}:{port}", escape(host.as_bytes()));
+            let begin = Instant::now();
+            let stream = tcp::connect(host, *port, &endpoint, timeout).await?;
+            let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
+            (
+                handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown)
+                    .await?,
+                None,
+                endpoint,
+            )
+        }
+        Transport::WebSocket { url, ca_cert } => {
+            let address = Address::parse(url)?;
+            let endpoint = address.endpoint();
+            let on_top = WEBSOCKET_ROUND_TRIPS + if address.encrypted { TLS_ROUND_TRIPS } else { 0 };
+            round_trips += on_top;
+            let (silence, begin) = (target.silence_timeout, Instant::now());
+            let (stream, socket) =
+                bridge::open(&address, ca_cert.as_deref(), timeout, silence, &connection_status).await?;
+            let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
+            let session =
+                handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown)
+                    .await?;
+            (session, Some(socket), endpoint)
+        }
+    };
+    let credentials = Credentials {
+        user: &target.user,
+        files: &target.identities,
+        text: target.identity_text.as_deref(),
+        use_ssh_agent: target.use_ssh_agent,
+    };
+    let begin = Instant::now();
+    auth::authenticate(&mut session, &credentials, &endpoint, timeout, &connection_status).await?;
+    let budget = Arc::new(Semaphore::new(UNREAD_BYTES_MAX));
+    let round_trip = AtomicU64::new(u64::MAX);
+    let (user, secrets) = (target.user.clone(), None);
+    let connection = Connection {
+        session,
+        socket,
+        endpoint,
+        timeout,
+        budget,
+        connection_status,
+        round_trip,
+        round_trips,
+        user,
+        shown,
+        secrets,
+    };
+    connection.took(begin.elapsed() / LOGIN_ROUND_TRIPS);
+    debug!("connect ok=true ms={} endpoint={} step=log in", begin.elapsed().as_millis(), connection.endpoint);
+    Ok(connection)
+}
+
+impl Connection {
+    /// Returns the connection with a file (mode 0600) that keeps the agents' secrets. With its
+    /// secret, ksync seals the agent's first bytes, and they travel in the command line. Without a
+    /// secret the first bytes arrive one round trip later.
+    #[must_use]
+    pub fn with_secrets(self, file: PathBuf) -> Self {
+        let secrets = self.shown.get().map(|key| Secrets::of(file, key, &self.user));
+        Self { secrets, ..self }
+    }
+
+    /// Starts the agent `image`, and installs it first if it is missing. Returns without waiting
+    /// for the agent's first answer. Up to 64 KiB that the caller writes meanwhile are already on
+    /// their way.
+    ///
+    /// # Errors
+    /// The server opens no channel. The agent's reader and its end report every later failure.
+    pub async fn agent(&self, image: AgentImage) -> Result<Agent, RemoteError> {
+        let (agent, waiting) = Agent::waiting();
+        self.start(waiting, image).await?;
+        Ok(agent)
+    }
+
+    /// Starts the agent for which a reader and a writer already exist. Up to 8 KiB that were
+    /// already written travel in the command line, and so arrive one round trip earlier. They
+    /// travel there only if they can be sealed, because every user of that machine can read its
+    /// command lines.
+    ///
+    /// # Errors
+    /// The same as [`Connection::agent`].
+    pub async fn start(&self, waiting: Waiting, image: AgentImage) -> Result<(), RemoteError> {
+        let secret = self.secrets.as_ref().and_then(Secrets::recall);
+        let sealing = image.clone();
+        let purpose = move |waiting: &mut Waiting| {
+            Purpose::Exchange(secret.and_then(|secret| waiting.seal_first_flight(&secret, &sealing)))
+        };
+        self.start_for(purpose, waiting, image).await
+    }
+
+    /// Starts the agent `image` as a further lane of the exchange that announces `token`. The
+    /// agent's first answer means that it has joined. Everything written to it from then on belongs
+    /// to that exchange.
+    ///
+    /// # Errors
+    /// The same as [`Connection::agent`].
+    pub async fn lane(&self, image: AgentImage, token: Token) -> Result<Agent, RemoteError> {
+        let (agent, waiting) = Agent::waiting();
+        self.start_for(|_| Purpose::Lane(token), waiting, image).await?;
+        Ok(agent)
+    }
+
+    async fn start_for(
+        &self,
+        purpose: impl FnOnce(&mut Waiting) -> Purpose,
+        mut waiting: Waiting,
+        image: AgentImage,
+    ) -> Result<(), RemoteError> {
+        let endpoint = self.endpoint.clone();
+        let marker = bootstrap::marker().ok_or_else(|| RemoteError::NotStarted {
+            endpoint: endpoint.clone(),
+            reason: "this machine gave no random number".into(),
+        })?;
+        let opening = async {
+            let begin = Instant::now();
+            let channel = self.session.channel_open_session().await?;
+            self.took(begin.elapsed());
+            let purpose = purpose(&mut waiting);
+            debug!("agent step=start {}", purpose.kind());
+            let command = bootstrap::command(&image, &marker, &purpose);
+            // Ask for no reply: the agent's own first answer arrives one round trip earlier.
+            channel.exec(false, command).await?;
+            Ok(channel)
+        };
+        let opened =
+            within(self.timeout, "open a channel to", &self.endpoint, async { Ok(opening.await) }).await?;
+        let channel = opened.map_err(|source: russh::Error| self.channel_error(source))?;
+        let (read, write) = channel.split();
+        let (timeout, round_trip) = (self.timeout, self.round_trip());
+        let (budget, connection_status, secrets) =
+            (self.budget.clone(), self.connection_status.clone(), self.secrets.clone());
+        waiting.start(
+            read,
+            write,
+            pump::Start { image, marker, endpoint, timeout, round_trip, budget, connection_status, secrets },
+        );
+        Ok(())
+    }
+
+    /// Error for a channel that could not be opened or used.
+    pub(super) fn channel_error(&self, source: russh::Error) -> RemoteError {
+        self.connection_status.channel_error(&self.endpoint, source, self.session.is_closed())
+    }
+
+    /// Records that a round trip took `elapsed` or less.
+    fn took(&self, elapsed: Duration) {
+        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        self.round_trip.fetch_min(micros, Ordering::Relaxed);
+    }
+
+    /// Upper bound of a round trip: the shortest one measured among those that connecting needed
+    /// anyway.
+    #[must_use]
+    pub fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
+    }
+
+    /// Round trips until an agent is started, if the server accepts the first key and TLS is 1.3.
+    #[must_use]
+    pub fn round_trips(&self) -> u32 {
+        self.round_trips
+    }
+
+    /// Reports if the session has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.session.is_closed()
+    }
+
+    /// Ends the session. This cuts off agents that still run, so read to their end first.
+    pub async fn close(self) {
+        let goodbye = async {
+            // These calls fail if the session is already gone, which does no harm.
+            let _ = self.session.disconnect(Disconnect::ByApplication, "", "").await;
+            let _ = self.session.await;
+            if let Some(socket) = self.socket {
+                let _ = socket.await;
+            }
+        };
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, goodbye).await;
+    }
+}
+
+async fn handshake(
+    target: &Target,
+    stream: Box<dyn ByteStream>,
+    round_trip: Duration,
+    endpoint: &str,
+    connection_status: &ConnectionStatus,
+    shown: &Shown,
+) -> Result<Handle<Client>, RemoteError> {
+    let (host_keys, silence) = (target.host_keys.clone(), target.silence_timeout);
+    let stream = GuardedStream::new(stream, silence, connection_status.clone());
+    let (connection_status, shown) = (connection_status.clone(), shown.clone());
+    let handshake =
+        ssh::handshake(stream, round_trip, host_keys, silence, endpoint, connection_status, shown);
+    within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake).await
+}

@@ -1,0 +1,81 @@
+//! A sync job: its endpoints, its options and its observer.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::kernel::{BridgeImage, Settings};
+use crate::monitor::Monitor;
+use crate::remote::AgentImage;
+use crate::sync::endpoint::Endpoint;
+use crate::wire::hello::Options;
+
+/// One sync job.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The endpoint with the files.
+    pub source: Endpoint,
+    /// The endpoint that receives them.
+    pub destination: Endpoint,
+    /// Options that both sides follow.
+    pub options: Options,
+    /// Connect options for the remote endpoint.
+    pub connect_options: ConnectOptions,
+}
+
+/// Connect options for a remote endpoint.
+#[derive(Debug, Clone)]
+pub struct ConnectOptions {
+    /// The agent to install where it is missing.
+    pub agent: AgentImage,
+    /// The bridge to upload to a VM without one.
+    pub bridge: BridgeImage,
+    /// Private key files; if empty: ssh-agent, then the usual files.
+    pub identities: Vec<PathBuf>,
+    /// The output of `kernel browsers ssh ID --setup-only -o json`.
+    pub setup: Option<Vec<u8>>,
+    /// Additional root certificates for `wss`, in PEM.
+    pub ca_cert: Option<PathBuf>,
+    /// The only accepted host key, as one line of OpenSSH's text form.
+    pub host_key: Option<String>,
+    /// Timeout for connecting.
+    pub connect_timeout: Duration,
+    /// Timeout for a silent other side.
+    pub timeout: Duration,
+    /// Maximum number of reconnections in a row without progress, after a connection that has
+    /// worked is lost.
+    pub retries: u32,
+    /// Maximum number of channels for an upload; `None`: as many as the round trip justifies.
+    pub connections: Option<usize>,
+    /// The platform's API; without it only previously used sessions can be reached.
+    pub api: Option<Settings>,
+    /// The session that `session:` means, if not the one that was chosen last.
+    pub session: Option<String>,
+    /// True if a keep-alive keeps the session active meanwhile.
+    pub keep_alive: bool,
+}
+
+impl ConnectOptions {
+    /// The defaults, with these programs.
+    #[must_use]
+    pub const fn new(agent: AgentImage, bridge: BridgeImage) -> Self {
+        Self {
+            agent,
+            bridge,
+            identities: Vec::new(),
+            setup: None,
+            ca_cert: None,
+            host_key: None,
+            connect_timeout: Duration::from_secs(30),
+            timeout: Duration::from_secs(60),
+            retries: 5,
+            connections: None,
+            api: None,
+            session: None,
+            keep_alive: true,
+        }
+    }
+}
+
+/// The observer of a job's progress.
+pub type SharedMonitor = Arc<dyn Monitor + Send + Sync>;
