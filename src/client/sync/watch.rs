@@ -18,7 +18,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use command::{AfterRound, Said};
 pub use control::{NotFlushed, request_flush};
@@ -91,7 +91,7 @@ pub async fn watch(
     let source = match &job.source {
         Endpoint::Local(path) => {
             let (path, watch_options) = (path.clone(), live.watch_options);
-            Some(Arc::new(blocking(move || WatchedSource::new(&path, watch_options)).await??))
+            Some(Arc::new(blocking(move || WatchedSource::new(&path, watch_options, Instant::now)).await??))
         }
         _ => None,
     };

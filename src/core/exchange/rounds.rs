@@ -71,7 +71,6 @@ impl Round {
 }
 
 /// A watched source, for any number of links in a row.
-#[derive(Debug)]
 pub struct WatchedSource {
     path: PathBuf,
     /// The directory, which must stay in place. For a single file: its parent directory.
@@ -81,14 +80,20 @@ pub struct WatchedSource {
     watch: Arc<Watch>,
     /// The filter of the last full round.
     filter: Arc<Mutex<Filter>>,
+    /// Tells the time.
+    clock: Box<dyn Fn() -> Instant + Send + Sync>,
 }
 
 impl WatchedSource {
-    /// Begins to watch the tree at `path`.
+    /// Begins to watch the tree at `path`. `clock` tells the time.
     ///
     /// # Errors
     /// The path cannot be read.
-    pub fn new(path: &Path, watch_options: WatchOptions) -> Result<Self, RunError> {
+    pub fn new(
+        path: &Path,
+        watch_options: WatchOptions,
+        clock: impl Fn() -> Instant + Send + Sync + 'static,
+    ) -> Result<Self, RunError> {
         let run_error = |cause: &dyn std::error::Error| RunError {
             kind: AbortKind::Selection,
             by_peer: false,
@@ -111,8 +116,14 @@ impl WatchedSource {
             let directory = root.open_directory(None).map_err(|error| run_error(&error))?;
             watch.enter(std::os::fd::AsFd::as_fd(&directory), None);
         }
-        let filter = Arc::new(Mutex::new(Filter::default()));
-        Ok(Self { path: path.to_owned(), root: Arc::new(root), single, watch: Arc::new(watch), filter })
+        Ok(Self {
+            path: path.to_owned(),
+            root: Arc::new(root),
+            single,
+            watch: Arc::new(watch),
+            filter: Arc::default(),
+            clock: Box::new(clock),
+        })
     }
 
     /// Makes the next round a full one that begins at once.
@@ -136,7 +147,7 @@ impl WatchedSource {
         let mut scope = None;
         let mut has_reported = false;
         loop {
-            let begun = Instant::now();
+            let begun = (self.clock)();
             let context = RoundContext {
                 watch: Arc::clone(&self.watch),
                 root: Arc::clone(&self.root),
@@ -150,7 +161,7 @@ impl WatchedSource {
                 Ok(summary) => summary,
                 Err(error) => return error,
             };
-            let elapsed = begun.elapsed();
+            let elapsed = (self.clock)() - begun;
             self.look_again_at(&summary);
             debug!("round role=sender full={is_full} ms={}", elapsed.as_millis());
             done(Round { summary, is_full, begun, elapsed });
@@ -164,11 +175,9 @@ impl WatchedSource {
                 Err(error) => return error,
             };
             if let (Some(last), Some(next)) = (&scope, &next)
-                && elapsed > LONG_ROUND
-                && is_again(last, next)
+                && let Some(rest) = rest(last, next, elapsed, (self.clock)() - (begun + elapsed))
             {
                 // Changes that settle meanwhile are seen a little later.
-                let rest = (begun + elapsed * 2).saturating_duration_since(Instant::now()).min(REST_MAX);
                 debug!("wait ms={} why=same-paths-touched-again", rest.as_millis());
                 std::thread::sleep(rest);
             }
@@ -192,7 +201,7 @@ impl WatchedSource {
             Some(_) => POLL.max(last * POLL_SHARE),
             None => LOOK_AGAIN,
         };
-        let deadline = Instant::now() + timeout;
+        let deadline = (self.clock)() + timeout;
         link.rest(true);
         let next = self.wait(link, deadline);
         link.rest(false);
@@ -201,7 +210,7 @@ impl WatchedSource {
 
     fn wait(&self, link: &Link<FileSender>, deadline: Instant) -> Result<Option<SubtreeSet>, RunError> {
         loop {
-            match link.mailbox().idle(deadline.saturating_duration_since(Instant::now())) {
+            match link.mailbox().idle(deadline.saturating_duration_since((self.clock)())) {
                 Idle::Closed(kind, text) => return Err(RunError { kind, by_peer: false, text }),
                 // `take` hands out due parts first, and everything after them.
                 Idle::Rescan | Idle::Late => self.watch.everything(),
@@ -242,6 +251,12 @@ impl WatchedSource {
             }
         }
     }
+}
+
+/// The wait before a round about `next`, if the one about `last` took `elapsed` and ended `ago`.
+fn rest(last: &SubtreeSet, next: &SubtreeSet, elapsed: Duration, ago: Duration) -> Option<Duration> {
+    let is_due = elapsed > LONG_ROUND && is_again(last, next);
+    is_due.then(|| elapsed.saturating_sub(ago).min(REST_MAX))
 }
 
 /// True if every part of a scope was in the earlier one too.
@@ -306,13 +321,52 @@ pub fn receive(
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
+    use crate::exchange::run::Incoming;
+
+    fn scope(names: &[&str]) -> SubtreeSet {
+        SubtreeSet::new(names.iter().map(|name| (TreePath::new(name.as_bytes()).unwrap(), false)))
+    }
+
+    /// The scope of the round that begins as soon as the clock, which shows these seconds one after
+    /// the other, allows it.
+    fn next(folder: &Path, seconds: Vec<u64>) -> Option<SubtreeSet> {
+        let (begin, times) = (Instant::now(), Mutex::new(seconds.into_iter()));
+        let clock = move || begin + Duration::from_secs(times.lock().unwrap().next().unwrap());
+        let source = WatchedSource::new(folder, WatchOptions { quiet_ms: 100, poll: false }, clock).unwrap();
+        drop(source.watch.take());
+        let link = Link::new(Incoming::alone(io::pipe().unwrap().0), io::sink(), false, false);
+        let mailbox = Arc::clone(link.mailbox());
+        source.watch.wake(move || mailbox.wake());
+        source.next(&link, Duration::ZERO).unwrap()
+    }
+
+    #[test]
+    fn full_round_begins_when_it_is_due() {
+        let folder = tempfile::tempdir().unwrap();
+        let due = LOOK_AGAIN.as_secs();
+        assert_eq!(next(folder.path(), vec![0, due, due]), None);
+    }
+
+    #[test]
+    fn long_round_delays_the_next_one_about_the_same_paths() {
+        let (log, other) = (scope(&["log"]), scope(&["other"]));
+        let rest = |next, elapsed, ago| {
+            let ms = Duration::from_millis;
+            rest(&log, next, ms(elapsed), ms(ago)).map(|rest| rest.as_millis())
+        };
+        assert_eq!(rest(&log, 300, 0), Some(300));
+        assert_eq!(rest(&log, 300, 100), Some(200));
+        assert_eq!(rest(&log, 300, 400), Some(0));
+        assert_eq!(rest(&log, 5000, 0), Some(1000));
+        assert_eq!(rest(&log, 200, 0), None);
+        assert_eq!(rest(&other, 5000, 0), None);
+    }
 
     #[test]
     fn round_repeats_another_if_it_touches_no_other_path() {
-        let scope = |names: &[&str]| {
-            SubtreeSet::new(names.iter().map(|name| (TreePath::new(name.as_bytes()).unwrap(), false)))
-        };
         assert!(is_again(&scope(&["a", "log"]), &scope(&["log"])));
         assert!(!is_again(&scope(&["log"]), &scope(&["a", "log"])));
         assert!(!is_again(&scope(&["a"]), &scope(&["b"])));
