@@ -13,7 +13,6 @@ mod liveness;
 mod mailbox;
 mod pool;
 mod prefetch;
-mod prehash;
 mod receiver_session;
 mod receiving;
 mod round_context;

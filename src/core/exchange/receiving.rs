@@ -17,14 +17,14 @@ pub use tree::{OpenTree, PlannedTree};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::SystemTime;
 
 use crate::content::blocks::BlockSize;
 use crate::disk::baseline::Baseline;
 use crate::engine::transfer::receive::{Returned, Strategy, look, step_all};
 use crate::engine::{Query, Receiver, ReceiverOutcome, ReceiverWork, ReportOrder};
 use crate::exchange::common::store_baseline;
-use crate::exchange::prefetch::large_files;
-use crate::exchange::prehash::{Prehashes, Priority};
+use crate::exchange::prefetch::{Prehashes, Priority, candidates};
 use crate::exchange::receiver_session::ReceiverSession;
 use crate::exchange::run::Perform;
 use crate::log::{self, debug};
@@ -65,15 +65,16 @@ impl Receiving {
 
     /// Starts to prehash large files of the destination that the sender will probably ask about.
     /// This serves a receiver that waits for an offer, perhaps of a single file called `name`.
+    /// Files that changed a moment before `now` are excluded.
     #[must_use]
-    pub fn prehashing(self, name: Option<Vec<u8>>) -> Self {
+    pub fn prehashing(self, name: Option<Vec<u8>>, now: SystemTime) -> Self {
         // With --checksum the scan hashes every file anyway.
         if self.options.dry_run || self.options.checksum {
             return self;
         }
         let (prehashes, path) = (Arc::clone(&self.prehashes), self.path.clone());
         let begin = move || {
-            for (file, identity) in large_files(&path, name.as_deref()) {
+            for (file, identity) in candidates(&path, name.as_deref(), now) {
                 // The block size follows from the new content's length, which may be less than the
                 // old one's.
                 let block = BlockSize::for_size(identity.size).halved();

@@ -30,7 +30,7 @@ use crate::engine::{
     WorkError,
 };
 use crate::exchange::common::{chain, renamed, scan_options, store_baseline, work_error};
-use crate::exchange::prehash::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
+use crate::exchange::prefetch::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
 use crate::exchange::round_context::RoundContext;
 use crate::exchange::run::Perform;
 use crate::log::{self, debug};

@@ -10,7 +10,7 @@ use serde_bytes::ByteBuf;
 
 use super::basis::{apply_delta, average_for, basis_changed, corrupt, sign, wrong_hash};
 use super::pre_copy::{Cancelled, PreCopy};
-use super::{CopyRoom, Draft, Prehash, Target, broken};
+use super::{CopyRoom, Draft, Target, broken};
 use crate::content::blocks::{BlockSize, Content, Finding, Nodes, Outline, outline};
 use crate::content::chunk::cut_range;
 use crate::content::hash::{Hash, Hasher};
@@ -95,8 +95,8 @@ pub struct Facts {
 /// Facts about a large file and its basis that only the disk knows.
 #[derive(Debug, Clone, Copy)]
 pub struct Looked {
-    /// State of the prehash of the basis.
-    pub prehash: Prehash,
+    /// True if the basis is prehashed.
+    pub is_prehashed: bool,
     /// The room on the disk.
     pub room: CopyRoom,
     /// The shift map under which the basis resembles the file; `None` if there seems to be none.
@@ -121,10 +121,8 @@ impl Facts {
         let pays = |looked: &&Looked| {
             has_slot && !looked.room.shares_extents && looked.room.free_bytes / 2 >= self.size
         };
-        match looked.filter(pays).and_then(|looked| Some((looked.shift_map?, looked.prehash))) {
-            Some((shift_map, prehash)) => {
-                Strategy::PreCopy { shift_map, is_beside: prehash == Prehash::Done }
-            }
+        match looked.filter(pays).and_then(|looked| Some((looked.shift_map?, looked.is_prehashed))) {
+            Some((shift_map, is_beside)) => Strategy::PreCopy { shift_map, is_beside },
             None if is_signed(self.size, basis_bytes) => Strategy::Signed,
             None => Strategy::Blocks,
         }
@@ -143,7 +141,7 @@ pub fn look<T: Target>(target: &T, at: u32, facts: &Facts, samples: Option<&Samp
             samples.shift_map(size, basis_bytes, &basis).ok()?
         })
     };
-    Looked { prehash: target.prehash(at), room: target.room(), shift_map }
+    Looked { is_prehashed: target.is_prehashed(at), room: target.room(), shift_map }
 }
 
 /// An input of a transfer.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::content::blocks::Nodes;
 use crate::disk::stage::Staging;
 use crate::engine::WorkError;
-use crate::engine::transfer::{CopyRoom, Prehash, Target};
+use crate::engine::transfer::{CopyRoom, Target};
 use crate::exchange::common::{retry_while_busy, work_error};
 use crate::exchange::receiving::draft::{OpenBasis, StagedDraft};
 use crate::exchange::receiving::tree::{OpenTree, PlannedTree};
@@ -20,8 +20,8 @@ impl Target for Arc<PlannedTree> {
         self.open_listed(at).map(|(file, seen)| OpenBasis::new(file, seen.size))
     }
 
-    fn prehash(&self, at: u32) -> Prehash {
-        self.identity(at).map_or(Prehash::Absent, |seen| self.prehashes.state_of(&seen))
+    fn is_prehashed(&self, at: u32) -> bool {
+        self.identity(at).is_some_and(|seen| self.prehashes.is_ready(&seen))
     }
 
     fn prehashed(&self, at: u32) -> Option<Nodes> {

@@ -17,7 +17,7 @@ use crate::engine::WorkError;
 use crate::engine::transfer::basis::basis_changed;
 use crate::engine::transfer::receive::Strategy;
 use crate::exchange::common::work_error;
-use crate::exchange::prehash::Prehashes;
+use crate::exchange::prefetch::Prehashes;
 use crate::exchange::receiving::directories::MadeDirectories;
 use crate::log::debug;
 use crate::monitor::ProblemKind;
