@@ -111,7 +111,7 @@ impl PlannedTree {
         let (staging, _owner) = draft.into_parts();
         let is_long = staging.len() >= CLOSED_ASIDE_BYTES_MIN;
         let installed = self.install_staged(id, staging);
-        self.replaced.keep(basis.filter(|_| is_long).map(OpenBasis::into_file));
+        self.replaced.keep(basis.filter(|_| is_long).map(OpenBasis::into_inner));
         installed
     }
 

@@ -17,7 +17,7 @@ impl Target for Arc<PlannedTree> {
     type Draft = StagedDraft;
 
     fn open_basis(&self, at: u32) -> Result<OpenBasis, WorkError> {
-        self.open_listed(at).map(|(file, seen)| OpenBasis::new(file, seen.size))
+        self.open_listed(at).map(|(file, seen)| OpenBasis::of(file, seen.size))
     }
 
     fn is_prehashed(&self, at: u32) -> bool {
