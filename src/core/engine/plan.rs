@@ -25,7 +25,7 @@ use crate::tree::path::TreePath;
 use crate::tree::path_ref::PathRef;
 use crate::tree::spelling::Spelling;
 use crate::wire::message::Tally;
-use directories::{Locked, Touched};
+use directories::Touched;
 
 /// The receiver's plan.
 #[derive(Debug, Default)]
@@ -86,8 +86,7 @@ impl Plan {
         let has_staged = has_staged && !doubts.has_lost();
         let twins = spelling.twins().map(|(id, twin)| (id, twin.clone())).collect();
         let mut plan = Self { has_staged, twins, mode_mask: rules.mode_mask, ..Self::default() };
-        let mut touched = Touched::new(wanted);
-        let mut locked = Locked::new(present);
+        let mut touched = Touched::new(wanted, present);
         for change in with_respelled(changes, wanted, present, spelling, &mut plan.respelled) {
             let id = change.wanted();
             if id.is_some_and(|id| spelling.leaves_out(id)) || safe_links && plan.is_unsafe(change, wanted) {
@@ -99,19 +98,16 @@ impl Plan {
             if let Some(id) = id.filter(|&id| stays && spelling.old_name(id).is_some()) {
                 plan.moves.push(Step::Respell { id });
                 // A rename touches the same directories as an update.
-                let rename = Change::Update { id, at: 0 };
-                touched.add(rename, present);
-                locked.add(rename, wanted);
+                touched.add(Change::Update { id, at: 0 });
             }
             if !id.is_some_and(|id| plan.respelled.contains(&id)) {
                 plan.add(change, wanted, present, doubts);
             }
-            touched.add(change, present);
-            locked.add(change, wanted);
+            touched.add(change);
             plan.changes.push(change);
         }
         renames::find(&mut plan.fetch, wanted, present, doubts);
-        plan.first.splice(..0, locked.directories.into_iter().map(|at| Step::Unlock { at }));
+        plan.first.splice(..0, touched.locked.into_iter().map(|at| Step::Unlock { at }));
         plan.remove.reverse();
         let stays = |at: &u32| plan.place_of_removal(*at).is_err();
         let restored: Vec<Step> =

@@ -126,13 +126,7 @@ impl PlannedTree {
 
     /// Removes the listed entries at and below a position, and nothing else.
     pub(super) fn clear(&self, at: u32) -> Result<(), WorkError> {
-        let present = &self.present;
-        let top = present.path(at).ok_or_else(unknown)?;
-        let below = present.entries_from(at + 1).take_while(|entry| entry.path.is_below(top)).count();
-        for position in (at..=at + u32::try_from(below).unwrap_or(0)).rev() {
-            self.remove(position)?;
-        }
-        Ok(())
+        self.present.subtree(at).rev().try_for_each(|at| self.remove(at))
     }
 
     fn remove(&self, at: u32) -> Result<(), WorkError> {
