@@ -214,26 +214,25 @@ impl WatchedSource {
                 Idle::Closed(kind, text) => return Err(RunError { kind, by_peer: false, text }),
                 // `take` hands out due parts first, and everything after them.
                 Idle::Rescan | Idle::Late => self.watch.everything(),
-                Idle::Woken => match self.watch.take() {
+                Idle::Woken => match self.watch.take().and_then(|touched| self.of_interest(touched)) {
                     Some(Touched::Everything) => return Ok(None),
-                    Some(Touched::Subtrees(scope)) => match self.of_interest(scope) {
-                        Interest::Subtrees(scope) => return Ok(Some(scope)),
-                        Interest::Everything => return Ok(None),
-                        Interest::Nothing => {}
-                    },
+                    Some(Touched::Subtrees(scope)) => return Ok(Some(scope)),
                     None => {}
                 },
             }
         }
     }
 
-    fn of_interest(&self, scope: SubtreeSet) -> Interest {
+    /// The touched paths that belong to the source; `None` if none does.
+    fn of_interest(&self, touched: Touched) -> Option<Touched> {
+        let Touched::Subtrees(scope) = touched else { return Some(touched) };
         let mut subtrees = scope.subtrees().iter();
         match &self.single {
-            Some(single) if subtrees.any(|(path, _)| path == single) => Interest::Everything,
-            Some(_) => Interest::Nothing,
+            Some(single) => subtrees.any(|(path, _)| path == single).then_some(Touched::Everything),
             // Changed rules may include or exclude anything.
-            None if subtrees.any(|(path, _)| path.name() == IGNORE_FILE.as_bytes()) => Interest::Everything,
+            None if subtrees.any(|(path, _)| path.name() == IGNORE_FILE.as_bytes()) => {
+                Some(Touched::Everything)
+            }
             None => {
                 // An excluded log may be written all the time. It is unknown whether a removed
                 // entry was a directory, and some rules apply to directories only.
@@ -243,11 +242,7 @@ impl WatchedSource {
                 };
                 let subtrees: Vec<_> =
                     scope.subtrees().iter().filter(|(path, _)| !is_out(path)).cloned().collect();
-                if subtrees.is_empty() {
-                    Interest::Nothing
-                } else {
-                    Interest::Subtrees(SubtreeSet::new(subtrees))
-                }
+                (!subtrees.is_empty()).then(|| Touched::Subtrees(SubtreeSet::new(subtrees)))
             }
         }
     }
@@ -263,12 +258,6 @@ fn rest(last: &SubtreeSet, next: &SubtreeSet, elapsed: Duration, ago: Duration) 
 fn is_again(last: &SubtreeSet, next: &SubtreeSet) -> bool {
     let paths: HashSet<_> = last.subtrees().iter().map(|(path, _)| path).collect();
     next.subtrees().iter().all(|(path, _)| paths.contains(path))
-}
-
-enum Interest {
-    Subtrees(SubtreeSet),
-    Everything,
-    Nothing,
 }
 
 /// Reports an event between two rounds, to the peer or to the local observer.
