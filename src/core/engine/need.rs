@@ -47,7 +47,7 @@ impl Need {
 
         let mut inodes: u64 = 0;
         let mut balance = Balance::default();
-        for change in plan.changes() {
+        for change in &plan.changes {
             match *change {
                 Change::Create { id } => {
                     inodes += u64::from(wanted.get(id).is_some_and(|entry| !elsewhere(&entry)));

@@ -30,7 +30,8 @@ use directories::Touched;
 /// The receiver's plan.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    changes: Vec<Change>,
+    /// The changes, in path order.
+    pub(super) changes: Vec<Change>,
     /// Unlock directories; then remove entries in the way and make directories, in path order.
     pub(super) first: Vec<Step>,
     pub(super) fetch: VecDeque<Fetch>,
@@ -45,19 +46,20 @@ pub(super) struct Plan {
     pub(super) directory_times: Vec<Step>,
     /// True if an earlier run left something staged.
     pub(super) has_staged: bool,
-    updates: HashSet<u32>,
+    pub(super) updates: HashSet<u32>,
     /// Files to verify, each with whether its mode differs.
-    verifies: HashMap<u32, bool>,
-    adjusts: HashSet<u32>,
+    pub(super) verifies: HashMap<u32, bool>,
+    /// Entries whose own mode or time differed, and not only those of their children.
+    pub(super) adjusts: HashSet<u32>,
     unsafe_links: Vec<u32>,
     /// Excluded entries, each with the path that the filesystem takes for the same name.
     twins: Vec<(u32, TreePath)>,
     /// Entries that differ only in the spelling of their names.
-    respelled: HashSet<u32>,
+    pub(super) respelled: HashSet<u32>,
     /// Number of entries that go with a directory that another entry replaces, by wanted id.
     cleared: HashMap<u32, u64>,
     /// Differences of the root's own mode and time, if they must be set.
-    root: Option<Differs>,
+    pub(super) root: Option<Differs>,
     mode_mask: u16,
 }
 
@@ -171,11 +173,6 @@ impl Plan {
         }
     }
 
-    /// The changes, in path order.
-    pub(super) fn changes(&self) -> &[Change] {
-        &self.changes
-    }
-
     fn make(&mut self, id: u32, at: Option<u32>, wanted: &Manifest) {
         let Some(entry) = wanted.get(id) else { return };
         match &entry.kind {
@@ -221,29 +218,10 @@ impl Plan {
         self.adjust.push(Step::Adjust { id });
     }
 
-    /// True if a file was only to be verified: its replacement has not been reported yet.
-    pub(super) fn is_verify(&self, id: u32) -> bool {
-        self.verifies.contains_key(&id)
-    }
-
     /// True if the plan changes anything.
     pub(super) fn changes_anything(&self) -> bool {
         let steps = [&self.first, &self.adjust, &self.moves, &self.remove, &self.directory_times];
         !self.fetch.is_empty() || steps.iter().any(|steps| !steps.is_empty())
-    }
-
-    pub(super) fn is_update(&self, id: u32) -> bool {
-        self.updates.contains(&id)
-    }
-
-    /// True if this entry's own mode or time differed, and not only those of its children.
-    pub(super) fn is_adjust(&self, id: u32) -> bool {
-        self.adjusts.contains(&id)
-    }
-
-    /// True if nothing but the spelling of this entry's name differed.
-    pub(super) fn is_respelled(&self, id: u32) -> bool {
-        self.respelled.contains(&id)
     }
 
     /// Wanted entries with no present entry in their place, as far as is known.
@@ -268,11 +246,6 @@ impl Plan {
             mode: (mode ^ present_mode) & self.mode_mask != 0,
         };
         self.root = Some(differs).filter(|differs| *differs != Differs::default());
-    }
-
-    /// True if the root's own mode or time differ and must be set.
-    pub(super) fn adjusts_root(&self) -> bool {
-        self.root.is_some()
     }
 
     /// Number of entries that would be deleted.
@@ -365,7 +338,7 @@ impl Plan {
                 Change::Verify { adjust: false, .. } | Change::Obstacle { .. } => {}
             }
         }
-        tally.adjusted += u64::from(self.adjusts_root());
+        tally.adjusted += u64::from(self.root.is_some());
         (tally.files, tally.sent_bytes) = self.content(wanted, |fetch| !fetch.is_doubted);
     }
 

@@ -216,7 +216,7 @@ impl<T: Target> Receiver<T> {
             ReceiverOutcome::Apply(results) => self.applied(results),
             ReceiverOutcome::Close(Ok(())) => {
                 self.closed = true;
-                self.tally.adjusted += u64::from(self.plan.adjusts_root());
+                self.tally.adjusted += u64::from(self.plan.root.is_some());
                 if let Some(pair) = self.pair.filter(|pair| self.will_be_copy && self.is_news(pair)) {
                     self.outbox.report(Event::Paired(pair));
                 }
@@ -331,7 +331,7 @@ impl<T: Target> Receiver<T> {
             }
             let counter = match step {
                 Step::MakeDirectory { .. } => &mut self.tally.created,
-                Step::MakeLink { id } if self.plan.is_update(id) => &mut self.tally.updated,
+                Step::MakeLink { id } if self.plan.updates.contains(&id) => &mut self.tally.updated,
                 Step::Move { .. } => {
                     if result.is_ok() {
                         self.tally.files += 1;
@@ -341,8 +341,8 @@ impl<T: Target> Receiver<T> {
                     &mut self.tally.deleted
                 }
                 Step::MakeLink { .. } => &mut self.tally.created,
-                Step::Adjust { id } if self.plan.is_adjust(id) => &mut self.tally.adjusted,
-                Step::Respell { id } if self.plan.is_respelled(id) => &mut self.tally.adjusted,
+                Step::Adjust { id } if self.plan.adjusts.contains(&id) => &mut self.tally.adjusted,
+                Step::Respell { id } if self.plan.respelled.contains(&id) => &mut self.tally.adjusted,
                 Step::Remove { .. } => &mut self.tally.deleted,
                 Step::Clear { .. }
                 | Step::Adjust { .. }

@@ -383,7 +383,7 @@ impl<T: Target> Receiver<T> {
                 self.tally.copied += u64::from(is_copy);
                 self.tally.files += 1;
                 self.tally.deleted += self.plan.cleared(id);
-                if self.plan.is_update(id) {
+                if self.plan.updates.contains(&id) {
                     self.tally.updated += 1;
                     self.tell_repair(id);
                 } else {
@@ -403,7 +403,7 @@ impl<T: Target> Receiver<T> {
 
     /// Reports a file that was only to be verified, differed, and was replaced.
     fn tell_repair(&mut self, id: u32) {
-        if self.plan.is_verify(id) && self.config.options.list_changes {
+        if self.plan.verifies.contains_key(&id) && self.config.options.list_changes {
             let path = self.path(id);
             let (action, what, differs) = (Action::Update, What::File, Differs::default());
             self.outbox.report(Event::Change { action, what, differs, path });
