@@ -170,30 +170,27 @@ impl<T: Target> Receiver<T> {
     }
 
     fn message(&mut self, message: FromSender) {
-        let (has_subject, is_offered) = (self.subject.is_some(), self.offered.is_some());
+        let has_subject = self.subject.is_some();
         match message {
             FromSender::Common(common) => self.outbox.common(common),
             FromSender::Answers(answers) => self.answers(answers),
             FromSender::Same { ids, digest } => self.same(&ids, digest),
-            _ if is_offered => self.outbox.protocol_error("an offer out of turn"),
+            _ if self.offered.is_some() => self.outbox.protocol_error("an offer out of turn"),
             FromSender::Ignores(files) => self.ignores(files),
             FromSender::Entries(block) => self.entries(&block),
             FromSender::Changes(change) => self.changes(&change),
             FromSender::Changed { complete, digest } => self.changed(complete, digest),
             FromSender::Scope(subtrees) if !has_subject => self.subtrees(subtrees),
             FromSender::Subject(subject) if !has_subject => self.subject(subject),
-            FromSender::Pushed(files) if has_subject => self.pushed(files),
-            FromSender::Sampled(files) if has_subject => self.sampled(files),
-            FromSender::Holes(holes) if has_subject => self.holes = holes,
-            FromSender::Offered { complete } if has_subject => self.offered_all(complete),
-            FromSender::Baseline { digest } if has_subject => self.baseline(digest),
-            FromSender::Scope(_)
-            | FromSender::Subject(_)
-            | FromSender::Pushed(_)
-            | FromSender::Sampled(_)
-            | FromSender::Holes(_)
-            | FromSender::Offered { .. }
-            | FromSender::Baseline { .. } => self.outbox.protocol_error("an offer out of turn"),
+            FromSender::Scope(_) | FromSender::Subject(_) => {
+                self.outbox.protocol_error("an offer out of turn");
+            }
+            _ if !has_subject => self.outbox.protocol_error("an offer out of turn"),
+            FromSender::Pushed(files) => self.pushed(files),
+            FromSender::Sampled(files) => self.sampled(files),
+            FromSender::Holes(holes) => self.holes = holes,
+            FromSender::Offered { complete } => self.offered_all(complete),
+            FromSender::Baseline { digest } => self.baseline(digest),
         }
     }
 
