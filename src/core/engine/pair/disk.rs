@@ -15,7 +15,7 @@ use crate::content::hash::{Hash, Piece};
 use crate::content::testing::reader;
 use crate::engine::WorkError;
 use crate::engine::transfer::receive::{look, step_all};
-use crate::engine::transfer::{CopyRoom, Draft, SourceFile, Target};
+use crate::engine::transfer::{Draft, SourceFile, Target};
 use crate::engine::work::{
     Destination, Opened, Planned, ReceiverOutcome, ReceiverWork, ReportOrder, Room, Step,
 };
@@ -239,8 +239,8 @@ impl Target for JarTarget {
 
     fn cancel_prehash(&self, _: u32) {}
 
-    fn room(&self) -> CopyRoom {
-        CopyRoom { free_bytes: u64::MAX, shares_extents: false }
+    fn pre_copy_room_bytes(&self) -> u64 {
+        u64::MAX
     }
 
     fn staged(&self, id: u32) -> Result<Option<JarDraft>, WorkError> {

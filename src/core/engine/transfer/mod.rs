@@ -80,8 +80,9 @@ pub trait Target: Clone + Debug + Send + 'static {
     /// Cancels the prehash of a basis.
     fn cancel_prehash(&self, at: u32);
 
-    /// The room on the disk, as far as it decides about pre-copies.
-    fn room(&self) -> CopyRoom;
+    /// Free bytes for pre-copies; 0 if unknown, or if a copy within the filesystem shares extents:
+    /// then a pre-copy saves nothing.
+    fn pre_copy_room_bytes(&self) -> u64;
 
     /// The content that an earlier run staged of a file.
     ///
@@ -176,15 +177,6 @@ pub trait Draft<B>: Content + Debug + Send + 'static {
 
     /// Removes the draft.
     fn discard(self);
-}
-
-/// The room on a disk, as far as it decides about pre-copies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CopyRoom {
-    /// Free bytes; 0 if unknown.
-    pub free_bytes: u64,
-    /// True if a copy within the filesystem shares extents and takes no space.
-    pub shares_extents: bool,
 }
 
 /// A peer that broke the protocol.

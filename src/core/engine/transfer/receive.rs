@@ -10,7 +10,7 @@ use serde_bytes::ByteBuf;
 
 use super::basis::{apply_delta, average_for, basis_changed, corrupt, sign, wrong_hash};
 use super::pre_copy::{Cancelled, PreCopy};
-use super::{CopyRoom, Draft, Target, broken};
+use super::{Draft, Target, broken};
 use crate::content::blocks::{BlockSize, Content, Finding, Nodes, Outline, outline};
 use crate::content::chunk::cut_range;
 use crate::content::hash::{Hash, Hasher};
@@ -97,8 +97,8 @@ pub struct Facts {
 pub struct Looked {
     /// True if the basis is prehashed.
     pub is_prehashed: bool,
-    /// The room on the disk.
-    pub room: CopyRoom,
+    /// Free bytes for pre-copies.
+    pub room_bytes: u64,
     /// The shift map under which the basis resembles the file; `None` if there seems to be none.
     pub shift_map: Option<ShiftMap>,
 }
@@ -118,9 +118,7 @@ impl Facts {
     pub fn strategy(&self, looked: Option<&Looked>, has_slot: bool) -> Strategy {
         let Some(basis_bytes) = self.basis_bytes else { return Strategy::Whole };
         // The disk must have room for more than the file needs anyway.
-        let pays = |looked: &&Looked| {
-            has_slot && !looked.room.shares_extents && looked.room.free_bytes / 2 >= self.size
-        };
+        let pays = |looked: &&Looked| has_slot && looked.room_bytes / 2 >= self.size;
         match looked.filter(pays).and_then(|looked| Some((looked.shift_map?, looked.is_prehashed))) {
             Some((shift_map, is_beside)) => Strategy::PreCopy { shift_map, is_beside },
             None if is_signed(self.size, basis_bytes) => Strategy::Signed,
@@ -141,7 +139,7 @@ pub fn look<T: Target>(target: &T, at: u32, facts: &Facts, samples: Option<&Samp
             samples.shift_map(size, basis_bytes, &basis).ok()?
         })
     };
-    Looked { is_prehashed: target.is_prehashed(at), room: target.room(), shift_map }
+    Looked { is_prehashed: target.is_prehashed(at), room_bytes: target.pre_copy_room_bytes(), shift_map }
 }
 
 /// An input of a transfer.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::content::blocks::Nodes;
 use crate::disk::stage::Staging;
 use crate::engine::WorkError;
-use crate::engine::transfer::{CopyRoom, Target};
+use crate::engine::transfer::Target;
 use crate::exchange::common::{retry_while_busy, work_error};
 use crate::exchange::receiving::draft::{OpenBasis, StagedDraft};
 use crate::exchange::receiving::tree::{OpenTree, PlannedTree};
@@ -32,11 +32,9 @@ impl Target for Arc<PlannedTree> {
         self.identity(at).into_iter().for_each(|seen| self.prehashes.cancel(&seen));
     }
 
-    fn room(&self) -> CopyRoom {
-        self.root.space().map_or(CopyRoom::default(), |space| CopyRoom {
-            free_bytes: space.bytes,
-            shares_extents: space.shares_extents,
-        })
+    fn pre_copy_room_bytes(&self) -> u64 {
+        let space = self.root.space().ok().filter(|space| !space.shares_extents);
+        space.map_or(0, |space| space.bytes)
     }
 
     fn staged(&self, id: u32) -> Result<Option<StagedDraft>, WorkError> {
