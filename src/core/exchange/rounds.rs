@@ -297,9 +297,9 @@ pub fn receive(
             .in_session(Arc::clone(&session));
         match link.run(Receiver::new(config), receiving, &monitor) {
             Ok(summary) => {
-                let begun = session.take_begun();
+                let begun = session.state().begun.take();
                 let begun = begun.unwrap_or_else(Instant::now);
-                let is_full = session.is_full();
+                let is_full = session.state().is_full;
                 link.rest(true);
                 done(Round { summary, is_full, begun, elapsed: begun.elapsed() });
             }
