@@ -177,13 +177,6 @@ struct Anew<T: Target> {
     basis: Option<Mapped<T::Basis>>,
 }
 
-/// Result of a step before small files are installed together.
-enum Stepped {
-    Done,
-    /// The content of a small file, to be installed.
-    Small(Vec<u8>),
-}
-
 /// A transfer and the result of a step on it.
 pub type Returned<T, R> = (Box<ReceiveTransfer<T>>, Result<R, WorkError>);
 
@@ -192,18 +185,13 @@ pub fn step_all<T: Target>(
     target: &T,
     steps: Vec<(Box<ReceiveTransfer<T>>, ReceiveInput)>,
 ) -> Vec<Returned<T, ()>> {
-    let mut small = Vec::new();
-    let mut step = |index: usize, transfer: &mut ReceiveTransfer<T>, input| {
-        if let Stepped::Small(content) = transfer.step(target, input)? {
-            small.push((index, (transfer.id, content)));
-        }
-        Ok(())
-    };
-    let step = |(index, (mut transfer, input)): (usize, (Box<ReceiveTransfer<T>>, _))| {
-        let result = step(index, &mut transfer, input);
-        (transfer, result)
-    };
-    let mut returned: Vec<_> = steps.into_iter().enumerate().map(step).collect();
+    let (mut small, mut returned) = (Vec::new(), Vec::with_capacity(steps.len()));
+    for (mut transfer, input) in steps {
+        let result = transfer.step(target, input).map(|content| {
+            small.extend(content.map(|content| (returned.len(), (transfer.id, content))));
+        });
+        returned.push((transfer, result));
+    }
     let (places, files): (Vec<usize>, Vec<_>) = small.into_iter().unzip();
     for (index, installed) in places.into_iter().zip(target.install_small(&files)) {
         if let Some((_, result)) = returned.get_mut(index) {
@@ -307,7 +295,8 @@ impl<T: Target> ReceiveTransfer<T> {
         PreCopy::of(target.draft(self.id, true).ok()?, basis, shift_map, cancelled)
     }
 
-    fn step(&mut self, target: &T, input: ReceiveInput) -> Result<Stepped, WorkError> {
+    /// Performs a step. Returns the content of a small file, which is to be installed.
+    fn step(&mut self, target: &T, input: ReceiveInput) -> Result<Option<Vec<u8>>, WorkError> {
         match input {
             ReceiveInput::PreCopy(shift_map, cancelled) => {
                 let pre_copy = self.make_pre_copy(target, shift_map, &cancelled);
@@ -321,7 +310,7 @@ impl<T: Target> ReceiveTransfer<T> {
                 }
             }
             ReceiveInput::Steps(ops, Some(hash)) if self.is_small(&ops) => {
-                return self.make_small(target, ops, hash).map(Stepped::Small);
+                return self.make_small(target, ops, hash).map(Some);
             }
             ReceiveInput::Steps(ops, end) => {
                 // After an error the staged content serves the next run.
@@ -337,7 +326,7 @@ impl<T: Target> ReceiveTransfer<T> {
                 }
             }
         }
-        Ok(Stepped::Done)
+        Ok(None)
     }
 
     /// True if a file with all these steps is made in memory.
