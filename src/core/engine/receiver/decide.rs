@@ -206,7 +206,13 @@ impl<T: Target> Receiver<T> {
             held: (present.len() as u64).saturating_sub(protected),
             is_empty: self.wanted.is_empty(),
             is_seen: self.offer.is_partial,
-            ..brake::facts(consent, destination, source, known)
+            known,
+            source,
+            yes: consent.yes,
+            agreed: consent.agreed,
+            max_delete: consent.max_delete,
+            is_protected: destination.is_protected,
+            is_forced: destination.is_forced,
         };
         let reason = brake::decide(&facts)?;
         Some(Braked { reason, going, held: facts.held, head: self.plan.head(present) })
