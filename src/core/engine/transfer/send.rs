@@ -435,8 +435,7 @@ impl<F: SourceFile> SendTransfer<F> {
 
     fn fill_gap(&mut self, file: &F, offset: u64, length: u64, window: Window) -> Result<Op, WorkError> {
         let new = self.read(file, offset, length)?;
-        let Some(entries) = self.signatures.get(&window).filter(|_| !self.is_futile)
-        else {
+        let Some(entries) = self.signatures.get(&window).filter(|_| !self.is_futile) else {
             return Ok(Op::Data(ByteBuf::from(new)));
         };
         let peer = |error: DeltaError| broken(&error.to_string());

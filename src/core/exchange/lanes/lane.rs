@@ -17,9 +17,7 @@ impl Lane {
     }
 
     /// Makes a lane that reads by calling this.
-    pub(in crate::exchange) fn of(
-        read: impl FnMut(&mut [u8]) -> io::Result<usize> + Send + 'static,
-    ) -> Self {
+    pub(in crate::exchange) fn of(read: impl FnMut(&mut [u8]) -> io::Result<usize> + Send + 'static) -> Self {
         Self(Box::new(read))
     }
 }

@@ -7,10 +7,9 @@ use crate::disk::error::DiskError;
 use crate::disk::stage::{Complete, Durability, Staging};
 use crate::engine::WorkError;
 use crate::engine::transfer::basis::wrong_hash;
-use crate::exchange::common::{retry_while_busy, work_error};
+use crate::exchange::common::{retry_while_busy, unwritable};
 use crate::exchange::receiving::draft::{OpenBasis, StagedDraft};
 use crate::exchange::receiving::tree::PlannedTree;
-use crate::monitor::ProblemKind;
 
 /// Length in bytes from which a replaced file is closed on a thread of its own. The last handle
 /// frees its pages, which takes 0.1 s for a gigabyte.
@@ -40,11 +39,7 @@ impl PlannedTree {
         let is_batch = self.is_durable && files.len() >= SYNC_FILES_MIN;
         let durability = if is_batch { Durability::Eventually } else { self.durability() };
         let made: Vec<_> = files.iter().map(|file| (file, self.make(file, durability))).collect();
-        let synced = if is_batch {
-            self.root.sync_written().map_err(|error| work_error(&error, ProblemKind::Unwritable))
-        } else {
-            Ok(())
-        };
+        let synced = if is_batch { self.root.sync_written().map_err(unwritable) } else { Ok(()) };
         let name = |(file, made): (&(u32, Vec<u8>), Result<Unnamed, WorkError>)| match (made, &synced) {
             (Ok(Unnamed::Staged(complete)), Err(error)) => {
                 // The file may look whole without being on the disk.

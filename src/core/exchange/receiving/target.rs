@@ -6,10 +6,9 @@ use crate::content::blocks::Nodes;
 use crate::disk::stage::Staging;
 use crate::engine::WorkError;
 use crate::engine::transfer::Target;
-use crate::exchange::common::{retry_while_busy, work_error};
+use crate::exchange::common::{retry_while_busy, unwritable};
 use crate::exchange::receiving::draft::{OpenBasis, StagedDraft};
 use crate::exchange::receiving::tree::{OpenTree, PlannedTree};
-use crate::monitor::ProblemKind;
 
 impl Target for Arc<PlannedTree> {
     type Opened = Arc<OpenTree>;
@@ -40,7 +39,7 @@ impl Target for Arc<PlannedTree> {
     fn staged(&self, id: u32) -> Result<Option<StagedDraft>, WorkError> {
         let path = self.path(id)?;
         let found = retry_while_busy(|| Staging::find(&self.root, &path));
-        let found = found.map_err(|error| work_error(&error, ProblemKind::Unwritable))?;
+        let found = found.map_err(unwritable)?;
         Ok(found.map(|staging| StagedDraft::new(staging, id, Arc::clone(self))))
     }
 
