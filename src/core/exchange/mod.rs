@@ -15,7 +15,6 @@ mod pool;
 mod prefetch;
 mod receiver_session;
 mod receiving;
-mod round_context;
 pub mod rounds;
 mod run;
 mod send_queue;

@@ -20,12 +20,11 @@ use crate::exchange::common::chain;
 use crate::exchange::mailbox::Idle;
 use crate::exchange::receiver_session::ReceiverSession;
 use crate::exchange::receiving::{FileReceiver, Receiving};
-use crate::exchange::round_context::RoundContext;
 use crate::exchange::run::Link;
-use crate::exchange::sending::{FileSender, Sending};
+use crate::exchange::sending::{FileSender, Sending, Watched};
 use crate::log::debug;
 use crate::monitor::{Event, Monitor, ProblemKind};
-use crate::tree::filter::{Filter, IGNORE_FILE};
+use crate::tree::filter::IGNORE_FILE;
 use crate::tree::path::TreePath;
 use crate::tree::subtrees::SubtreeSet;
 use crate::watch::settle::Touched;
@@ -73,13 +72,9 @@ impl Round {
 /// A watched source, for any number of links in a row.
 pub struct WatchedSource {
     path: PathBuf,
-    /// The directory, which must stay in place. For a single file: its parent directory.
-    root: Arc<Root>,
+    watched: Arc<Watched>,
     /// A single file's name there.
     single: Option<TreePath>,
-    watch: Arc<Watch>,
-    /// The filter of the last full round.
-    filter: Arc<Mutex<Filter>>,
     /// Tells the time.
     clock: Box<dyn Fn() -> Instant + Send + Sync>,
 }
@@ -118,17 +113,15 @@ impl WatchedSource {
         }
         Ok(Self {
             path: path.to_owned(),
-            root: Arc::new(root),
+            watched: Arc::new(Watched { watch, root, filter: Mutex::default() }),
             single,
-            watch: Arc::new(watch),
-            filter: Arc::default(),
             clock: Box::new(clock),
         })
     }
 
     /// Makes the next round a full one that begins at once.
     pub fn rescan(&self) {
-        self.watch.everything();
+        self.watched.watch.everything();
     }
 
     /// Offers the source over a link, and the touched parts again whenever something changes. Calls
@@ -142,20 +135,15 @@ impl WatchedSource {
         done: &mut dyn FnMut(Round),
     ) -> RunError {
         let mailbox = Arc::clone(link.mailbox());
-        self.watch.wake(move || mailbox.wake());
+        self.watched.watch.wake(move || mailbox.wake());
         let monitor = DeferredRetry(monitor);
         let mut scope = None;
         let mut has_reported = false;
         loop {
             let begun = (self.clock)();
-            let context = RoundContext {
-                watch: Arc::clone(&self.watch),
-                root: Arc::clone(&self.root),
-                scope: scope.clone(),
-                filter: Arc::clone(&self.filter),
-            };
             let is_full = scope.is_none();
-            let sending = Sending::new(self.path.clone(), config.options.clone()).in_round(context);
+            let sending = Sending::new(self.path.clone(), config.options.clone())
+                .in_round(Arc::clone(&self.watched), scope.clone());
             let sending = if is_full { sending.with_baseline(baseline()) } else { sending };
             let summary = match link.run(Sender::new(config), sending, &monitor) {
                 Ok(summary) => summary,
@@ -166,7 +154,7 @@ impl WatchedSource {
             debug!("round role=sender full={is_full} ms={}", elapsed.as_millis());
             done(Round { summary, is_full, begun, elapsed });
             if let Some(cause) =
-                self.watch.blindness().filter(|_| !std::mem::replace(&mut has_reported, true))
+                self.watched.watch.blindness().filter(|_| !std::mem::replace(&mut has_reported, true))
             {
                 tell(link, config, &monitor, Event::Polling { cause });
             }
@@ -190,14 +178,14 @@ impl WatchedSource {
     fn look_again_at(&self, summary: &Summary) {
         for problem in summary.problems.iter().filter(|problem| is_passing(problem.kind)) {
             if let Ok(path) = TreePath::new(problem.path.clone()) {
-                self.watch.touch(path);
+                self.watched.watch.touch(path);
             }
         }
     }
 
     /// Waits for the next round's scope: parts, or everything.
     fn next(&self, link: &Link<FileSender>, last: Duration) -> Result<Option<SubtreeSet>, RunError> {
-        let timeout = match self.watch.blindness() {
+        let timeout = match self.watched.watch.blindness() {
             Some(_) => POLL.max(last * POLL_SHARE),
             None => LOOK_AGAIN,
         };
@@ -213,12 +201,14 @@ impl WatchedSource {
             match link.mailbox().idle(deadline.saturating_duration_since((self.clock)())) {
                 Idle::Closed(kind, text) => return Err(RunError { kind, by_peer: false, text }),
                 // `take` hands out due parts first, and everything after them.
-                Idle::Rescan | Idle::Late => self.watch.everything(),
-                Idle::Woken => match self.watch.take().and_then(|touched| self.of_interest(touched)) {
-                    Some(Touched::Everything) => return Ok(None),
-                    Some(Touched::Subtrees(scope)) => return Ok(Some(scope)),
-                    None => {}
-                },
+                Idle::Rescan | Idle::Late => self.watched.watch.everything(),
+                Idle::Woken => {
+                    match self.watched.watch.take().and_then(|touched| self.of_interest(touched)) {
+                        Some(Touched::Everything) => return Ok(None),
+                        Some(Touched::Subtrees(scope)) => return Ok(Some(scope)),
+                        None => {}
+                    }
+                }
             }
         }
     }
@@ -236,7 +226,7 @@ impl WatchedSource {
             None => {
                 // An excluded log may be written all the time. It is unknown whether a removed
                 // entry was a directory, and some rules apply to directories only.
-                let filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+                let filter = self.watched.filter.lock().unwrap_or_else(PoisonError::into_inner);
                 let is_out = |path: &TreePath| {
                     filter.excludes_within(path, false) && filter.excludes_within(path, true)
                 };
@@ -325,10 +315,10 @@ mod tests {
         let (begin, times) = (Instant::now(), Mutex::new(seconds.into_iter()));
         let clock = move || begin + Duration::from_secs(times.lock().unwrap().next().unwrap());
         let source = WatchedSource::new(folder, WatchOptions { quiet_ms: 100, poll: false }, clock).unwrap();
-        drop(source.watch.take());
+        drop(source.watched.watch.take());
         let link = Link::new(Incoming::alone(io::pipe().unwrap().0), io::sink(), false, false);
         let mailbox = Arc::clone(link.mailbox());
-        source.watch.wake(move || mailbox.wake());
+        source.watched.watch.wake(move || mailbox.wake());
         source.next(&link, Duration::ZERO).unwrap()
     }
 
