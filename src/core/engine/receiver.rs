@@ -38,9 +38,8 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::path_ref::PathRef;
 use crate::tree::spelling::Spelling;
-use crate::tree::subtrees::Subtree;
 use crate::tree::tree_id::Pair;
-use crate::wire::message::{AbortKind, FromReceiver, FromSender, Holes, Subject, Tally, Want};
+use crate::wire::message::{AbortKind, FromReceiver, FromSender, Subject, Tally, Want};
 use missing_file::{HELD_BYTES_MAX, MissingFile};
 use offer::Offer;
 
@@ -53,14 +52,8 @@ pub struct Receiver<T: Target> {
     config: Config,
     outbox: Outbox<FromReceiver, ReceiverWork<T>>,
     phase: Phase,
-    subject: Option<Subject>,
-    /// The offered parts, as they arrive.
-    subtrees: Vec<Subtree>,
     offer: Offer,
-    holes: Holes,
     filter: Filter,
-    /// The sender's report that it could list everything.
-    offered: Option<bool>,
     opened: Option<Opened>,
     /// The opened destination, until the plan is made.
     at_open: Option<T::Opened>,
@@ -140,11 +133,7 @@ impl<T: Target> Receiver<T> {
             filter: Filter::anchored(&config.options.rules, &config.options.anchor),
             config: config.clone(),
             phase: Phase::Offer,
-            subject: None,
-            subtrees: Vec::new(),
             offer: Offer::default(),
-            holes: Holes::default(),
-            offered: None,
             opened: None,
             at_open: None,
             target: None,
@@ -170,12 +159,12 @@ impl<T: Target> Receiver<T> {
     }
 
     fn message(&mut self, message: FromSender) {
-        let has_subject = self.subject.is_some();
+        let has_subject = self.offer.subject.is_some();
         match message {
             FromSender::Common(common) => self.outbox.common(common),
             FromSender::Answers(answers) => self.answers(answers),
             FromSender::Same { ids, digest } => self.same(&ids, digest),
-            _ if self.offered.is_some() => self.outbox.protocol_error("an offer out of turn"),
+            _ if self.offer.complete.is_some() => self.outbox.protocol_error("an offer out of turn"),
             FromSender::Ignores(files) => self.ignores(files),
             FromSender::Entries(block) => self.entries(&block),
             FromSender::Changes(change) => self.changes(&change),
@@ -188,7 +177,7 @@ impl<T: Target> Receiver<T> {
             _ if !has_subject => self.outbox.protocol_error("an offer out of turn"),
             FromSender::Pushed(files) => self.pushed(files),
             FromSender::Sampled(files) => self.sampled(files),
-            FromSender::Holes(holes) => self.holes = holes,
+            FromSender::Holes(holes) => self.offer.holes = holes,
             FromSender::Offered { complete } => self.offered_all(complete),
             FromSender::Baseline { digest } => self.baseline(digest),
         }
@@ -239,7 +228,7 @@ impl<T: Target> Receiver<T> {
     fn missing_room(&self) -> Option<String> {
         let opened = self.opened.as_ref()?;
         let room = opened.room.as_ref()?;
-        let need = Need::of(&self.plan, &self.wanted, &opened.manifest, &self.holes, room);
+        let need = Need::of(&self.plan, &self.wanted, &opened.manifest, &self.offer.holes, room);
         need.missing(room, &escape(&opened.path))
     }
 
@@ -262,7 +251,7 @@ impl<T: Target> Receiver<T> {
     /// True if the offer matches its subject: a single file or link comes alone and under its own
     /// name.
     fn is_what_was_announced(&self) -> bool {
-        let Some(Subject::File { name }) = &self.subject else { return true };
+        let Some(Subject::File { name }) = &self.offer.subject else { return true };
         let is_announced = |entry: EntryRef<'_>| entry.path.to_vec() == *name && !entry.is_directory();
         self.wanted.len() <= 1 && self.wanted.entries().all(is_announced)
     }
@@ -416,7 +405,7 @@ impl<T: Target> Receiver<T> {
     // Looking up.
 
     fn is_directory(&self) -> bool {
-        matches!(self.subject, Some(Subject::Directory { .. }))
+        matches!(self.offer.subject, Some(Subject::Directory { .. }))
     }
 
     /// True if no present entry has this entry's path.

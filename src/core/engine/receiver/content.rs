@@ -48,7 +48,7 @@ impl<T: Target> Receiver<T> {
             let basis = fetch.at.and_then(|at| self.opened.as_ref()?.manifest.get(at));
             let basis_bytes = basis.map(|entry| entry.size());
             let mut file = Box::new(MissingFile::new(fetch, size, basis_bytes));
-            if let Some((hash, data)) = self.offer.pushed.take(id) {
+            if let Some((hash, data)) = self.offer.pushed.files.remove(&id) {
                 self.took(data.len() as u64, data.len() as u64);
                 self.held_bytes += file.complete(vec![Op::Data(ByteBuf::from(data))], hash);
                 self.missing.insert(id, file);
