@@ -125,9 +125,9 @@ impl Liveness {
         Arc::new(Self { timeouts, has_begun: AtomicBool::new(has_begun), ..Self::default() })
     }
 
-    /// Time without writes after which a heartbeat is due.
-    pub(super) fn heartbeat(&self) -> Option<Duration> {
-        self.timeouts.map(|timeouts| timeouts.heartbeat)
+    /// Time without writes after which a heartbeat is due; the longest one if none ever is.
+    pub(super) fn heartbeat(&self) -> Duration {
+        self.timeouts.map_or(Duration::MAX, |timeouts| timeouts.heartbeat)
     }
 
     /// The content of a due heartbeat; `None` if it may not be sent yet.
