@@ -21,7 +21,7 @@ use std::time::SystemTime;
 
 use crate::content::blocks::BlockSize;
 use crate::disk::baseline::Baseline;
-use crate::engine::transfer::receive::{Returned, Strategy, look, step_all};
+use crate::engine::transfer::receive::{look, step_all};
 use crate::engine::{Query, Receiver, ReceiverOutcome, ReceiverWork, ReportOrder};
 use crate::exchange::common::store_baseline;
 use crate::exchange::prefetch::{Prehashes, Priority, candidates};
@@ -29,7 +29,6 @@ use crate::exchange::receiver_session::ReceiverSession;
 use crate::exchange::run::Perform;
 use crate::log::{self, debug};
 use crate::wire::hello::Options;
-use crate::wire::message::Want;
 
 /// The receiver of files on this machine.
 pub type FileReceiver = Receiver<Arc<PlannedTree>>;
@@ -111,7 +110,14 @@ impl Perform<Receiver<Arc<PlannedTree>>> for Receiving {
                 ReceiverOutcome::Look(id, looked)
             }
             ReceiverWork::Report(tree, orders) => {
-                ReceiverOutcome::Report(orders.into_iter().map(|order| report(&tree, order)).collect())
+                let report = |ReportOrder { mut transfer, strategy, may_be_staged }: ReportOrder<_>| {
+                    let reported = transfer.report(&tree, strategy, may_be_staged);
+                    if log::is_on() {
+                        tree.log_report(transfer.id(), &reported);
+                    }
+                    (transfer, reported)
+                };
+                ReceiverOutcome::Report(orders.into_iter().map(report).collect())
             }
             ReceiverWork::Query(tree, queries) => {
                 let reply = |(id, basis, query): (u32, _, Query)| (id, query.reply(&tree, basis));
@@ -128,19 +134,6 @@ impl Perform<Receiver<Arc<PlannedTree>>> for Receiving {
     }
 }
 
-/// Makes the basis report of a file.
-fn report(
-    tree: &Arc<PlannedTree>,
-    order: ReportOrder<Arc<PlannedTree>>,
-) -> Returned<Arc<PlannedTree>, (Want, Strategy)> {
-    let ReportOrder { mut transfer, strategy, may_be_staged } = order;
-    let reported = transfer.report(tree, strategy, may_be_staged);
-    if log::is_on() {
-        tree.log_report(transfer.id(), &reported);
-    }
-    (transfer, reported)
-}
-
 /// Directories that were made for a destination, and that are removed again if the run fails early.
 #[derive(Debug, Default)]
 struct NewAncestors(Mutex<Vec<PathBuf>>);
@@ -149,11 +142,6 @@ impl NewAncestors {
     /// Notes directories that will be made, the deepest first.
     fn note(&self, paths: Vec<PathBuf>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = paths;
-    }
-
-    /// Keeps the directories: the plan will fill them, or they are the wanted result.
-    fn keep(&self) {
-        self.note(Vec::new());
     }
 }
 

@@ -131,8 +131,7 @@ mod tests {
         assert!(!send_queue.put(FromReceiver::Rescan, false));
         assert!(matches!(send_queue.take(Duration::MAX), Taken::Message(_)));
         assert!(
-            matches!(send_queue.take(Duration::from_secs(60)), Taken::End)
-                && send_queue.try_take().is_none()
+            matches!(send_queue.take(Duration::from_secs(60)), Taken::End) && send_queue.try_take().is_none()
         );
     }
 }

@@ -32,7 +32,8 @@ impl Receiving {
             wanted.len(),
             present.len()
         );
-        self.ancestors.keep();
+        // The plan will fill them, or they are the wanted result.
+        self.ancestors.note(Vec::new());
         if writes {
             expect_files(&root);
         }
