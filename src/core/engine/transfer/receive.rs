@@ -1,8 +1,8 @@
 //! The receiver's half of a transfer.
 //!
 //! A transfer may begin with a basis report, which decides how the content is made: anew in a
-//! draft, from what an earlier run staged, or by patching a pre-copy of the basis. Then the sender's
-//! steps are performed. A small file whose steps are all known at once needs no draft.
+//! draft, from what an earlier run staged, or by patching a pre-copy of the basis. Then the
+//! sender's steps are performed. A small file whose steps are all known at once needs no draft.
 
 use std::io;
 
