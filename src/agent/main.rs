@@ -9,7 +9,7 @@ use std::io::{self, Cursor, Read};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ksync_core::disk::baseline::Baseline;
 use ksync_core::disk::expand_home;
@@ -87,7 +87,7 @@ fn serve(argument: &str) -> io::Result<Result<Summary, RunError>> {
         return Ok(Err(match role {
             Role::Sender => {
                 let link = Link::new(incoming, writer, false, compress);
-                let error = match WatchedSource::new(&path, watch_options) {
+                let error = match WatchedSource::new(&path, watch_options, Instant::now) {
                     Ok(source) => source.send(&link, &config, baseline, &Quiet, &mut drop),
                     Err(error) => link.refuse(error),
                 };

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ksync::engine::{Config, Engine, Receiver, RunError, Sender, Summary};
 use ksync::exchange::{FileReceiver, FileSender, Incoming, Perform, Receiving, Sending, run};
@@ -105,8 +105,8 @@ impl World {
     /// A receiver that has prehashed for this long.
     pub(crate) fn prehashing(&self, time: Duration) -> Receiving {
         // The prehash skips files that changed a moment ago.
-        thread::sleep(Duration::from_millis(200));
-        let receiving = Receiving::new(self.target.clone(), self.options.clone()).prehashing(None);
+        let later = SystemTime::now() + Duration::from_secs(3);
+        let receiving = Receiving::new(self.target.clone(), self.options.clone()).prehashing(None, later);
         thread::sleep(time);
         receiving
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::log::{self, Side, debug};
 use crate::remote::agent::{
@@ -149,7 +149,7 @@ impl Waiting {
         let _ = self.heard.0.set(start.connection_status.clone());
         let (step_sender, steps) = mpsc::unbounded_channel();
         let (over_sender, over) = watch::channel(false);
-        let send_window = Arc::new(SendWindow::over(start.round_trip));
+        let send_window = Arc::new(SendWindow::over(start.round_trip, std::time::Instant::now));
         let sending = Sending {
             write,
             writes: self.writes,
@@ -443,7 +443,7 @@ impl Sending {
     async fn send(&self, mut bytes: Bytes) -> Result<(), russh::Error> {
         while !bytes.is_empty() {
             let now = bytes.split_to(bytes.len().min(SEND_BYTES_MAX));
-            self.send_window.admit(now.len()).await;
+            self.send_window.admit(now.len(), sleep).await;
             self.write.data_bytes(now).await?;
         }
         Ok(())

@@ -10,8 +10,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::select;
 use tokio::sync::Notify;
-use tokio::time::timeout;
 
 /// Window that OpenSSH gives a session's channel (`CHAN_SES_WINDOW_DEFAULT` in its channels.h).
 /// Another server's window is unknown: [`SendWindow`] soon gives up if it is smaller, and admits
@@ -35,10 +35,11 @@ const ROUND_TRIP_MAX: Duration = Duration::from_millis(30);
 const ADJUSTMENT_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// The bytes in flight to the agent, and their limit.
-#[derive(Debug)]
 pub(super) struct SendWindow {
     state: Mutex<State>,
     read: Notify,
+    /// Tells the time.
+    clock: Box<dyn Fn() -> Instant + Send + Sync>,
 }
 
 #[derive(Debug)]
@@ -58,20 +59,23 @@ enum First {
 }
 
 impl SendWindow {
-    /// Makes a send window for a link with this round trip or a shorter one.
-    pub(super) fn over(round_trip: Duration) -> Self {
+    /// Makes a send window for a link with this round trip or a shorter one. `clock` tells the
+    /// time.
+    pub(super) fn over(round_trip: Duration, clock: impl Fn() -> Instant + Send + Sync + 'static) -> Self {
         let bytes_max = if round_trip > ROUND_TRIP_MAX { SERVER_WINDOW_BYTES } else { WINDOW_BYTES_MIN };
         let state = State { in_flight: 0, bytes_max, first: First::Sent(0) };
-        Self { state: Mutex::new(state), read: Notify::new() }
+        Self { state: Mutex::new(state), read: Notify::new(), clock: Box::new(clock) }
     }
 
-    /// Waits until `count` more bytes may be in flight.
-    pub(super) async fn admit(&self, count: usize) {
+    /// Waits until `count` more bytes may be in flight. `sleep` waits for a timeout.
+    pub(super) async fn admit<S: Future>(&self, count: usize, sleep: impl Fn(Duration) -> S) {
         while !self.state().admits(count) {
-            if timeout(ADJUSTMENT_TIMEOUT, self.read.notified()).await.is_err() {
+            select! {
+                biased;
+                () = self.read.notified() => {}
                 // The round trip is long, the agent is busy, or the server seldom adjusts the
                 // window.
-                self.state().bytes_max *= 2;
+                _ = sleep(ADJUSTMENT_TIMEOUT) => self.state().bytes_max *= 2,
             }
         }
         let mut state = self.state();
@@ -79,7 +83,7 @@ impl SendWindow {
         if let First::Sent(sent) = &mut state.first {
             *sent += count;
             if *sent > ADJUSTED_BYTES_MIN {
-                state.first = First::Due(Instant::now());
+                state.first = First::Due((self.clock)());
             }
         }
     }
@@ -89,7 +93,8 @@ impl SendWindow {
         let mut state = self.state();
         if let First::Due(since) = state.first {
             state.first = First::Measured;
-            let under_way = (since.elapsed().as_secs_f64() * BYTES_PER_SECOND_MAX) as usize;
+            let passed = (self.clock)() - since;
+            let under_way = (passed.as_secs_f64() * BYTES_PER_SECOND_MAX) as usize;
             state.bytes_max = state.bytes_max.max(under_way);
         }
         state.in_flight = SERVER_WINDOW_BYTES.saturating_sub(window as usize);
@@ -109,6 +114,11 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::future::{pending, ready};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use futures_util::FutureExt;
 
     use super::*;
@@ -117,7 +127,8 @@ mod tests {
 
     /// Counts the packets, of at most `most`, that are admitted without waiting.
     fn admitted(send_window: &SendWindow, most: usize) -> usize {
-        (0..most).take_while(|_| send_window.admit(PACKET).now_or_never().is_some()).count()
+        let is_admitted = |_: &usize| send_window.admit(PACKET, |_| pending::<()>()).now_or_never().is_some();
+        (0..most).take_while(is_admitted).count()
     }
 
     /// Reports room for all but `packets` packets.
@@ -125,36 +136,66 @@ mod tests {
         send_window.has_room((SERVER_WINDOW_BYTES - packets * PACKET) as u32);
     }
 
-    #[tokio::test]
-    async fn a_short_round_trip_keeps_few_bytes_in_flight() {
+    /// Counts the packets that are admitted after an adjustment that takes this long.
+    fn admitted_after(round_trip: Duration) -> usize {
+        let (begin, passed_ms) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+        let passed = Arc::clone(&passed_ms);
+        let clock = move || begin + Duration::from_millis(passed.load(Ordering::Relaxed));
+        let send_window = SendWindow::over(Duration::ZERO, clock);
+        assert_eq!(admitted(&send_window, 4), 4);
+        passed_ms.store(round_trip.as_millis() as u64, Ordering::Relaxed);
+        adjust(&send_window, 0);
+        admitted(&send_window, 1000)
+    }
+
+    #[test]
+    fn a_short_round_trip_keeps_few_bytes_in_flight() {
         let most = WINDOW_BYTES_MIN / PACKET;
-        let send_window = SendWindow::over(ROUND_TRIP_MAX);
+        let send_window = SendWindow::over(ROUND_TRIP_MAX, Instant::now);
         send_window.state().first = First::Measured;
         assert_eq!(admitted(&send_window, 1000), most);
         adjust(&send_window, most - 3);
         assert_eq!(admitted(&send_window, 1000), 3);
     }
 
-    #[tokio::test]
-    async fn a_long_round_trip_makes_no_write_wait() {
-        let send_window = SendWindow::over(2 * ROUND_TRIP_MAX);
+    #[test]
+    fn a_long_round_trip_makes_no_write_wait() {
+        let send_window = SendWindow::over(2 * ROUND_TRIP_MAX, Instant::now);
         assert_eq!(admitted(&send_window, 1000), 1000);
-        let send_window = SendWindow::over(Duration::ZERO);
-        assert_eq!(admitted(&send_window, 4), 4);
-        // At the assumed rate this pause is worth more than a window.
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        adjust(&send_window, 0);
-        assert_eq!(admitted(&send_window, 1000), 1000);
+        // At the assumed rate this is worth more than a window.
+        assert_eq!(admitted_after(Duration::from_millis(10)), 1000);
     }
 
-    #[tokio::test]
-    async fn a_server_without_window_adjustments_does_not_stop_the_sender() {
-        let send_window = SendWindow::over(Duration::ZERO);
-        let begin = Instant::now();
+    #[test]
+    fn a_measured_round_trip_sets_the_limit() {
+        assert_eq!(admitted_after(Duration::from_millis(1)), WINDOW_BYTES_MIN / PACKET);
+        assert_eq!(admitted_after(Duration::from_millis(4)), 1_000_000 / PACKET);
+    }
+
+    #[test]
+    fn a_server_without_window_adjustments_does_not_stop_the_sender() {
+        let send_window = SendWindow::over(Duration::ZERO, Instant::now);
+        let waits = Cell::new(0);
+        let sleep = |timeout| {
+            assert_eq!(timeout, ADJUSTMENT_TIMEOUT);
+            waits.set(waits.get() + 1);
+            ready(())
+        };
         for _ in 0..1000 {
-            send_window.admit(PACKET).await;
+            send_window.admit(PACKET, sleep).now_or_never().unwrap();
         }
-        let waited = begin.elapsed();
-        assert!(waited >= 2 * ADJUSTMENT_TIMEOUT && waited < 50 * ADJUSTMENT_TIMEOUT, "{waited:?}");
+        // The limit doubles until it is the server's window.
+        assert_eq!(WINDOW_BYTES_MIN << waits.get(), SERVER_WINDOW_BYTES);
+    }
+
+    #[test]
+    fn a_waiting_write_goes_on_when_the_server_adjusts_its_window() {
+        let send_window = SendWindow::over(Duration::ZERO, Instant::now);
+        send_window.state().first = First::Measured;
+        admitted(&send_window, 1000);
+        let mut waiting = Box::pin(send_window.admit(PACKET, |_| pending::<()>()));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        adjust(&send_window, 0);
+        assert!(waiting.now_or_never().is_some());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
@@ -227,7 +227,7 @@ impl<'a> LazyConnection<'a> {
         let name = from.rsplit(|&byte| byte == b'/').next().map(<[u8]>::to_vec);
         let disk = Receiving::new(PathBuf::from(to), config.options.clone())
             .with_baseline(baseline::open(key))
-            .prehashing(name);
+            .prehashing(name, SystemTime::now());
         let request = request(Role::Sender, from, &config, key, None);
         self.exchange(request, engine, disk, monitor).await
     }

@@ -17,6 +17,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use futures_util::future::LocalBoxFuture;
 use tokio::task::spawn_blocking;
@@ -88,7 +89,9 @@ async fn keep_same(
     let source = match &job.source {
         Endpoint::Local(path) => {
             let (path, watch_options) = (path.clone(), live.watch_options);
-            Some(Arc::new(spawn_blocking(move || WatchedSource::new(&path, watch_options)).await??))
+            Some(Arc::new(
+                spawn_blocking(move || WatchedSource::new(&path, watch_options, Instant::now)).await??,
+            ))
         }
         _ => None,
     };

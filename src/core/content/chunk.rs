@@ -5,7 +5,7 @@
 //! [`blocks`](crate::content::blocks) did not find in their old places, since cutting costs four
 //! times as much as hashing.
 
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 
 use fastcdc::v2020::FastCDC;
@@ -92,52 +92,27 @@ impl Average {
 /// # Errors
 /// The content cannot be read, or ends before the range.
 pub fn cut_range(content: &dyn Content, range: Range<u64>, average: Average) -> io::Result<Vec<Chunk>> {
-    let mut chunks = Vec::new();
-    cut(Reading { content, range }, average, |bytes| {
-        // A chunk is at most 16 MiB long.
-        chunks.push(Chunk { length: bytes.len() as u32, id: ChunkId::of(bytes) });
-    })?;
-    Ok(chunks)
-}
-
-/// Reads a range of a content.
-struct Reading<'a> {
-    content: &'a dyn Content,
-    range: Range<u64>,
-}
-
-impl Read for Reading<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // At most the length of the buffer.
-        let length = (self.range.end - self.range.start).min(buffer.len() as u64) as usize;
-        self.content.read_at(buffer.get_mut(..length).unwrap_or_default(), self.range.start)?;
-        self.range.start += length as u64;
-        Ok(length)
-    }
-}
-
-/// Reads `content` to its end and calls `each` with every chunk in order.
-///
-/// # Errors
-/// Errors of reading the content.
-pub fn cut(mut content: impl Read, average: Average, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let maximum = average.maximum();
     // Two maxima: most cuts then need no moving of the rest.
     let mut buffer = vec![0; 2 * maximum];
-    let (mut start, mut end, mut at_end) = (0, 0, false);
+    let (mut chunks, mut unread) = (Vec::new(), range);
+    let (mut start, mut end) = (0, 0);
     loop {
-        while !at_end && end - start < maximum {
-            if start > 0 && end == buffer.len() {
-                buffer.copy_within(start..end, 0);
-                (start, end) = (0, end - start);
-            }
-            let count = content.read(buffer.get_mut(end..).unwrap_or_default())?;
-            at_end = count == 0;
+        if end - start < maximum && !unread.is_empty() {
+            buffer.copy_within(start..end, 0);
+            (start, end) = (0, end - start);
+            // At most the length of the buffer.
+            let count = (unread.end - unread.start).min((buffer.len() - end) as u64) as usize;
+            content.read_at(buffer.get_mut(end..end + count).unwrap_or_default(), unread.start)?;
+            unread.start += count as u64;
             end += count;
         }
-        let Some(window) = buffer.get(start..end).filter(|window| !window.is_empty()) else { return Ok(()) };
+        let Some(window) = buffer.get(start..end).filter(|window| !window.is_empty()) else {
+            return Ok(chunks);
+        };
         let length = next_cut(window, average);
-        each(window.split_at(length).0);
+        // A chunk is at most 16 MiB long.
+        chunks.push(Chunk { length: length as u32, id: ChunkId::of(window.split_at(length).0) });
         start += length;
     }
 }
@@ -155,16 +130,11 @@ fn next_cut(window: &[u8], average: Average) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::content::testing::noise;
+    use crate::content::testing::{noise, reader};
 
     fn chunks(content: &[u8]) -> Vec<Chunk> {
-        let mut chunks = Vec::new();
-        let average = Average::for_size(content.len() as u64).unwrap();
-        cut(content, average, |bytes| {
-            chunks.push(Chunk { length: bytes.len() as u32, id: ChunkId::of(bytes) });
-        })
-        .unwrap();
-        chunks
+        let length = content.len() as u64;
+        cut_range(&reader(content), 0..length, Average::for_size(length).unwrap()).unwrap()
     }
 
     #[test]
@@ -188,21 +158,21 @@ mod tests {
     }
 
     #[test]
-    fn cuts_do_not_depend_on_how_the_content_is_read() {
-        struct Dribble<'a>(&'a [u8]);
-        impl Read for Dribble<'_> {
-            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-                let length = buffer.len().min(self.0.len()).min(7001);
-                let (now, later) = self.0.split_at(length);
-                buffer[..length].copy_from_slice(now);
-                self.0 = later;
-                Ok(length)
-            }
-        }
+    fn range_is_cut_as_if_it_were_the_whole_content() {
         let content = noise(5_000_000);
-        let mut lengths = Vec::new();
-        cut(Dribble(&content), Average(AVERAGE_BYTES), |bytes| lengths.push(bytes.len() as u32)).unwrap();
-        assert_eq!(lengths, chunks(&content).iter().map(|chunk| chunk.length).collect::<Vec<_>>());
+        let (begin, end) = (1_234_567, 4_321_000);
+        let average = Average(AVERAGE_BYTES);
+        let found = cut_range(&reader(&content), begin..end, average).unwrap();
+        assert_eq!(found, chunks(&content[begin as usize..end as usize]));
+        assert!(cut_range(&reader(&content), begin..5_000_001, average).is_err());
+        // Each window holds a whole maximum, so the cuts are those of all the rest.
+        let mut rest = &content[begin as usize..end as usize];
+        for chunk in found {
+            let cutter = FastCDC::new(rest, average.minimum(), AVERAGE_BYTES as usize, average.maximum());
+            assert_eq!(chunk.length as usize, cutter.cut(0, rest.len()).1);
+            rest = &rest[chunk.length as usize..];
+        }
+        assert!(rest.is_empty());
     }
 
     #[test]

@@ -17,7 +17,6 @@
 use crate::engine::work::Destination;
 use crate::monitor::Reason;
 use crate::tree::tree_id::{Pair, TreeId};
-use crate::wire::hello::Consent;
 
 /// Fewest deletions whose number alone may need consent.
 pub(super) const MANY: u64 = 10;
@@ -80,20 +79,6 @@ impl KnownPair {
                 && pair.destination.is_same_directory(&destination.tree_id)
         };
         Self { pair: pair.filter(is_there), is_other_machine }
-    }
-}
-
-/// Fills in consent, destination and the facts from earlier runs.
-pub(super) fn facts(consent: &Consent, destination: &Destination, source: TreeId, known: KnownPair) -> Facts {
-    Facts {
-        known,
-        source,
-        yes: consent.yes,
-        agreed: consent.agreed,
-        max_delete: consent.max_delete,
-        is_protected: destination.is_protected,
-        is_forced: destination.is_forced,
-        ..Facts::default()
     }
 }
 

@@ -47,13 +47,13 @@ impl Need {
 
         let mut inodes: u64 = 0;
         let mut balance = Balance::default();
-        for change in plan.changes() {
+        for change in &plan.changes {
             match *change {
                 Change::Create { id } => {
                     inodes += u64::from(wanted.get(id).is_some_and(|entry| !elsewhere(&entry)));
                 }
                 // The present entry goes first, with everything in it.
-                Change::Replace { at, .. } => balance.frees(below(present, at).map(&old).sum()),
+                Change::Replace { at, .. } => balance.frees(present.subtree(at).map(old).sum()),
                 _ => {}
             }
         }
@@ -132,15 +132,6 @@ impl Balance {
     fn peak(&self) -> u64 {
         self.taken.saturating_sub(self.freed).max(self.largest.saturating_sub(self.shrinking))
     }
-}
-
-/// The entry at `top` and all entries below it.
-fn below(present: &Manifest, top: u32) -> impl Iterator<Item = u32> + '_ {
-    let path = present.path(top);
-    (top..u32::try_from(present.len()).unwrap_or(u32::MAX)).take_while(move |&at| {
-        let pair = present.get(at).zip(path);
-        at == top || pair.is_some_and(|(entry, path)| entry.path.is_below(path))
-    })
 }
 
 /// Formats a number of bytes for display.

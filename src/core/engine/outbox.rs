@@ -42,8 +42,7 @@ impl<M: Message, W> Outbox<M, W> {
 
     /// Reports an event to the observer, here or at the peer.
     pub(super) fn report(&mut self, event: Event) {
-        let event = self.explain(event);
-        self.keep(&event);
+        let event = self.keep(event);
         let output =
             if self.relay { Output::Send(Common::Note(event).into()) } else { Output::Report(event) };
         self.queue.push_back(output);
@@ -88,20 +87,15 @@ impl<M: Message, W> Outbox<M, W> {
     /// Takes in a message that either side may send.
     pub(super) fn common(&mut self, common: Common) {
         match common {
-            Common::Note(event) => self.note(event),
+            Common::Note(_) if self.relay => {
+                self.protocol_error("a note came to the side that writes them");
+            }
+            Common::Note(event) => {
+                let event = self.keep(event);
+                self.queue.push_back(Output::Report(event));
+            }
             Common::Abort { kind, text } => self.peer_failed(kind, text),
             Common::Heartbeat { .. } => self.protocol_error("a heartbeat came to the engine"),
-        }
-    }
-
-    /// Forwards an event from the peer.
-    fn note(&mut self, event: Event) {
-        if self.relay {
-            self.protocol_error("a note came to the side that writes them");
-        } else {
-            let event = self.explain(event);
-            self.keep(&event);
-            self.queue.push_back(Output::Report(event));
         }
     }
 
@@ -109,8 +103,10 @@ impl<M: Message, W> Outbox<M, W> {
         self.report(Event::Problem(problem));
     }
 
-    fn keep(&mut self, event: &Event) {
-        match event {
+    /// Keeps what the summary will need of an event. Returns it as it is to be reported.
+    fn keep(&mut self, event: Event) -> Event {
+        let event = self.explain(event);
+        match &event {
             Event::Problem(problem) => {
                 self.problem_count += 1;
                 if self.problems.len() < PROBLEMS_MAX {
@@ -120,6 +116,7 @@ impl<M: Message, W> Outbox<M, W> {
             Event::Braked(braked) => self.braked = Some(braked.clone()),
             _ => {}
         }
+        event
     }
 
     /// Ends the run for a local reason, and tells the peer.

@@ -25,12 +25,13 @@ use crate::tree::path::TreePath;
 use crate::tree::path_ref::PathRef;
 use crate::tree::spelling::Spelling;
 use crate::wire::message::Tally;
-use directories::{Locked, Touched};
+use directories::Touched;
 
 /// The receiver's plan.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    changes: Vec<Change>,
+    /// The changes, in path order.
+    pub(super) changes: Vec<Change>,
     /// Unlock directories; then remove entries in the way and make directories, in path order.
     pub(super) first: Vec<Step>,
     pub(super) fetch: VecDeque<Fetch>,
@@ -45,19 +46,20 @@ pub(super) struct Plan {
     pub(super) directory_times: Vec<Step>,
     /// True if an earlier run left something staged.
     pub(super) has_staged: bool,
-    updates: HashSet<u32>,
+    pub(super) updates: HashSet<u32>,
     /// Files to verify, each with whether its mode differs.
-    verifies: HashMap<u32, bool>,
-    adjusts: HashSet<u32>,
+    pub(super) verifies: HashMap<u32, bool>,
+    /// Entries whose own mode or time differed, and not only those of their children.
+    pub(super) adjusts: HashSet<u32>,
     unsafe_links: Vec<u32>,
     /// Excluded entries, each with the path that the filesystem takes for the same name.
     twins: Vec<(u32, TreePath)>,
     /// Entries that differ only in the spelling of their names.
-    respelled: HashSet<u32>,
+    pub(super) respelled: HashSet<u32>,
     /// Number of entries that go with a directory that another entry replaces, by wanted id.
     cleared: HashMap<u32, u64>,
     /// Differences of the root's own mode and time, if they must be set.
-    root: Option<Differs>,
+    pub(super) root: Option<Differs>,
     mode_mask: u16,
 }
 
@@ -86,8 +88,7 @@ impl Plan {
         let has_staged = has_staged && !doubts.has_lost();
         let twins = spelling.twins().map(|(id, twin)| (id, twin.clone())).collect();
         let mut plan = Self { has_staged, twins, mode_mask: rules.mode_mask, ..Self::default() };
-        let mut touched = Touched::new(wanted);
-        let mut locked = Locked::new(present);
+        let mut touched = Touched::new(wanted, present);
         for change in with_respelled(changes, wanted, present, spelling, &mut plan.respelled) {
             let id = change.wanted();
             if id.is_some_and(|id| spelling.leaves_out(id)) || safe_links && plan.is_unsafe(change, wanted) {
@@ -99,19 +100,16 @@ impl Plan {
             if let Some(id) = id.filter(|&id| stays && spelling.old_name(id).is_some()) {
                 plan.moves.push(Step::Respell { id });
                 // A rename touches the same directories as an update.
-                let rename = Change::Update { id, at: 0 };
-                touched.add(rename, present);
-                locked.add(rename, wanted);
+                touched.add(Change::Update { id, at: 0 });
             }
             if !id.is_some_and(|id| plan.respelled.contains(&id)) {
                 plan.add(change, wanted, present, doubts);
             }
-            touched.add(change, present);
-            locked.add(change, wanted);
+            touched.add(change);
             plan.changes.push(change);
         }
         renames::find(&mut plan.fetch, wanted, present, doubts);
-        plan.first.splice(..0, locked.directories.into_iter().map(|at| Step::Unlock { at }));
+        plan.first.splice(..0, touched.locked.into_iter().map(|at| Step::Unlock { at }));
         plan.remove.reverse();
         let stays = |at: &u32| plan.place_of_removal(*at).is_err();
         let restored: Vec<Step> =
@@ -175,11 +173,6 @@ impl Plan {
         }
     }
 
-    /// The changes, in path order.
-    pub(super) fn changes(&self) -> &[Change] {
-        &self.changes
-    }
-
     fn make(&mut self, id: u32, at: Option<u32>, wanted: &Manifest) {
         let Some(entry) = wanted.get(id) else { return };
         match &entry.kind {
@@ -225,29 +218,10 @@ impl Plan {
         self.adjust.push(Step::Adjust { id });
     }
 
-    /// True if a file was only to be verified: its replacement has not been reported yet.
-    pub(super) fn is_verify(&self, id: u32) -> bool {
-        self.verifies.contains_key(&id)
-    }
-
     /// True if the plan changes anything.
     pub(super) fn changes_anything(&self) -> bool {
         let steps = [&self.first, &self.adjust, &self.moves, &self.remove, &self.directory_times];
         !self.fetch.is_empty() || steps.iter().any(|steps| !steps.is_empty())
-    }
-
-    pub(super) fn is_update(&self, id: u32) -> bool {
-        self.updates.contains(&id)
-    }
-
-    /// True if this entry's own mode or time differed, and not only those of its children.
-    pub(super) fn is_adjust(&self, id: u32) -> bool {
-        self.adjusts.contains(&id)
-    }
-
-    /// True if nothing but the spelling of this entry's name differed.
-    pub(super) fn is_respelled(&self, id: u32) -> bool {
-        self.respelled.contains(&id)
     }
 
     /// Wanted entries with no present entry in their place, as far as is known.
@@ -272,11 +246,6 @@ impl Plan {
             mode: (mode ^ present_mode) & self.mode_mask != 0,
         };
         self.root = Some(differs).filter(|differs| *differs != Differs::default());
-    }
-
-    /// True if the root's own mode or time differ and must be set.
-    pub(super) fn adjusts_root(&self) -> bool {
-        self.root.is_some()
     }
 
     /// Number of entries that would be deleted.
@@ -369,7 +338,7 @@ impl Plan {
                 Change::Verify { adjust: false, .. } | Change::Obstacle { .. } => {}
             }
         }
-        tally.adjusted += u64::from(self.adjusts_root());
+        tally.adjusted += u64::from(self.root.is_some());
         (tally.files, tally.sent_bytes) = self.content(wanted, |fetch| !fetch.is_doubted);
     }
 

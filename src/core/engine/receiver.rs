@@ -38,9 +38,8 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::path_ref::PathRef;
 use crate::tree::spelling::Spelling;
-use crate::tree::subtrees::Subtree;
 use crate::tree::tree_id::Pair;
-use crate::wire::message::{AbortKind, FromReceiver, FromSender, Holes, Subject, Tally, Want};
+use crate::wire::message::{AbortKind, FromReceiver, FromSender, Subject, Tally, Want};
 use missing_file::{HELD_BYTES_MAX, MissingFile};
 use offer::Offer;
 
@@ -53,14 +52,8 @@ pub struct Receiver<T: Target> {
     config: Config,
     outbox: Outbox<FromReceiver, ReceiverWork<T>>,
     phase: Phase,
-    subject: Option<Subject>,
-    /// The offered parts, as they arrive.
-    subtrees: Vec<Subtree>,
     offer: Offer,
-    holes: Holes,
     filter: Filter,
-    /// The sender's report that it could list everything.
-    offered: Option<bool>,
     opened: Option<Opened>,
     /// The opened destination, until the plan is made.
     at_open: Option<T::Opened>,
@@ -140,11 +133,7 @@ impl<T: Target> Receiver<T> {
             filter: Filter::anchored(&config.options.rules, &config.options.anchor),
             config: config.clone(),
             phase: Phase::Offer,
-            subject: None,
-            subtrees: Vec::new(),
             offer: Offer::default(),
-            holes: Holes::default(),
-            offered: None,
             opened: None,
             at_open: None,
             target: None,
@@ -170,30 +159,27 @@ impl<T: Target> Receiver<T> {
     }
 
     fn message(&mut self, message: FromSender) {
-        let (has_subject, is_offered) = (self.subject.is_some(), self.offered.is_some());
+        let has_subject = self.offer.subject.is_some();
         match message {
             FromSender::Common(common) => self.outbox.common(common),
             FromSender::Answers(answers) => self.answers(answers),
             FromSender::Same { ids, digest } => self.same(&ids, digest),
-            _ if is_offered => self.outbox.protocol_error("an offer out of turn"),
+            _ if self.offer.complete.is_some() => self.outbox.protocol_error("an offer out of turn"),
             FromSender::Ignores(files) => self.ignores(files),
             FromSender::Entries(block) => self.entries(&block),
             FromSender::Changes(change) => self.changes(&change),
             FromSender::Changed { complete, digest } => self.changed(complete, digest),
             FromSender::Scope(subtrees) if !has_subject => self.subtrees(subtrees),
             FromSender::Subject(subject) if !has_subject => self.subject(subject),
-            FromSender::Pushed(files) if has_subject => self.pushed(files),
-            FromSender::Sampled(files) if has_subject => self.sampled(files),
-            FromSender::Holes(holes) if has_subject => self.holes = holes,
-            FromSender::Offered { complete } if has_subject => self.offered_all(complete),
-            FromSender::Baseline { digest } if has_subject => self.baseline(digest),
-            FromSender::Scope(_)
-            | FromSender::Subject(_)
-            | FromSender::Pushed(_)
-            | FromSender::Sampled(_)
-            | FromSender::Holes(_)
-            | FromSender::Offered { .. }
-            | FromSender::Baseline { .. } => self.outbox.protocol_error("an offer out of turn"),
+            FromSender::Scope(_) | FromSender::Subject(_) => {
+                self.outbox.protocol_error("an offer out of turn");
+            }
+            _ if !has_subject => self.outbox.protocol_error("an offer out of turn"),
+            FromSender::Pushed(files) => self.pushed(files),
+            FromSender::Sampled(files) => self.sampled(files),
+            FromSender::Holes(holes) => self.offer.holes = holes,
+            FromSender::Offered { complete } => self.offered_all(complete),
+            FromSender::Baseline { digest } => self.baseline(digest),
         }
     }
 
@@ -216,7 +202,7 @@ impl<T: Target> Receiver<T> {
             ReceiverOutcome::Apply(results) => self.applied(results),
             ReceiverOutcome::Close(Ok(())) => {
                 self.closed = true;
-                self.tally.adjusted += u64::from(self.plan.adjusts_root());
+                self.tally.adjusted += u64::from(self.plan.root.is_some());
                 if let Some(pair) = self.pair.filter(|pair| self.will_be_copy && self.is_news(pair)) {
                     self.outbox.report(Event::Paired(pair));
                 }
@@ -242,7 +228,7 @@ impl<T: Target> Receiver<T> {
     fn missing_room(&self) -> Option<String> {
         let opened = self.opened.as_ref()?;
         let room = opened.room.as_ref()?;
-        let need = Need::of(&self.plan, &self.wanted, &opened.manifest, &self.holes, room);
+        let need = Need::of(&self.plan, &self.wanted, &opened.manifest, &self.offer.holes, room);
         need.missing(room, &escape(&opened.path))
     }
 
@@ -265,7 +251,7 @@ impl<T: Target> Receiver<T> {
     /// True if the offer matches its subject: a single file or link comes alone and under its own
     /// name.
     fn is_what_was_announced(&self) -> bool {
-        let Some(Subject::File { name }) = &self.subject else { return true };
+        let Some(Subject::File { name }) = &self.offer.subject else { return true };
         let is_announced = |entry: EntryRef<'_>| entry.path.to_vec() == *name && !entry.is_directory();
         self.wanted.len() <= 1 && self.wanted.entries().all(is_announced)
     }
@@ -331,7 +317,7 @@ impl<T: Target> Receiver<T> {
             }
             let counter = match step {
                 Step::MakeDirectory { .. } => &mut self.tally.created,
-                Step::MakeLink { id } if self.plan.is_update(id) => &mut self.tally.updated,
+                Step::MakeLink { id } if self.plan.updates.contains(&id) => &mut self.tally.updated,
                 Step::Move { .. } => {
                     if result.is_ok() {
                         self.tally.files += 1;
@@ -341,8 +327,8 @@ impl<T: Target> Receiver<T> {
                     &mut self.tally.deleted
                 }
                 Step::MakeLink { .. } => &mut self.tally.created,
-                Step::Adjust { id } if self.plan.is_adjust(id) => &mut self.tally.adjusted,
-                Step::Respell { id } if self.plan.is_respelled(id) => &mut self.tally.adjusted,
+                Step::Adjust { id } if self.plan.adjusts.contains(&id) => &mut self.tally.adjusted,
+                Step::Respell { id } if self.plan.respelled.contains(&id) => &mut self.tally.adjusted,
                 Step::Remove { .. } => &mut self.tally.deleted,
                 Step::Clear { .. }
                 | Step::Adjust { .. }
@@ -419,7 +405,7 @@ impl<T: Target> Receiver<T> {
     // Looking up.
 
     fn is_directory(&self) -> bool {
-        matches!(self.subject, Some(Subject::Directory { .. }))
+        matches!(self.offer.subject, Some(Subject::Directory { .. }))
     }
 
     /// True if no present entry has this entry's path.

@@ -319,12 +319,9 @@ impl<S: Source> Sender<S> {
         (self.manifest, self.ignores) = (Some(manifest), ignores);
         self.complete = complete;
         if let (Some(scope), Some(subject)) = (scope, self.subject.take()) {
+            // An offer without any scope is a full one.
             let subtrees: Vec<Subtree> = scope.encode().collect();
-            let mut subtrees = subtrees.chunks(LIST_MAX);
-            // Send at least one scope: an offer without any is a full one.
-            let first = subtrees.next().unwrap_or_default();
-            std::iter::once(first)
-                .chain(subtrees)
+            messages(&subtrees, LIST_MAX)
                 .for_each(|subtrees| self.outbox.send(FromSender::Scope(subtrees.to_vec())));
             self.outbox.send(FromSender::Subject(subject));
         }
@@ -370,13 +367,8 @@ impl<S: Source> Sender<S> {
         }
     }
 
-    /// Sends at least one message, so that the receiver learns of an empty list too.
     fn offer_ignores(&mut self) {
-        let mut files = self.ignores.chunks(16);
-        let first = files.next().unwrap_or_default();
-        for files in std::iter::once(first).chain(files) {
-            self.outbox.send(FromSender::Ignores(files.to_vec()));
-        }
+        messages(&self.ignores, 16).for_each(|files| self.outbox.send(FromSender::Ignores(files.to_vec())));
     }
 
     /// Handles a receiver that does not have the baseline.
@@ -546,6 +538,11 @@ impl<S: Source> Sender<S> {
         let count = count.count().clamp(1, BATCH_FILES_MAX).min(self.signed.len());
         (count > 0).then(|| self.signed.drain(..count).collect())
     }
+}
+
+/// Splits a list into messages: one at least, so that the receiver learns of an empty list too.
+fn messages<T>(list: &[T], most: usize) -> impl Iterator<Item = &[T]> {
+    list.chunks(most).chain(list.is_empty().then_some(list))
 }
 
 /// Files of one work.

@@ -2,7 +2,7 @@
 //! stream below.
 
 use std::cell::Cell;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ const GATHERED_BYTES: usize = 16 << 10;
 
 /// Writes frames, and measures where the time goes.
 pub(super) struct AdaptiveWriter<W: Write> {
-    frames: FrameWriter<Gathered<Timed<W>>>,
+    frames: FrameWriter<BufWriter<Timed<W>>>,
     below: Rc<Cell<Duration>>,
     timings: Timings,
     had_deltas: bool,
@@ -40,7 +40,7 @@ impl<W: Write> AdaptiveWriter<W> {
         let below = Rc::new(Cell::new(Duration::ZERO));
         let clock: Clock = Rc::new(clock);
         let timed = Timed { writer, spent: Rc::clone(&below), clock: Rc::clone(&clock) };
-        let gathered = Gathered { writer: timed, bytes: Vec::new() };
+        let gathered = BufWriter::with_capacity(GATHERED_BYTES, timed);
         Self {
             frames: FrameWriter::new(gathered, compress),
             below,
@@ -108,41 +108,6 @@ impl Timings {
 
     fn is_slow(&self) -> bool {
         self.writing > self.packing * 4
-    }
-}
-
-/// A writer that gathers small frames.
-struct Gathered<W> {
-    writer: W,
-    bytes: Vec<u8>,
-}
-
-impl<W: Write> Gathered<W> {
-    fn pass_on(&mut self) -> io::Result<()> {
-        let written = self.writer.write_all(&self.bytes);
-        self.bytes.clear();
-        written
-    }
-}
-
-impl<W: Write> Write for Gathered<W> {
-    fn write(&mut self, frame: &[u8]) -> io::Result<usize> {
-        if self.bytes.len() + frame.len() > GATHERED_BYTES && !self.bytes.is_empty() {
-            self.pass_on()?;
-        }
-        if frame.len() > GATHERED_BYTES {
-            self.writer.write_all(frame)?;
-        } else {
-            self.bytes.extend_from_slice(frame);
-        }
-        Ok(frame.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if !self.bytes.is_empty() {
-            self.pass_on()?;
-        }
-        self.writer.flush()
     }
 }
 

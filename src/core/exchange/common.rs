@@ -31,6 +31,11 @@ pub(super) fn work_error(error: &DiskError, kind: ProblemKind) -> WorkError {
     }
 }
 
+/// Classifies a failure to change an entry.
+pub(super) fn unwritable(error: DiskError) -> WorkError {
+    work_error(&error, ProblemKind::Unwritable)
+}
+
 /// Timeout for a destination that another run uses. A run that was killed a moment ago leaves an
 /// agent behind that still writes the content that had arrived.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -21,7 +21,7 @@
 //! sleeps, no time passes. After that the peer gets some extra time: its messages may still wait to
 //! be read.
 
-use std::io::{self, Read};
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
@@ -125,9 +125,9 @@ impl Liveness {
         Arc::new(Self { timeouts, has_begun: AtomicBool::new(has_begun), ..Self::default() })
     }
 
-    /// Time without writes after which a heartbeat is due.
-    pub(super) fn heartbeat(&self) -> Option<Duration> {
-        self.timeouts.map(|timeouts| timeouts.heartbeat)
+    /// Time without writes after which a heartbeat is due; the longest one if none ever is.
+    pub(super) fn heartbeat(&self) -> Duration {
+        self.timeouts.map_or(Duration::MAX, |timeouts| timeouts.heartbeat)
     }
 
     /// The content of a due heartbeat; `None` if it may not be sent yet.
@@ -167,11 +167,12 @@ impl Liveness {
     }
 
     /// Wraps a lane, so that its bytes count as signs of life.
-    pub(super) fn listen(self: &Arc<Self>, lane: Lane) -> Lane {
+    pub(super) fn listen(self: &Arc<Self>, mut lane: Lane) -> Lane {
         if self.timeouts.is_none() {
             return lane;
         }
-        Lane::new(Listening { lane, liveness: Arc::clone(self) })
+        let liveness = Arc::clone(self);
+        Lane::of(move |buffer| lane.read(buffer).inspect(|&count| liveness.heard_bytes(count)))
     }
 
     /// Records whether the reader waits for room in the mailbox.
@@ -317,20 +318,6 @@ impl Clock {
         } else {
             None
         }
-    }
-}
-
-/// A lane whose bytes are signs of life.
-struct Listening {
-    lane: Lane,
-    liveness: Arc<Liveness>,
-}
-
-impl Read for Listening {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.lane.read(buffer)?;
-        self.liveness.heard_bytes(count);
-        Ok(count)
     }
 }
 

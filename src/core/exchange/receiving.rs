@@ -17,19 +17,18 @@ pub use tree::{OpenTree, PlannedTree};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::SystemTime;
 
 use crate::content::blocks::BlockSize;
 use crate::disk::baseline::Baseline;
-use crate::engine::transfer::receive::{Returned, Strategy, look, step_all};
+use crate::engine::transfer::receive::{look, step_all};
 use crate::engine::{Query, Receiver, ReceiverOutcome, ReceiverWork, ReportOrder};
 use crate::exchange::common::store_baseline;
-use crate::exchange::prefetch::large_files;
-use crate::exchange::prehash::{Prehashes, Priority};
+use crate::exchange::prefetch::{Prehashes, Priority, candidates};
 use crate::exchange::receiver_session::ReceiverSession;
 use crate::exchange::run::Perform;
 use crate::log::{self, debug};
 use crate::wire::hello::Options;
-use crate::wire::message::Want;
 
 /// The receiver of files on this machine.
 pub type FileReceiver = Receiver<Arc<PlannedTree>>;
@@ -65,15 +64,16 @@ impl Receiving {
 
     /// Starts to prehash large files of the destination that the sender will probably ask about.
     /// This serves a receiver that waits for an offer, perhaps of a single file called `name`.
+    /// Files that changed a moment before `now` are excluded.
     #[must_use]
-    pub fn prehashing(self, name: Option<Vec<u8>>) -> Self {
+    pub fn prehashing(self, name: Option<Vec<u8>>, now: SystemTime) -> Self {
         // With --checksum the scan hashes every file anyway.
         if self.options.dry_run || self.options.checksum {
             return self;
         }
         let (prehashes, path) = (Arc::clone(&self.prehashes), self.path.clone());
         let begin = move || {
-            for (file, identity) in large_files(&path, name.as_deref()) {
+            for (file, identity) in candidates(&path, name.as_deref(), now) {
                 // The block size follows from the new content's length, which may be less than the
                 // old one's.
                 let block = BlockSize::for_size(identity.size).halved();
@@ -110,7 +110,14 @@ impl Perform<Receiver<Arc<PlannedTree>>> for Receiving {
                 ReceiverOutcome::Look(id, looked)
             }
             ReceiverWork::Report(tree, orders) => {
-                ReceiverOutcome::Report(orders.into_iter().map(|order| report(&tree, order)).collect())
+                let report = |ReportOrder { mut transfer, strategy, may_be_staged }: ReportOrder<_>| {
+                    let reported = transfer.report(&tree, strategy, may_be_staged);
+                    if log::is_on() {
+                        tree.log_report(transfer.id(), &reported);
+                    }
+                    (transfer, reported)
+                };
+                ReceiverOutcome::Report(orders.into_iter().map(report).collect())
             }
             ReceiverWork::Query(tree, queries) => {
                 let reply = |(id, basis, query): (u32, _, Query)| (id, query.reply(&tree, basis));
@@ -127,19 +134,6 @@ impl Perform<Receiver<Arc<PlannedTree>>> for Receiving {
     }
 }
 
-/// Makes the basis report of a file.
-fn report(
-    tree: &Arc<PlannedTree>,
-    order: ReportOrder<Arc<PlannedTree>>,
-) -> Returned<Arc<PlannedTree>, (Want, Strategy)> {
-    let ReportOrder { mut transfer, strategy, may_be_staged } = order;
-    let reported = transfer.report(tree, strategy, may_be_staged);
-    if log::is_on() {
-        tree.log_report(transfer.id(), &reported);
-    }
-    (transfer, reported)
-}
-
 /// Directories that were made for a destination, and that are removed again if the run fails early.
 #[derive(Debug, Default)]
 struct NewAncestors(Mutex<Vec<PathBuf>>);
@@ -148,11 +142,6 @@ impl NewAncestors {
     /// Notes directories that will be made, the deepest first.
     fn note(&self, paths: Vec<PathBuf>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = paths;
-    }
-
-    /// Keeps the directories: the plan will fill them, or they are the wanted result.
-    fn keep(&self) {
-        self.note(Vec::new());
     }
 }
 

@@ -20,12 +20,11 @@ use crate::exchange::common::chain;
 use crate::exchange::mailbox::Idle;
 use crate::exchange::receiver_session::ReceiverSession;
 use crate::exchange::receiving::{FileReceiver, Receiving};
-use crate::exchange::round_context::RoundContext;
 use crate::exchange::run::Link;
-use crate::exchange::sending::{FileSender, Sending};
+use crate::exchange::sending::{FileSender, Sending, Watched};
 use crate::log::debug;
 use crate::monitor::{Event, Monitor, ProblemKind};
-use crate::tree::filter::{Filter, IGNORE_FILE};
+use crate::tree::filter::IGNORE_FILE;
 use crate::tree::path::TreePath;
 use crate::tree::subtrees::SubtreeSet;
 use crate::watch::settle::Touched;
@@ -71,24 +70,25 @@ impl Round {
 }
 
 /// A watched source, for any number of links in a row.
-#[derive(Debug)]
 pub struct WatchedSource {
     path: PathBuf,
-    /// The directory, which must stay in place. For a single file: its parent directory.
-    root: Arc<Root>,
+    watched: Arc<Watched>,
     /// A single file's name there.
     single: Option<TreePath>,
-    watch: Arc<Watch>,
-    /// The filter of the last full round.
-    filter: Arc<Mutex<Filter>>,
+    /// Tells the time.
+    clock: Box<dyn Fn() -> Instant + Send + Sync>,
 }
 
 impl WatchedSource {
-    /// Begins to watch the tree at `path`.
+    /// Begins to watch the tree at `path`. `clock` tells the time.
     ///
     /// # Errors
     /// The path cannot be read.
-    pub fn new(path: &Path, watch_options: WatchOptions) -> Result<Self, RunError> {
+    pub fn new(
+        path: &Path,
+        watch_options: WatchOptions,
+        clock: impl Fn() -> Instant + Send + Sync + 'static,
+    ) -> Result<Self, RunError> {
         let run_error = |cause: &dyn std::error::Error| RunError {
             kind: AbortKind::Selection,
             by_peer: false,
@@ -111,13 +111,17 @@ impl WatchedSource {
             let directory = root.open_directory(None).map_err(|error| run_error(&error))?;
             watch.enter(std::os::fd::AsFd::as_fd(&directory), None);
         }
-        let filter = Arc::new(Mutex::new(Filter::default()));
-        Ok(Self { path: path.to_owned(), root: Arc::new(root), single, watch: Arc::new(watch), filter })
+        Ok(Self {
+            path: path.to_owned(),
+            watched: Arc::new(Watched { watch, root, filter: Mutex::default() }),
+            single,
+            clock: Box::new(clock),
+        })
     }
 
     /// Makes the next round a full one that begins at once.
     pub fn rescan(&self) {
-        self.watch.everything();
+        self.watched.watch.everything();
     }
 
     /// Offers the source over a link, and the touched parts again whenever something changes. Calls
@@ -131,31 +135,26 @@ impl WatchedSource {
         done: &mut dyn FnMut(Round),
     ) -> RunError {
         let mailbox = Arc::clone(link.mailbox());
-        self.watch.wake(move || mailbox.wake());
+        self.watched.watch.wake(move || mailbox.wake());
         let monitor = DeferredRetry(monitor);
         let mut scope = None;
         let mut has_reported = false;
         loop {
-            let begun = Instant::now();
-            let context = RoundContext {
-                watch: Arc::clone(&self.watch),
-                root: Arc::clone(&self.root),
-                scope: scope.clone(),
-                filter: Arc::clone(&self.filter),
-            };
+            let begun = (self.clock)();
             let is_full = scope.is_none();
-            let sending = Sending::new(self.path.clone(), config.options.clone()).in_round(context);
+            let sending = Sending::new(self.path.clone(), config.options.clone())
+                .in_round(Arc::clone(&self.watched), scope.clone());
             let sending = if is_full { sending.with_baseline(baseline()) } else { sending };
             let summary = match link.run(Sender::new(config), sending, &monitor) {
                 Ok(summary) => summary,
                 Err(error) => return error,
             };
-            let elapsed = begun.elapsed();
+            let elapsed = (self.clock)() - begun;
             self.look_again_at(&summary);
             debug!("round role=sender full={is_full} ms={}", elapsed.as_millis());
             done(Round { summary, is_full, begun, elapsed });
             if let Some(cause) =
-                self.watch.blindness().filter(|_| !std::mem::replace(&mut has_reported, true))
+                self.watched.watch.blindness().filter(|_| !std::mem::replace(&mut has_reported, true))
             {
                 tell(link, config, &monitor, Event::Polling { cause });
             }
@@ -164,11 +163,9 @@ impl WatchedSource {
                 Err(error) => return error,
             };
             if let (Some(last), Some(next)) = (&scope, &next)
-                && elapsed > LONG_ROUND
-                && is_again(last, next)
+                && let Some(rest) = rest(last, next, elapsed, (self.clock)() - (begun + elapsed))
             {
                 // Changes that settle meanwhile are seen a little later.
-                let rest = (begun + elapsed * 2).saturating_duration_since(Instant::now()).min(REST_MAX);
                 debug!("wait ms={} why=same-paths-touched-again", rest.as_millis());
                 std::thread::sleep(rest);
             }
@@ -181,18 +178,18 @@ impl WatchedSource {
     fn look_again_at(&self, summary: &Summary) {
         for problem in summary.problems.iter().filter(|problem| is_passing(problem.kind)) {
             if let Ok(path) = TreePath::new(problem.path.clone()) {
-                self.watch.touch(path);
+                self.watched.watch.touch(path);
             }
         }
     }
 
     /// Waits for the next round's scope: parts, or everything.
     fn next(&self, link: &Link<FileSender>, last: Duration) -> Result<Option<SubtreeSet>, RunError> {
-        let timeout = match self.watch.blindness() {
+        let timeout = match self.watched.watch.blindness() {
             Some(_) => POLL.max(last * POLL_SHARE),
             None => LOOK_AGAIN,
         };
-        let deadline = Instant::now() + timeout;
+        let deadline = (self.clock)() + timeout;
         link.rest(true);
         let next = self.wait(link, deadline);
         link.rest(false);
@@ -201,59 +198,56 @@ impl WatchedSource {
 
     fn wait(&self, link: &Link<FileSender>, deadline: Instant) -> Result<Option<SubtreeSet>, RunError> {
         loop {
-            match link.mailbox().idle(deadline.saturating_duration_since(Instant::now())) {
+            match link.mailbox().idle(deadline.saturating_duration_since((self.clock)())) {
                 Idle::Closed(kind, text) => return Err(RunError { kind, by_peer: false, text }),
                 // `take` hands out due parts first, and everything after them.
-                Idle::Rescan | Idle::Late => self.watch.everything(),
-                Idle::Woken => match self.watch.take() {
-                    Some(Touched::Everything) => return Ok(None),
-                    Some(Touched::Subtrees(scope)) => match self.of_interest(scope) {
-                        Interest::Subtrees(scope) => return Ok(Some(scope)),
-                        Interest::Everything => return Ok(None),
-                        Interest::Nothing => {}
-                    },
-                    None => {}
-                },
+                Idle::Rescan | Idle::Late => self.watched.watch.everything(),
+                Idle::Woken => {
+                    match self.watched.watch.take().and_then(|touched| self.of_interest(touched)) {
+                        Some(Touched::Everything) => return Ok(None),
+                        Some(Touched::Subtrees(scope)) => return Ok(Some(scope)),
+                        None => {}
+                    }
+                }
             }
         }
     }
 
-    fn of_interest(&self, scope: SubtreeSet) -> Interest {
+    /// The touched paths that belong to the source; `None` if none does.
+    fn of_interest(&self, touched: Touched) -> Option<Touched> {
+        let Touched::Subtrees(scope) = touched else { return Some(touched) };
         let mut subtrees = scope.subtrees().iter();
         match &self.single {
-            Some(single) if subtrees.any(|(path, _)| path == single) => Interest::Everything,
-            Some(_) => Interest::Nothing,
+            Some(single) => subtrees.any(|(path, _)| path == single).then_some(Touched::Everything),
             // Changed rules may include or exclude anything.
-            None if subtrees.any(|(path, _)| path.name() == IGNORE_FILE.as_bytes()) => Interest::Everything,
+            None if subtrees.any(|(path, _)| path.name() == IGNORE_FILE.as_bytes()) => {
+                Some(Touched::Everything)
+            }
             None => {
                 // An excluded log may be written all the time. It is unknown whether a removed
                 // entry was a directory, and some rules apply to directories only.
-                let filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+                let filter = self.watched.filter.lock().unwrap_or_else(PoisonError::into_inner);
                 let is_out = |path: &TreePath| {
                     filter.excludes_within(path, false) && filter.excludes_within(path, true)
                 };
                 let subtrees: Vec<_> =
                     scope.subtrees().iter().filter(|(path, _)| !is_out(path)).cloned().collect();
-                if subtrees.is_empty() {
-                    Interest::Nothing
-                } else {
-                    Interest::Subtrees(SubtreeSet::new(subtrees))
-                }
+                (!subtrees.is_empty()).then(|| Touched::Subtrees(SubtreeSet::new(subtrees)))
             }
         }
     }
+}
+
+/// The wait before a round about `next`, if the one about `last` took `elapsed` and ended `ago`.
+fn rest(last: &SubtreeSet, next: &SubtreeSet, elapsed: Duration, ago: Duration) -> Option<Duration> {
+    let is_due = elapsed > LONG_ROUND && is_again(last, next);
+    is_due.then(|| elapsed.saturating_sub(ago).min(REST_MAX))
 }
 
 /// True if every part of a scope was in the earlier one too.
 fn is_again(last: &SubtreeSet, next: &SubtreeSet) -> bool {
     let paths: HashSet<_> = last.subtrees().iter().map(|(path, _)| path).collect();
     next.subtrees().iter().all(|(path, _)| paths.contains(path))
-}
-
-enum Interest {
-    Subtrees(SubtreeSet),
-    Everything,
-    Nothing,
 }
 
 /// Reports an event between two rounds, to the peer or to the local observer.
@@ -293,9 +287,9 @@ pub fn receive(
             .in_session(Arc::clone(&session));
         match link.run(Receiver::new(config), receiving, &monitor) {
             Ok(summary) => {
-                let begun = session.take_begun();
+                let begun = session.state().begun.take();
                 let begun = begun.unwrap_or_else(Instant::now);
-                let is_full = session.is_full();
+                let is_full = session.state().is_full;
                 link.rest(true);
                 done(Round { summary, is_full, begun, elapsed: begun.elapsed() });
             }
@@ -306,13 +300,52 @@ pub fn receive(
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
+    use crate::exchange::run::Incoming;
+
+    fn scope(names: &[&str]) -> SubtreeSet {
+        SubtreeSet::new(names.iter().map(|name| (TreePath::new(name.as_bytes()).unwrap(), false)))
+    }
+
+    /// The scope of the round that begins as soon as the clock, which shows these seconds one after
+    /// the other, allows it.
+    fn next(folder: &Path, seconds: Vec<u64>) -> Option<SubtreeSet> {
+        let (begin, times) = (Instant::now(), Mutex::new(seconds.into_iter()));
+        let clock = move || begin + Duration::from_secs(times.lock().unwrap().next().unwrap());
+        let source = WatchedSource::new(folder, WatchOptions { quiet_ms: 100, poll: false }, clock).unwrap();
+        drop(source.watched.watch.take());
+        let link = Link::new(Incoming::alone(io::pipe().unwrap().0), io::sink(), false, false);
+        let mailbox = Arc::clone(link.mailbox());
+        source.watched.watch.wake(move || mailbox.wake());
+        source.next(&link, Duration::ZERO).unwrap()
+    }
+
+    #[test]
+    fn full_round_begins_when_it_is_due() {
+        let folder = tempfile::tempdir().unwrap();
+        let due = LOOK_AGAIN.as_secs();
+        assert_eq!(next(folder.path(), vec![0, due, due]), None);
+    }
+
+    #[test]
+    fn long_round_delays_the_next_one_about_the_same_paths() {
+        let (log, other) = (scope(&["log"]), scope(&["other"]));
+        let rest = |next, elapsed, ago| {
+            let ms = Duration::from_millis;
+            rest(&log, next, ms(elapsed), ms(ago)).map(|rest| rest.as_millis())
+        };
+        assert_eq!(rest(&log, 300, 0), Some(300));
+        assert_eq!(rest(&log, 300, 100), Some(200));
+        assert_eq!(rest(&log, 300, 400), Some(0));
+        assert_eq!(rest(&log, 5000, 0), Some(1000));
+        assert_eq!(rest(&log, 200, 0), None);
+        assert_eq!(rest(&other, 5000, 0), None);
+    }
 
     #[test]
     fn round_repeats_another_if_it_touches_no_other_path() {
-        let scope = |names: &[&str]| {
-            SubtreeSet::new(names.iter().map(|name| (TreePath::new(name.as_bytes()).unwrap(), false)))
-        };
         assert!(is_again(&scope(&["a", "log"]), &scope(&["log"])));
         assert!(!is_again(&scope(&["log"]), &scope(&["a", "log"])));
         assert!(!is_again(&scope(&["a"]), &scope(&["b"])));

@@ -61,17 +61,11 @@ impl<M> SendQueue<M> {
         !state.ended
     }
 
-    /// Waits for the next message, up to the timeout if there is one.
-    pub(super) fn take(&self, timeout: Option<Duration>) -> Taken<M> {
+    /// Waits for the next message, up to the timeout.
+    pub(super) fn take(&self, timeout: Duration) -> Taken<M> {
         let waiting = |state: &mut State<M>| state.messages.is_empty() && !state.ended;
-        let state = self.lock();
-        let mut state = match timeout {
-            Some(timeout) => self
-                .filled
-                .wait_timeout_while(state, timeout, waiting)
-                .map_or_else(|error| error.into_inner().0, |(state, _)| state),
-            None => self.filled.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner),
-        };
+        let waited = self.filled.wait_timeout_while(self.lock(), timeout, waiting);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         match state.messages.pop_front() {
             Some(message) => {
                 self.taken.notify_all();
@@ -119,26 +113,25 @@ mod tests {
         assert!((0..MESSAGES_MAX).all(|_| send_queue.put(FromReceiver::Rescan, false)));
         std::thread::scope(|scope| {
             let putting = scope.spawn(|| send_queue.put(FromReceiver::BaselineMissing, true));
-            assert!(matches!(send_queue.take(None), Taken::Message((FromReceiver::Rescan, false))));
+            assert!(matches!(send_queue.take(Duration::MAX), Taken::Message((FromReceiver::Rescan, false))));
             assert!(putting.join().unwrap());
             let putting = scope.spawn(|| send_queue.put(FromReceiver::BaselineMissing, true));
             send_queue.abandon();
             assert!(!putting.join().unwrap());
         });
-        assert!(matches!(send_queue.take(None), Taken::End));
+        assert!(matches!(send_queue.take(Duration::MAX), Taken::End));
     }
 
     #[test]
     fn waiting_messages_are_taken_after_the_end() {
         let send_queue = SendQueue::default();
-        assert!(matches!(send_queue.take(Some(Duration::from_millis(1))), Taken::Late));
+        assert!(matches!(send_queue.take(Duration::ZERO), Taken::Late));
         assert!(send_queue.put(FromReceiver::Rescan, false));
         send_queue.end();
         assert!(!send_queue.put(FromReceiver::Rescan, false));
-        assert!(matches!(send_queue.take(None), Taken::Message(_)));
+        assert!(matches!(send_queue.take(Duration::MAX), Taken::Message(_)));
         assert!(
-            matches!(send_queue.take(Some(Duration::from_secs(60))), Taken::End)
-                && send_queue.try_take().is_none()
+            matches!(send_queue.take(Duration::from_secs(60)), Taken::End) && send_queue.try_take().is_none()
         );
     }
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use rustix::buffer::spare_capacity;
@@ -30,8 +30,7 @@ use crate::engine::{
     WorkError,
 };
 use crate::exchange::common::{chain, renamed, scan_options, store_baseline, work_error};
-use crate::exchange::prehash::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
-use crate::exchange::round_context::RoundContext;
+use crate::exchange::prefetch::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
 use crate::exchange::run::Perform;
 use crate::log::{self, debug};
 use crate::monitor::{Problem, ProblemKind};
@@ -57,7 +56,23 @@ pub struct Sending {
     path: PathBuf,
     options: Options,
     baseline: Option<Baseline>,
-    context: Option<RoundContext>,
+    round: Option<RoundContext>,
+}
+
+/// A watched tree.
+pub(super) struct Watched {
+    pub(super) watch: Watch,
+    /// The directory, which must stay in place. For a single file: its parent directory.
+    pub(super) root: Root,
+    /// The filter of the last full round.
+    pub(super) filter: Mutex<Filter>,
+}
+
+/// Context of one round of a watched source.
+struct RoundContext {
+    watched: Arc<Watched>,
+    /// The scope; `None` means everything.
+    scope: Option<SubtreeSet>,
 }
 
 /// Location of a source.
@@ -167,7 +182,7 @@ impl Sending {
     /// Makes a sender of the tree at `path`.
     #[must_use]
     pub fn new(path: PathBuf, options: Options) -> Self {
-        Self { path, options, baseline: None, context: None }
+        Self { path, options, baseline: None, round: None }
     }
 
     /// Sets the store of the baseline, if there is one.
@@ -176,14 +191,14 @@ impl Sending {
         Self { baseline, ..self }
     }
 
-    /// Makes this a round of a watched source.
-    pub(super) fn in_round(self, context: RoundContext) -> Self {
-        Self { context: Some(context), ..self }
+    /// Makes this a round of a watched source; without a scope, a full one.
+    pub(super) fn in_round(self, watched: Arc<Watched>, scope: Option<SubtreeSet>) -> Self {
+        Self { round: Some(RoundContext { watched, scope }), ..self }
     }
 
     /// Fails if a watched source was replaced or unmounted: that must not pass for an emptied one.
     fn check_still_there(&self) -> Result<(), WorkError> {
-        if self.context.as_ref().is_none_or(|context| context.root.is_still_there()) {
+        if self.round.as_ref().is_none_or(|round| round.watched.root.is_still_there()) {
             return Ok(());
         }
         let shown = escape(self.path.as_os_str().as_bytes());
@@ -192,7 +207,7 @@ impl Sending {
     }
 
     fn scope(&self) -> Option<&SubtreeSet> {
-        self.context.as_ref()?.scope.as_ref()
+        self.round.as_ref()?.scope.as_ref()
     }
 
     fn find(&self) -> Result<(engine::Found, FoundSource), WorkError> {
@@ -236,7 +251,7 @@ impl Sending {
             Some(single) => filter.excludes(&single.offered, false),
             None => filter.excludes_tree(),
         };
-        let mut entering = Entering(self.context.as_ref().map(|context| &*context.watch));
+        let mut entering = Entering(self.round.as_ref().map(|round| &round.watched.watch));
         let mut scanned = if is_excluded {
             scan::Scanned {
                 skipped: Skipped { excluded: 1, ..Skipped::default() },
@@ -246,9 +261,9 @@ impl Sending {
             scan(&found.root, &subject, &options, Some(&mut filter), &mut entering)
                 .map_err(|error| WorkError::Fatal(AbortKind::Selection, chain(&error)))?
         };
-        if let Some(context) = self.context.as_ref().filter(|_| !scanned.unclear.is_empty()) {
+        if let Some(round) = self.round.as_ref().filter(|_| !scanned.unclear.is_empty()) {
             // A touched name leads to an entry with another name, so scan its whole directory.
-            context.watch.everything();
+            round.watched.watch.everything();
         }
         self.check_still_there()?;
         if let Some(single) = &found.single {
@@ -276,8 +291,8 @@ impl Sending {
         });
         let holes = holes(scanned.sparse, &manifest, found.single.is_some());
         let ignores = filter.files().to_vec();
-        if let Some(context) = self.context.as_ref().filter(|context| context.scope.is_none()) {
-            *context.filter.lock().unwrap_or_else(PoisonError::into_inner) = filter;
+        if let Some(round) = self.round.as_ref().filter(|round| round.scope.is_none()) {
+            *round.watched.filter.lock().unwrap_or_else(PoisonError::into_inner) = filter;
         }
         let (changed, is_new) = self.compare_with_baseline(&found, &manifest, &ignores);
         let source = Arc::new(Listing {
@@ -398,7 +413,7 @@ impl Sending {
     /// Contents of small touched files, to go with the offer.
     fn push(&self, source: &Arc<Listing>) -> Vec<PushedFile> {
         let is_single = source.single.is_some();
-        if self.context.is_none() || self.scope().is_none() && !is_single || self.options.dry_run {
+        if self.round.is_none() || self.scope().is_none() && !is_single || self.options.dry_run {
             return Vec::new();
         }
         let mut pushed = Vec::new();

@@ -8,6 +8,7 @@
 //! On the wire a manifest is cut into [`block`](crate::tree::block)s.
 
 use std::cmp::Ordering;
+use std::ops::Range;
 
 use crate::tree::block::{BlockReader, BlockWriter};
 use crate::tree::entry::{Entry, EntryRef, Kind};
@@ -41,6 +42,15 @@ impl Manifest {
     /// The entries from this id on, in order.
     pub fn entries_from(&self, id: u32) -> impl DoubleEndedIterator<Item = EntryRef<'_>> {
         (id..self.end()).filter_map(|id| self.get(id))
+    }
+
+    /// The ids of an entry and of all entries below it.
+    #[must_use]
+    pub fn subtree(&self, top: u32) -> Range<u32> {
+        let is_below = |path: PathRef<'_>| {
+            self.entries_from(top + 1).take_while(|entry| entry.path.is_below(path)).count()
+        };
+        top..top + 1 + self.path(top).map_or(0, is_below) as u32
     }
 
     /// The entry with this id.

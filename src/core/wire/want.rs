@@ -163,7 +163,7 @@ pub fn is_signed(size: u64, length: u64) -> bool {
 }
 
 /// A range of a basis for the receiver to sign.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Window {
     /// Start, in bytes.
     pub offset: u64,

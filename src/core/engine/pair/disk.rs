@@ -15,7 +15,7 @@ use crate::content::hash::{Hash, Piece};
 use crate::content::testing::reader;
 use crate::engine::WorkError;
 use crate::engine::transfer::receive::{look, step_all};
-use crate::engine::transfer::{CopyRoom, Draft, Prehash, SourceFile, Target};
+use crate::engine::transfer::{Draft, SourceFile, Target};
 use crate::engine::work::{
     Destination, Opened, Planned, ReceiverOutcome, ReceiverWork, ReportOrder, Room, Step,
 };
@@ -26,6 +26,13 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::subtrees::{Coverage, SubtreeSet};
 use crate::tree::tree_id::Pair;
+
+/// State of a prehash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Prehash {
+    UnderWay,
+    Done,
+}
 
 /// The receiver's disk.
 pub(super) struct ReceiverDisk {
@@ -54,7 +61,7 @@ pub(super) struct DiskState {
     pub(super) folds: bool,
     /// Names on disk that differ from the wanted names in `tree`.
     pub(super) spelled: BTreeMap<TreePath, TreePath>,
-    /// State of the prehashes of all bases.
+    /// State of the prehashes of all bases; `None` if there are none.
     pub(super) prehash: Option<Prehash>,
     /// Number of drafts that were discarded.
     pub(super) discarded: usize,
@@ -217,14 +224,12 @@ impl Target for JarTarget {
         Ok(JarFile { content, is_prehashed: false })
     }
 
-    fn prehash(&self, _: u32) -> Prehash {
-        self.state().prehash.unwrap_or(Prehash::Absent)
+    fn is_prehashed(&self, _: u32) -> bool {
+        self.state().prehash == Some(Prehash::Done)
     }
 
     fn prehashed(&self, at: u32) -> Option<Nodes> {
-        if self.prehash(at) == Prehash::Absent {
-            return None;
-        }
+        self.state().prehash?;
         let content = self.state().basis(at)?;
         let finding =
             Finding::of_all(content.len() as u64, BlockSize::for_size(content.len() as u64).halved());
@@ -234,8 +239,8 @@ impl Target for JarTarget {
 
     fn cancel_prehash(&self, _: u32) {}
 
-    fn room(&self) -> CopyRoom {
-        CopyRoom { free_bytes: u64::MAX, shares_extents: false }
+    fn pre_copy_room_bytes(&self) -> u64 {
+        u64::MAX
     }
 
     fn staged(&self, id: u32) -> Result<Option<JarDraft>, WorkError> {

@@ -3,14 +3,13 @@
 use serde_bytes::ByteBuf;
 
 use super::byzantine::{config, receiver_on, subject};
-use super::disk::{JarTarget, ReceiverDisk};
+use super::disk::{JarTarget, Prehash, ReceiverDisk};
 use super::properties::{assert_same, delete, problem_kinds, run, tally};
 use super::source::{JarSource, Lie, SenderDisk};
 use super::tree::{Node, Rng, Tree, file, manifest, path, time, tree};
 use super::{Ended, LIMITS, ORDERS, Order, Pair};
 use crate::content::blocks::{BlockSize, outline_of};
 use crate::content::hash::Hash;
-use crate::engine::transfer::Prehash;
 use crate::engine::{ReceiveInput, ReceiverWork, SendInput, SendNext, SendTransfer};
 use crate::wire::message::{BasisReport, Blocks, FromSender, Op, Tally, Want};
 

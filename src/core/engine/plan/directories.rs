@@ -7,34 +7,45 @@ use crate::tree::compare::Change;
 use crate::tree::entry::EntryRef;
 use crate::tree::manifest::Manifest;
 
-/// Collects the directories whose own times a plan moves.
+/// Permission bits that an owner needs to change a directory's entries.
+const CHANGE_BITS: u16 = 0o300;
+
+/// Collects the directories in which a plan changes something.
 pub(super) struct Touched<'a> {
     wanted: &'a Manifest,
+    present: &'a Manifest,
+    /// Wanted directories whose times move.
     pub(super) directories: BTreeSet<u32>,
-    /// Directories that are not wanted, as positions in the present manifest.
+    /// Directories whose times move and that are not wanted, as positions in the present manifest.
     pub(super) kept: BTreeSet<u32>,
+    /// Directories whose modes forbid the change, as positions in the present manifest.
+    pub(super) locked: BTreeSet<u32>,
     /// The parent of the last look-up: neighbours share it.
     last_parent: Option<Vec<u8>>,
 }
 
 impl<'a> Touched<'a> {
-    pub(super) fn new(wanted: &'a Manifest) -> Self {
-        Self { wanted, directories: BTreeSet::new(), kept: BTreeSet::new(), last_parent: None }
+    pub(super) fn new(wanted: &'a Manifest, present: &'a Manifest) -> Self {
+        let (directories, kept, locked) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        Self { wanted, present, directories, kept, locked, last_parent: None }
     }
 
-    pub(super) fn add(&mut self, change: Change, present: &Manifest) {
+    pub(super) fn add(&mut self, change: Change) {
         let entry = match change {
-            Change::Create { id }
-            | Change::Update { id, .. }
-            | Change::Verify { id, .. }
-            | Change::Replace { id, .. } => self.wanted.get(id),
+            Change::Create { id } | Change::Update { id, .. } | Change::Verify { id, .. } => {
+                self.wanted.get(id)
+            }
+            Change::Replace { id, at } => {
+                self.present.subtree(at).for_each(|at| self.change_in(at));
+                self.wanted.get(id)
+            }
             Change::Adjust { id, .. } => {
                 if self.wanted.get(id).is_some_and(|entry| entry.is_directory()) {
                     self.directories.insert(id);
                 }
                 return;
             }
-            Change::Remove { at } => present.get(at),
+            Change::Remove { at } => self.present.get(at),
             Change::Obstacle { .. } => None,
         };
         let Some(entry) = entry else { return };
@@ -45,64 +56,20 @@ impl<'a> Touched<'a> {
         if parent != self.last_parent.as_deref() {
             self.last_parent = parent.map(<[u8]>::to_vec);
             let Some(parent) = entry.path.parent() else { return };
+            let at = self.present.position(parent);
             match self.wanted.position(parent) {
                 Some(id) => drop(self.directories.insert(id)),
-                None => self.kept.extend(present.position(parent)),
+                None => self.kept.extend(at),
             }
-        }
-    }
-}
-
-/// Permission bits that an owner needs to change a directory's entries.
-const CHANGE_BITS: u16 = 0o300;
-
-/// Collects the directories in which a plan changes something although their modes forbid it.
-pub(super) struct Locked<'a> {
-    present: &'a Manifest,
-    pub(super) directories: BTreeSet<u32>,
-    /// The parent of the last look-up: neighbours share it.
-    last_parent: Option<Vec<u8>>,
-}
-
-impl<'a> Locked<'a> {
-    pub(super) fn new(present: &'a Manifest) -> Self {
-        Self { present, directories: BTreeSet::new(), last_parent: None }
-    }
-
-    pub(super) fn add(&mut self, change: Change, wanted: &Manifest) {
-        let entry = match change {
-            Change::Create { id } | Change::Update { id, .. } | Change::Verify { id, .. } => wanted.get(id),
-            Change::Replace { at, .. } => {
-                self.add_all_below(at);
-                self.present.get(at)
-            }
-            Change::Remove { at } => self.present.get(at),
-            Change::Adjust { .. } | Change::Obstacle { .. } => None,
-        };
-        let Some(parent) = entry.map(|entry| entry.path.directory()) else { return };
-        if parent != self.last_parent.as_deref() {
-            self.last_parent = parent.map(<[u8]>::to_vec);
-            let at = entry.and_then(|entry| self.present.position(entry.path.parent()?));
-            at.into_iter().for_each(|at| self.add_directory(at));
+            at.into_iter().for_each(|at| self.change_in(at));
         }
     }
 
-    fn add_all_below(&mut self, top: u32) {
-        let path = self.present.path(top);
-        let rest = top..u32::try_from(self.present.len()).unwrap_or(u32::MAX);
-        for at in rest {
-            let below = self.present.get(at).zip(path);
-            if !below.is_some_and(|(entry, path)| at == top || entry.path.is_below(path)) {
-                return;
-            }
-            self.add_directory(at);
-        }
-    }
-
-    fn add_directory(&mut self, at: u32) {
+    /// Records a present directory whose entries change, if its mode forbids that.
+    fn change_in(&mut self, at: u32) {
         let is_locked = |entry: EntryRef<'_>| entry.is_directory() && entry.mode & CHANGE_BITS != CHANGE_BITS;
         if self.present.get(at).is_some_and(is_locked) {
-            self.directories.insert(at);
+            self.locked.insert(at);
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use serde_bytes::ByteBuf;
 
-use super::missing_file::{MissingFile, NextWork, Progress, held_bytes};
+use super::missing_file::{MissingFile, Progress, held_bytes};
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
 use crate::engine::error::WorkError;
@@ -48,7 +48,7 @@ impl<T: Target> Receiver<T> {
             let basis = fetch.at.and_then(|at| self.opened.as_ref()?.manifest.get(at));
             let basis_bytes = basis.map(|entry| entry.size());
             let mut file = Box::new(MissingFile::new(fetch, size, basis_bytes));
-            if let Some((hash, data)) = self.offer.pushed.take(id) {
+            if let Some((hash, data)) = self.offer.pushed.files.remove(&id) {
                 self.took(data.len() as u64, data.len() as u64);
                 self.held_bytes += file.complete(vec![Op::Data(ByteBuf::from(data))], hash);
                 self.missing.insert(id, file);
@@ -303,21 +303,24 @@ impl<T: Target> Receiver<T> {
             let Some(file) = self.missing.get_mut(&id).filter(|file| file.held.is_some()) else {
                 continue;
             };
-            let mut dropped = 0;
-            let next = file.next_work(&mut dropped);
-            self.held_bytes -= dropped;
-            let input = match next {
-                NextWork::Wait => continue,
-                NextWork::Settle(result) => {
+            if file.failed.is_some() || file.progress == Progress::Over {
+                let dropped = file.waiting.drain(..).map(|(ops, _)| held_bytes(&ops));
+                self.held_bytes -= dropped.sum::<usize>();
+            }
+            let has_pre_copy = file.held.as_ref().is_some_and(|held| held.has_pre_copy());
+            let input = match (file.waiting.pop_front(), file.progress) {
+                (None, Progress::Arrived) => {
+                    let result = file.failed.take().map_or(Ok(()), Err);
                     self.settle(id, result);
                     continue;
                 }
-                NextWork::Forget => {
+                (None, Progress::Over) if has_pre_copy => ReceiveInput::Discard,
+                (None, Progress::Over) => {
                     self.forget(id);
                     continue;
                 }
-                NextWork::Discard => ReceiveInput::Discard,
-                NextWork::Steps(ops, end) => {
+                (None, Progress::Preparing | Progress::Asked | Progress::Receiving) => continue,
+                (Some((ops, end)), _) => {
                     // Steps of a larger file wait for those before them, small files for a work.
                     if file.facts.size > SMALL_BYTES_MAX {
                         self.held_bytes -= held_bytes(&ops);
@@ -380,7 +383,7 @@ impl<T: Target> Receiver<T> {
                 self.tally.copied += u64::from(is_copy);
                 self.tally.files += 1;
                 self.tally.deleted += self.plan.cleared(id);
-                if self.plan.is_update(id) {
+                if self.plan.updates.contains(&id) {
                     self.tally.updated += 1;
                     self.tell_repair(id);
                 } else {
@@ -400,7 +403,7 @@ impl<T: Target> Receiver<T> {
 
     /// Reports a file that was only to be verified, differed, and was replaced.
     fn tell_repair(&mut self, id: u32) {
-        if self.plan.is_verify(id) && self.config.options.list_changes {
+        if self.plan.verifies.contains_key(&id) && self.config.options.list_changes {
             let path = self.path(id);
             let (action, what, differs) = (Action::Update, What::File, Differs::default());
             self.outbox.report(Event::Change { action, what, differs, path });

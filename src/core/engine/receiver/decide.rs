@@ -19,14 +19,14 @@ use crate::wire::message::{AbortKind, FromReceiver, Subject};
 
 impl<T: Target> Receiver<T> {
     pub(super) fn compare_when_ready(&mut self) {
-        if self.opened.is_some() && self.offered.is_some() {
+        if self.opened.is_some() && self.offer.complete.is_some() {
             self.leave_unclear();
             self.compare();
         }
     }
 
     fn compare(&mut self) {
-        let (Some(opened), Some(complete)) = (&self.opened, self.offered) else { return };
+        let (Some(opened), Some(complete)) = (&self.opened, self.offer.complete) else { return };
         let options = &self.config.options;
         let may_delete = complete && opened.complete;
         let rules = Rules {
@@ -177,7 +177,7 @@ impl<T: Target> Receiver<T> {
 
     /// The source's identity, and its own mode and time.
     fn source(&self) -> Option<(TreeId, (u16, Time))> {
-        match self.subject {
+        match self.offer.subject {
             Some(Subject::Directory { mode, seconds, nanos, tree_id }) => {
                 Some((tree_id, (mode, Time::new(seconds, nanos)?)))
             }
@@ -206,7 +206,13 @@ impl<T: Target> Receiver<T> {
             held: (present.len() as u64).saturating_sub(protected),
             is_empty: self.wanted.is_empty(),
             is_seen: self.offer.is_partial,
-            ..brake::facts(consent, destination, source, known)
+            known,
+            source,
+            yes: consent.yes,
+            agreed: consent.agreed,
+            max_delete: consent.max_delete,
+            is_protected: destination.is_protected,
+            is_forced: destination.is_forced,
         };
         let reason = brake::decide(&facts)?;
         Some(Braked { reason, going, held: facts.held, head: self.plan.head(present) })

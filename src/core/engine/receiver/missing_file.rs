@@ -69,15 +69,6 @@ pub(super) enum Progress {
     Over,
 }
 
-/// Next work on a file.
-pub(super) enum NextWork {
-    Steps(Vec<Op>, Option<Hash>),
-    Discard,
-    Settle(Result<(), WorkError>),
-    Forget,
-    Wait,
-}
-
 impl<T: Target> MissingFile<T> {
     pub(super) fn new(fetch: Fetch, size: u64, basis_bytes: Option<u64>) -> Self {
         let Fetch { id, at, elsewhere: is_elsewhere, is_doubted } = fetch;
@@ -112,22 +103,5 @@ impl<T: Target> MissingFile<T> {
         self.progress = Progress::Arrived;
         self.waiting.push_back((ops, Some(hash)));
         held
-    }
-
-    /// Decides the next work; `dropped` counts the memory of steps that nobody needs any more.
-    pub(super) fn next_work(&mut self, dropped: &mut usize) -> NextWork {
-        let is_given_up = self.failed.is_some() || self.progress == Progress::Over;
-        while let Some((ops, end)) = self.waiting.pop_front() {
-            if !is_given_up {
-                return NextWork::Steps(ops, end);
-            }
-            *dropped += held_bytes(&ops);
-        }
-        match self.progress {
-            Progress::Arrived => NextWork::Settle(self.failed.take().map_or(Ok(()), Err)),
-            Progress::Over if self.held.as_ref().is_some_and(|held| held.has_pre_copy()) => NextWork::Discard,
-            Progress::Over => NextWork::Forget,
-            Progress::Preparing | Progress::Asked | Progress::Receiving => NextWork::Wait,
-        }
     }
 }

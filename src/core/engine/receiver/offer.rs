@@ -7,10 +7,18 @@ use crate::content::sample::Samples;
 use crate::tree::change::Rebuild;
 use crate::tree::entry::Kind;
 use crate::tree::manifest::{Builder, Manifest};
+use crate::tree::subtrees::Subtree;
+use crate::wire::message::{Holes, Subject};
 
 /// An arriving offer.
 #[derive(Debug, Default)]
 pub(super) struct Offer {
+    pub(super) subject: Option<Subject>,
+    /// The offered parts, as they arrive.
+    pub(super) subtrees: Vec<Subtree>,
+    pub(super) holes: Holes,
+    /// The sender's report that it could list everything.
+    pub(super) complete: Option<bool>,
     pub(super) baseline: Baseline,
     pub(super) builder: Builder,
     /// True once ignore files have arrived, or the message that there are none.
@@ -65,10 +73,5 @@ impl Pushed {
             let kind = offered.get(*id).map(|entry| entry.kind);
             matches!(kind, Some(Kind::File { size, .. }) if size == data.len() as u64)
         })
-    }
-
-    /// Takes the content of a file, if it came with the offer.
-    pub(super) fn take(&mut self, id: u32) -> Option<(Hash, Vec<u8>)> {
-        self.files.remove(&id)
     }
 }

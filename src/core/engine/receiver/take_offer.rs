@@ -22,15 +22,15 @@ impl<T: Target> Receiver<T> {
 
     pub(super) fn subtrees(&mut self, subtrees: Vec<Subtree>) {
         self.offer.is_partial = true;
-        self.subtrees.extend(subtrees);
-        if self.subtrees.len() > SUBTREES_MAX {
+        self.offer.subtrees.extend(subtrees);
+        if self.offer.subtrees.len() > SUBTREES_MAX {
             self.outbox.protocol_error("a scope of too many parts");
         }
     }
 
     pub(super) fn subject(&mut self, subject: Subject) {
-        self.subject = Some(subject.clone());
-        let subtrees = std::mem::take(&mut self.subtrees);
+        self.offer.subject = Some(subject.clone());
+        let subtrees = std::mem::take(&mut self.offer.subtrees);
         if self.offer.is_partial && !self.is_directory() {
             return self.outbox.protocol_error("parts of what is no directory");
         }
@@ -186,7 +186,7 @@ impl<T: Target> Receiver<T> {
             return self.outbox.protocol_error("contents of what was not offered with that length");
         }
         self.wanted = Arc::new(manifest);
-        self.offered = Some(complete);
+        self.offer.complete = Some(complete);
         self.compare_when_ready();
     }
 

@@ -71,8 +71,8 @@ pub trait Target: Clone + Debug + Send + 'static {
     /// The file cannot be read, or has changed.
     fn open_basis(&self, at: u32) -> Result<Self::Basis, WorkError>;
 
-    /// State of the prehash of a basis.
-    fn prehash(&self, at: u32) -> Prehash;
+    /// True if [`Target::prehashed`] has nodes of a basis and would not wait for them.
+    fn is_prehashed(&self, at: u32) -> bool;
 
     /// The nodes of a basis, if it was prehashed; waits until they are complete.
     fn prehashed(&self, at: u32) -> Option<Nodes>;
@@ -80,8 +80,9 @@ pub trait Target: Clone + Debug + Send + 'static {
     /// Cancels the prehash of a basis.
     fn cancel_prehash(&self, at: u32);
 
-    /// The room on the disk, as far as it decides about pre-copies.
-    fn room(&self) -> CopyRoom;
+    /// Free bytes for pre-copies; 0 if unknown, or if a copy within the filesystem shares extents:
+    /// then a pre-copy saves nothing.
+    fn pre_copy_room_bytes(&self) -> u64;
 
     /// The content that an earlier run staged of a file.
     ///
@@ -176,26 +177,6 @@ pub trait Draft<B>: Content + Debug + Send + 'static {
 
     /// Removes the draft.
     fn discard(self);
-}
-
-/// State of a prehash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Prehash {
-    /// None was started.
-    Absent,
-    /// A thread is hashing.
-    UnderWay,
-    /// The hash can be had without waiting.
-    Done,
-}
-
-/// The room on a disk, as far as it decides about pre-copies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CopyRoom {
-    /// Free bytes; 0 if unknown.
-    pub free_bytes: u64,
-    /// True if a copy within the filesystem shares extents and takes no space.
-    pub shares_extents: bool,
 }
 
 /// A peer that broke the protocol.

@@ -10,7 +10,7 @@ use serde_bytes::ByteBuf;
 
 use super::basis::{apply_delta, average_for, basis_changed, corrupt, sign, wrong_hash};
 use super::pre_copy::{Cancelled, PreCopy};
-use super::{CopyRoom, Draft, Prehash, Target, broken};
+use super::{Draft, Target, broken};
 use crate::content::blocks::{BlockSize, Content, Finding, Nodes, Outline, outline};
 use crate::content::chunk::cut_range;
 use crate::content::hash::{Hash, Hasher};
@@ -95,10 +95,10 @@ pub struct Facts {
 /// Facts about a large file and its basis that only the disk knows.
 #[derive(Debug, Clone, Copy)]
 pub struct Looked {
-    /// State of the prehash of the basis.
-    pub prehash: Prehash,
-    /// The room on the disk.
-    pub room: CopyRoom,
+    /// True if the basis is prehashed.
+    pub is_prehashed: bool,
+    /// Free bytes for pre-copies.
+    pub room_bytes: u64,
     /// The shift map under which the basis resembles the file; `None` if there seems to be none.
     pub shift_map: Option<ShiftMap>,
 }
@@ -118,13 +118,9 @@ impl Facts {
     pub fn strategy(&self, looked: Option<&Looked>, has_slot: bool) -> Strategy {
         let Some(basis_bytes) = self.basis_bytes else { return Strategy::Whole };
         // The disk must have room for more than the file needs anyway.
-        let pays = |looked: &&Looked| {
-            has_slot && !looked.room.shares_extents && looked.room.free_bytes / 2 >= self.size
-        };
-        match looked.filter(pays).and_then(|looked| Some((looked.shift_map?, looked.prehash))) {
-            Some((shift_map, prehash)) => {
-                Strategy::PreCopy { shift_map, is_beside: prehash == Prehash::Done }
-            }
+        let pays = |looked: &&Looked| has_slot && looked.room_bytes / 2 >= self.size;
+        match looked.filter(pays).and_then(|looked| Some((looked.shift_map?, looked.is_prehashed))) {
+            Some((shift_map, is_beside)) => Strategy::PreCopy { shift_map, is_beside },
             None if is_signed(self.size, basis_bytes) => Strategy::Signed,
             None => Strategy::Blocks,
         }
@@ -143,7 +139,7 @@ pub fn look<T: Target>(target: &T, at: u32, facts: &Facts, samples: Option<&Samp
             samples.shift_map(size, basis_bytes, &basis).ok()?
         })
     };
-    Looked { prehash: target.prehash(at), room: target.room(), shift_map }
+    Looked { is_prehashed: target.is_prehashed(at), room_bytes: target.pre_copy_room_bytes(), shift_map }
 }
 
 /// An input of a transfer.
@@ -181,13 +177,6 @@ struct Anew<T: Target> {
     basis: Option<Mapped<T::Basis>>,
 }
 
-/// Result of a step before small files are installed together.
-enum Stepped {
-    Done,
-    /// The content of a small file, to be installed.
-    Small(Vec<u8>),
-}
-
 /// A transfer and the result of a step on it.
 pub type Returned<T, R> = (Box<ReceiveTransfer<T>>, Result<R, WorkError>);
 
@@ -196,18 +185,13 @@ pub fn step_all<T: Target>(
     target: &T,
     steps: Vec<(Box<ReceiveTransfer<T>>, ReceiveInput)>,
 ) -> Vec<Returned<T, ()>> {
-    let mut small = Vec::new();
-    let mut step = |index: usize, transfer: &mut ReceiveTransfer<T>, input| {
-        if let Stepped::Small(content) = transfer.step(target, input)? {
-            small.push((index, (transfer.id, content)));
-        }
-        Ok(())
-    };
-    let step = |(index, (mut transfer, input)): (usize, (Box<ReceiveTransfer<T>>, _))| {
-        let result = step(index, &mut transfer, input);
-        (transfer, result)
-    };
-    let mut returned: Vec<_> = steps.into_iter().enumerate().map(step).collect();
+    let (mut small, mut returned) = (Vec::new(), Vec::with_capacity(steps.len()));
+    for (mut transfer, input) in steps {
+        let result = transfer.step(target, input).map(|content| {
+            small.extend(content.map(|content| (returned.len(), (transfer.id, content))));
+        });
+        returned.push((transfer, result));
+    }
     let (places, files): (Vec<usize>, Vec<_>) = small.into_iter().unzip();
     for (index, installed) in places.into_iter().zip(target.install_small(&files)) {
         if let Some((_, result)) = returned.get_mut(index) {
@@ -311,7 +295,8 @@ impl<T: Target> ReceiveTransfer<T> {
         PreCopy::of(target.draft(self.id, true).ok()?, basis, shift_map, cancelled)
     }
 
-    fn step(&mut self, target: &T, input: ReceiveInput) -> Result<Stepped, WorkError> {
+    /// Performs a step. Returns the content of a small file, which is to be installed.
+    fn step(&mut self, target: &T, input: ReceiveInput) -> Result<Option<Vec<u8>>, WorkError> {
         match input {
             ReceiveInput::PreCopy(shift_map, cancelled) => {
                 let pre_copy = self.make_pre_copy(target, shift_map, &cancelled);
@@ -325,7 +310,7 @@ impl<T: Target> ReceiveTransfer<T> {
                 }
             }
             ReceiveInput::Steps(ops, Some(hash)) if self.is_small(&ops) => {
-                return self.make_small(target, ops, hash).map(Stepped::Small);
+                return self.make_small(target, ops, hash).map(Some);
             }
             ReceiveInput::Steps(ops, end) => {
                 // After an error the staged content serves the next run.
@@ -341,7 +326,7 @@ impl<T: Target> ReceiveTransfer<T> {
                 }
             }
         }
-        Ok(Stepped::Done)
+        Ok(None)
     }
 
     /// True if a file with all these steps is made in memory.

@@ -53,7 +53,7 @@ pub struct SendTransfer<F> {
     /// Bytes that the receiver has, as far as is known.
     matched_bytes: u64,
     /// Signatures that arrived, by window.
-    signatures: HashMap<(u64, u32), Vec<u8>>,
+    signatures: HashMap<Window, Vec<u8>>,
     asked: Vec<Window>,
     /// Up to here there is no hole: searching for one may take long.
     data_end: u64,
@@ -218,7 +218,7 @@ impl<F: SourceFile> SendTransfer<F> {
             }
             Some(BasisReport::Signed { signature, .. }) => {
                 let window = self.whole_basis();
-                self.signatures.insert((window.offset, window.length), signature.into_vec());
+                self.signatures.insert(window, signature.into_vec());
                 SendStrategy::of(Segment::Gap { offset: 0, length: self.size, window })
             }
             basis if self.is_small => {
@@ -320,8 +320,7 @@ impl<F: SourceFile> SendTransfer<F> {
     fn take_signatures(&mut self, signatures: Vec<Vec<u8>>) {
         self.is_futile |= signatures.is_empty();
         let asked = std::mem::take(&mut self.asked);
-        self.signatures =
-            asked.into_iter().map(|window| (window.offset, window.length)).zip(signatures).collect();
+        self.signatures = asked.into_iter().zip(signatures).collect();
     }
 
     /// Returns the next steps and the next need.
@@ -393,8 +392,7 @@ impl<F: SourceFile> SendTransfer<F> {
                         plan.pop_front();
                         continue;
                     }
-                    let key = (window.offset, window.length);
-                    if !self.is_futile && !self.signatures.contains_key(&key) {
+                    if !self.is_futile && !self.signatures.contains_key(&window) {
                         self.asked = next_windows(plan);
                         return Ok(SendNext::Sign(self.asked.clone()));
                     }
@@ -437,8 +435,7 @@ impl<F: SourceFile> SendTransfer<F> {
 
     fn fill_gap(&mut self, file: &F, offset: u64, length: u64, window: Window) -> Result<Op, WorkError> {
         let new = self.read(file, offset, length)?;
-        let Some(entries) = self.signatures.get(&(window.offset, window.length)).filter(|_| !self.is_futile)
-        else {
+        let Some(entries) = self.signatures.get(&window).filter(|_| !self.is_futile) else {
             return Ok(Op::Data(ByteBuf::from(new)));
         };
         let peer = |error: DeltaError| broken(&error.to_string());

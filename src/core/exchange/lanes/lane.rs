@@ -13,7 +13,12 @@ type ReadBytes = dyn FnMut(&mut [u8]) -> io::Result<usize> + Send;
 impl Lane {
     /// Makes a lane that reads from this.
     pub fn new(mut reader: impl Read + Send + 'static) -> Self {
-        Self(Box::new(move |buffer| reader.read(buffer)))
+        Self::of(move |buffer| reader.read(buffer))
+    }
+
+    /// Makes a lane that reads by calling this.
+    pub(in crate::exchange) fn of(read: impl FnMut(&mut [u8]) -> io::Result<usize> + Send + 'static) -> Self {
+        Self(Box::new(read))
     }
 }
 

@@ -135,13 +135,13 @@ impl State {
 }
 
 impl Merged {
-    /// Reads from `main` and from the lanes that join it, as many as were announced.
-    #[must_use]
-    pub fn new(main: Lane, announcement: Announcement) -> (Self, Joining) {
+    #[cfg(test)]
+    pub(crate) fn new(main: Lane, announcement: Announcement) -> (Self, Joining) {
         Self::listening(main, announcement, &Arc::default())
     }
 
-    /// The same, and notes signs of life on the lanes that join.
+    /// Reads from `main` and from the lanes that join it, as many as were announced. Notes signs of
+    /// life on the lanes that join.
     pub(in crate::exchange) fn listening(
         main: Lane,
         announcement: Announcement,

@@ -7,20 +7,11 @@ use crate::disk::error::DiskError;
 use crate::disk::stage::{Complete, Durability, Staging};
 use crate::engine::WorkError;
 use crate::engine::transfer::basis::wrong_hash;
-use crate::exchange::common::{retry_while_busy, work_error};
-use crate::exchange::receiving::draft::{OpenBasis, StagedDraft};
+use crate::exchange::common::{retry_while_busy, unwritable};
 use crate::exchange::receiving::tree::PlannedTree;
-use crate::monitor::ProblemKind;
-
-/// Length in bytes from which a replaced file is closed on a thread of its own. The last handle
-/// frees its pages, which takes 0.1 s for a gigabyte.
-const CLOSED_ASIDE_BYTES_MIN: u64 = 64 << 20;
 
 /// Number of small files from which one `syncfs` for all is quicker than an `fsync` for each.
 const SYNC_FILES_MIN: usize = 4;
-
-/// Most files that are written before the first of them gets its name: each is open until then.
-const OPEN_FILES_MAX: usize = 128;
 
 /// A complete file without its final name.
 enum Unnamed {
@@ -31,20 +22,11 @@ enum Unnamed {
 impl PlannedTree {
     /// Puts small files in place. If they must be durable, all are on the disk before the first
     /// gets its name.
-    pub(super) fn install_together(&self, files: &[(u32, Vec<u8>)]) -> Vec<Result<(), WorkError>> {
-        let chunks = files.chunks(if self.is_durable { OPEN_FILES_MAX } else { 1 });
-        chunks.flat_map(|chunk| self.install_chunk(chunk)).collect()
-    }
-
-    fn install_chunk(&self, files: &[(u32, Vec<u8>)]) -> Vec<Result<(), WorkError>> {
+    pub(super) fn install_chunk(&self, files: &[(u32, Vec<u8>)]) -> Vec<Result<(), WorkError>> {
         let is_batch = self.is_durable && files.len() >= SYNC_FILES_MIN;
         let durability = if is_batch { Durability::Eventually } else { self.durability() };
         let made: Vec<_> = files.iter().map(|file| (file, self.make(file, durability))).collect();
-        let synced = if is_batch {
-            self.root.sync_written().map_err(|error| work_error(&error, ProblemKind::Unwritable))
-        } else {
-            Ok(())
-        };
+        let synced = if is_batch { self.root.sync_written().map_err(unwritable) } else { Ok(()) };
         let name = |(file, made): (&(u32, Vec<u8>), Result<Unnamed, WorkError>)| match (made, &synced) {
             (Ok(Unnamed::Staged(complete)), Err(error)) => {
                 // The file may look whole without being on the disk.
@@ -101,21 +83,7 @@ impl PlannedTree {
         self.install_complete(*id, complete)
     }
 
-    pub(super) fn install_draft(
-        &self,
-        id: u32,
-        draft: StagedDraft,
-        basis: Option<OpenBasis>,
-    ) -> Result<(), WorkError> {
-        // A complete file is installed even if the disk is full.
-        let (staging, _owner) = draft.into_parts();
-        let is_long = staging.len() >= CLOSED_ASIDE_BYTES_MIN;
-        let installed = self.install_staged(id, staging);
-        self.replaced.keep(basis.filter(|_| is_long).map(OpenBasis::into_file));
-        installed
-    }
-
-    fn install_staged(&self, id: u32, staging: Staging) -> Result<(), WorkError> {
+    pub(super) fn install_staged(&self, id: u32, staging: Staging) -> Result<(), WorkError> {
         let complete = staging.complete(&self.root, &self.metadata(id)?, self.durability());
         self.install_complete(id, complete.map_err(|error| self.failed(id, &error))?)
     }

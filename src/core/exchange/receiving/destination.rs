@@ -48,6 +48,7 @@ impl Receiving {
         };
         if let Some(session) = &self.session
             && !session
+                .state()
                 .begin(tree.root.as_deref(), scope.is_none())
                 .map_err(|error| destination_error(&error))?
         {
@@ -147,7 +148,7 @@ impl Receiving {
         let which = match (single, scope) {
             (Some(single), _) => scan::Subject::One(single.clone()),
             (None, Some(scope)) => {
-                let aliases = self.session.as_ref().map(|session| session.aliases());
+                let aliases = self.session.as_ref().map(|session| Arc::clone(&session.state().aliases));
                 scan::Subject::Subtrees(scope, aliases.unwrap_or_default())
             }
             (None, None) => scan::Subject::Whole,
@@ -206,7 +207,7 @@ impl Receiving {
     fn destination(&self, was_there: bool, root: Option<&WritableRoot>) -> Destination {
         let Options { delete, consent, history, .. } = &self.options;
         let is_named = |path: &ByteBuf| root.is_some_and(|root| root.is_at(&expand_home(path)));
-        let known = self.session.as_ref().map(|session| session.history(*history));
+        let known = self.session.as_ref().map(|session| session.state().history(*history));
         let (history, withheld) = known.unwrap_or_else(|| (*history, Arc::default()));
         Destination {
             is_new: !was_there,
@@ -248,7 +249,7 @@ impl Receiving {
             root.settle(is_verified, true).map_err(|error| destination_error(&error))?;
         }
         if let (Some(session), Some(pair)) = (&self.session, pair) {
-            session.store_pair(pair);
+            session.state().pair = Some(pair);
         }
         Ok(())
     }

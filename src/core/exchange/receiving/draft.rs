@@ -17,28 +17,7 @@ use crate::exchange::receiving::tree::PlannedTree;
 use crate::monitor::ProblemKind;
 
 /// An open basis.
-#[derive(Debug)]
-pub struct OpenBasis(SparseFile<File>);
-
-impl OpenBasis {
-    pub(super) fn new(file: File, length: u64) -> Self {
-        Self(SparseFile::of(file, length))
-    }
-
-    pub(super) fn into_file(self) -> File {
-        self.0.into_inner()
-    }
-}
-
-impl Content for OpenBasis {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_at(buffer, offset)
-    }
-
-    fn zeros_at(&self, offset: u64) -> u64 {
-        self.0.zeros_at(offset)
-    }
-}
+pub(super) type OpenBasis = SparseFile<File>;
 
 /// A draft in the state directory. If it is dropped, it stays there for the next run, unless the
 /// disk is full.
@@ -125,7 +104,7 @@ impl Draft<OpenBasis> for StagedDraft {
         length: u64,
         visit: &mut (dyn FnMut(Piece<'_>) + Send),
     ) -> Result<(), WorkError> {
-        self.write(length, |staging| staging.append_from_and_visit(basis.0.file(), offset, length, visit))
+        self.write(length, |staging| staging.append_from_and_visit(basis.file(), offset, length, visit))
     }
 
     fn read_back(&self, start: u64, visit: &mut dyn FnMut(Piece<'_>)) -> Result<(), WorkError> {

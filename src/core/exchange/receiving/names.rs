@@ -1,51 +1,48 @@
 //! Makes, changes and removes names, modes and times.
 
 use crate::content::hash::Hash;
-use crate::disk::error::DiskError;
 use crate::disk::stat::{FileKind, Inode};
 use crate::engine::{Step, WorkError};
-use crate::exchange::common::work_error;
+use crate::exchange::common::unwritable;
 use crate::exchange::receiving::tree::{PlannedTree, unknown};
 use crate::log::debug;
-use crate::monitor::ProblemKind;
 use crate::tree::entry::Kind;
 use crate::tree::path::escape;
 
 impl PlannedTree {
     pub(super) fn apply(&self, step: Step) -> Result<(), WorkError> {
-        let done = match step {
-            Step::Clear { at } => return self.clear(at),
+        match step {
+            Step::Clear { at } => self.clear(at),
             Step::Unlock { at } => {
                 let entry = self.present.get(at).ok_or_else(unknown)?;
-                self.root.make_directory(&entry.path.to_path(), entry.mode).map(drop)
+                self.root.make_directory(&entry.path.to_path(), entry.mode).map(drop).map_err(unwritable)
             }
             Step::MakeDirectory { id } => {
-                let mode = self.entry(id)?.mode;
-                let made = self.root.make_directory(&self.path(id)?, mode);
-                made.map(|made| self.directories.add(id, made.inode))
+                let made = self.root.make_directory(&self.path(id)?, self.entry(id)?.mode);
+                made.map(|made| self.directories.add(id, made.inode)).map_err(unwritable)
             }
-            Step::MakeLink { id } => self.make_link(id)?,
-            Step::Adjust { id } => self.adjust(id)?,
-            Step::Respell { id } => self.respell(id)?,
-            Step::Move { id, at, hash } => return self.move_file(id, at, hash),
-            Step::Remove { at } => return self.remove(at),
-            Step::Restore { at } => self.restore(at)?,
-        };
-        done.map_err(|error| work_error(&error, ProblemKind::Unwritable))
+            Step::MakeLink { id } => self.make_link(id),
+            Step::Adjust { id } => self.adjust(id),
+            Step::Respell { id } => self.respell(id),
+            Step::Move { id, at, hash } => self.move_file(id, at, hash),
+            Step::Remove { at } => self.remove(at),
+            Step::Restore { at } => self.restore(at),
+        }
     }
 
-    fn make_link(&self, id: u32) -> Result<Result<(), DiskError>, WorkError> {
+    fn make_link(&self, id: u32) -> Result<(), WorkError> {
         let entry = self.entry(id)?;
         let Kind::Symlink { target } = entry.kind else { return Err(unknown()) };
-        Ok(self.root.make_symlink(&self.path(id)?, target, entry.mtime, self.seen(id)?.as_ref()))
+        let made = self.root.make_symlink(&self.path(id)?, target, entry.mtime, self.seen(id)?.as_ref());
+        made.map_err(unwritable)
     }
 
-    fn adjust(&self, id: u32) -> Result<Result<(), DiskError>, WorkError> {
+    fn adjust(&self, id: u32) -> Result<(), WorkError> {
         let (root, path, entry) = (&self.root, self.path(id)?, self.entry(id)?);
-        Ok(match entry.kind {
+        let adjusted = match entry.kind {
             Kind::Directory => {
                 // A directory that could not be made has been reported already.
-                let Some(expected) = self.expected_directory(id)? else { return Ok(Ok(())) };
+                let Some(expected) = self.expected_directory(id)? else { return Ok(()) };
                 root.set_directory(&path, entry.mode, entry.mtime, expected)
             }
             Kind::Symlink { target } => {
@@ -56,15 +53,16 @@ impl PlannedTree {
                 let seen = self.seen(id)?.ok_or_else(unknown)?;
                 self.settle_doubt(id);
                 if self.is_as_wanted(id)? {
-                    return Ok(root.vouch_for(&path, &seen));
+                    return root.vouch_for(&path, &seen).map_err(unwritable);
                 }
                 match root.set_file(&path, entry.mode, entry.mtime, &seen) {
                     // A file's hard links may lie outside and must not change: write the file anew.
-                    Err(error) if error.must_be_anew() => return self.separate(id).map(Ok),
+                    Err(error) if error.must_be_anew() => return self.separate(id),
                     result => result.map(drop),
                 }
             }
-        })
+        };
+        adjusted.map_err(unwritable)
     }
 
     /// True if the file in place has the wanted mode and time.
@@ -101,20 +99,19 @@ impl PlannedTree {
                     escape(to.as_bytes())
                 );
                 self.doubted().remove(&at);
-                result.map_err(|error| work_error(&error, ProblemKind::Unwritable))
+                result.map_err(unwritable)
             }
         }
     }
 
     /// Restores a directory's original mode and time. If set-id bits may not be set, they cannot be
     /// restored, and the directory stays as it is.
-    fn restore(&self, at: u32) -> Result<Result<(), DiskError>, WorkError> {
+    fn restore(&self, at: u32) -> Result<(), WorkError> {
         let (root, entry) = (&self.root, self.present.get(at).ok_or_else(unknown)?);
         let seen = self.identity(at).filter(|_| root.policy().mode(entry.mode) == entry.mode);
-        let Some(seen) = seen else {
-            return Ok(Ok(()));
-        };
-        Ok(root.set_directory(&entry.path.to_path(), entry.mode, entry.mtime, Inode::from(&seen)))
+        let Some(seen) = seen else { return Ok(()) };
+        root.set_directory(&entry.path.to_path(), entry.mode, entry.mtime, Inode::from(&seen))
+            .map_err(unwritable)
     }
 
     /// Writes a file with hard links anew, with the same content.
@@ -125,13 +122,7 @@ impl PlannedTree {
 
     /// Removes the listed entries at and below a position, and nothing else.
     pub(super) fn clear(&self, at: u32) -> Result<(), WorkError> {
-        let present = &self.present;
-        let top = present.path(at).ok_or_else(unknown)?;
-        let below = present.entries_from(at + 1).take_while(|entry| entry.path.is_below(top)).count();
-        for position in (at..=at + u32::try_from(below).unwrap_or(0)).rev() {
-            self.remove(position)?;
-        }
-        Ok(())
+        self.present.subtree(at).rev().try_for_each(|at| self.remove(at))
     }
 
     fn remove(&self, at: u32) -> Result<(), WorkError> {
@@ -143,7 +134,7 @@ impl PlannedTree {
             Kind::Directory => root.remove_directory(&path),
             Kind::File { .. } | Kind::Symlink { .. } => root.remove_file(&path, seen.as_ref()),
         };
-        removed.map_err(|error| work_error(&error, ProblemKind::Unwritable))?;
+        removed.map_err(unwritable)?;
         self.doubted().remove(&at);
         Ok(())
     }

@@ -22,17 +22,18 @@ impl Receiving {
             self.lock(&open)?;
         }
         if let Some(session) = &self.session {
-            session.withhold(withheld);
-            pair.into_iter().for_each(|pair| session.store_pair(pair));
-            let paths = spelling.shown_otherwise().iter().filter_map(|&id| wanted.path(id));
-            session.know_aliases(paths.map(PathRef::to_path).collect());
+            let aliases = spelling.shown_otherwise().iter().filter_map(|&id| wanted.path(id));
+            let mut state = session.state();
+            state.planned(withheld, aliases.map(PathRef::to_path).collect());
+            state.pair = pair.or(state.pair);
         }
         debug!(
             "plan role=receiver wanted={} present={} changes={changes} writes={writes}",
             wanted.len(),
             present.len()
         );
-        self.ancestors.keep();
+        // The plan will fill them, or they are the wanted result.
+        self.ancestors.note(Vec::new());
         if writes {
             expect_files(&root);
         }

@@ -1,9 +1,9 @@
 //! Asks the destination's filesystem which names it folds into one, and handles other spellings.
 
-use crate::disk::error::DiskError;
 use crate::disk::stat::Inode;
 use crate::disk::writable::WritableRoot;
 use crate::engine::WorkError;
+use crate::exchange::common::unwritable;
 use crate::exchange::receiving::Receiving;
 use crate::exchange::receiving::tree::{OpenTree, PlannedTree, unknown};
 use crate::tree::path::TreePath;
@@ -62,9 +62,9 @@ impl Receiving {
 }
 
 impl PlannedTree {
-    pub(super) fn respell(&self, id: u32) -> Result<Result<(), DiskError>, WorkError> {
+    pub(super) fn respell(&self, id: u32) -> Result<(), WorkError> {
         let old = self.spelling.old_name(id).ok_or_else(unknown)?;
-        Ok(self.root.respell(&self.path(id)?, old))
+        self.root.respell(&self.path(id)?, old).map_err(unwritable)
     }
 }
 

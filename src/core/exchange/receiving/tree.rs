@@ -16,11 +16,10 @@ use crate::disk::writable::WritableRoot;
 use crate::engine::WorkError;
 use crate::engine::transfer::basis::basis_changed;
 use crate::engine::transfer::receive::Strategy;
-use crate::exchange::common::work_error;
-use crate::exchange::prehash::Prehashes;
+use crate::exchange::common::unwritable;
+use crate::exchange::prefetch::Prehashes;
 use crate::exchange::receiving::directories::MadeDirectories;
 use crate::log::debug;
-use crate::monitor::ProblemKind;
 use crate::tree::entry::EntryRef;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
@@ -177,8 +176,7 @@ impl PlannedTree {
     /// Opens a listed file, if it is still the same.
     pub(super) fn open_listed(&self, at: u32) -> Result<(File, Identity), WorkError> {
         let (path, seen) = self.basis(at)?;
-        let (file, stat) =
-            self.root.open_file(&path).map_err(|error| work_error(&error, ProblemKind::Unwritable))?;
+        let (file, stat) = self.root.open_file(&path).map_err(unwritable)?;
         if stat.identity == seen { Ok((file, seen)) } else { Err(basis_changed()) }
     }
 
