@@ -110,6 +110,7 @@ fn event(name: &str) -> Event {
         "began" => Event::Began { path },
         "moved" => Event::Moved { bytes: 5 },
         "matched" => Event::Matched { bytes: 6 },
+        "grew" => Event::Grew { path },
         "left" => Event::Left { what: What::File, path },
         "polling" => Event::Polling { cause: "cause".to_owned() },
         _ => Event::Problem(Problem { kind: ProblemKind::NotDeleted, path, cause: "cause".to_owned() }),
@@ -202,7 +203,7 @@ fn messages() -> Vec<(String, Either)> {
     .collect::<Vec<_>>();
     for name in [
         "resolved", "scanned", "excluded", "planned", "change", "began", "moved", "matched", "left",
-        "polling", "problem", "braked", "paired",
+        "polling", "problem", "braked", "paired", "grew",
     ] {
         messages.push((format!("note-{name}"), Either::Sender(Common::Note(event(name)).into())));
     }

@@ -206,6 +206,12 @@ pub enum Event {
     Braked(Braked),
     /// The pair of source and copy, for the client to store.
     Paired(Pair),
+    /// A file grew while it was read. Its content at the time of the listing was transferred.
+    Grew {
+        /// The path as bytes.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+    },
 }
 
 /// A preparation that may take a while, before any transfer.

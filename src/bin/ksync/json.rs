@@ -204,6 +204,12 @@ impl Monitor for Json {
             Event::Left { what, path } => {
                 tell("left", with_path(json!({ "kind": kind(what) }), &path));
             }
+            Event::Grew { path } if !self.is_ready.load(Ordering::Relaxed) => {
+                tell(
+                    "warning",
+                    with_path(json!({ "kind": "grew", "message": "it grew while it was read" }), &path),
+                );
+            }
             Event::Polling { cause } => tell("warning", json!({ "kind": "polling", "message": cause })),
             Event::Scanned { entries, bytes } if !self.is_ready.load(Ordering::Relaxed) => {
                 tell("scan", json!({ "entries": entries, "bytes": bytes }));
@@ -212,6 +218,7 @@ impl Monitor for Json {
                 tell("plan", json!({ "files": files, "bytes": bytes }));
             }
             Event::Scanned { .. }
+            | Event::Grew { .. }
             | Event::Planned { .. }
             | Event::Excluded { .. }
             | Event::Began { .. }

@@ -85,6 +85,11 @@ pub(crate) fn problem(problem: &Problem) -> String {
     format!("ksync: {what}: {path}: {}", visible(&problem.cause))
 }
 
+/// The line for a file that grew while it was read.
+pub(crate) fn grew(path: &[u8]) -> String {
+    format!("ksync: {} grew while it was read: the copy ends where it ended at first", escape(path))
+}
+
 /// Text from a peer: bytes that could steer a terminal are escaped. Backslashes stay single, since
 /// paths in the text are escaped already.
 pub(crate) fn visible(text: &str) -> String {

@@ -42,6 +42,7 @@ impl Progress {
             Event::Excluded { .. }
             | Event::Change { .. }
             | Event::Left { .. }
+            | Event::Grew { .. }
             | Event::Polling { .. }
             | Event::Braked(_)
             | Event::Paired(_)

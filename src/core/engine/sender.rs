@@ -403,6 +403,9 @@ impl<S: Source> Sender<S> {
             let made: u64 = ops.iter().map(Op::made_bytes).sum();
             moved += sent;
             matched += made.saturating_sub(sent);
+            if transfer.has_grown() {
+                self.outbox.report(Event::Grew { path: self.path(id) });
+            }
             match next {
                 SendNext::End(hash) => {
                     self.answered(id, is_small);

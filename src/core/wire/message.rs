@@ -534,6 +534,7 @@ fn event_is_within_limits(event: &Event) -> bool {
         Event::Resolved { path }
         | Event::Change { path, .. }
         | Event::Left { path, .. }
+        | Event::Grew { path }
         | Event::Began { path } => path.len() <= TEXT_BYTES_MAX,
         Event::Polling { cause } => cause.len() <= TEXT_BYTES_MAX,
         Event::Problem(problem) => {
