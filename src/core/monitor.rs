@@ -212,6 +212,11 @@ pub enum Event {
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,
     },
+    /// Directories of the source that have the name of ksync's state directories were excluded.
+    StateExcluded {
+        /// Number of directories.
+        directories: u64,
+    },
 }
 
 /// A preparation that may take a while, before any transfer.

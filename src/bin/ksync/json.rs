@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::brake::{In, Words};
+use crate::list;
 use crate::out;
 use crate::report::{self, CliError};
 use crate::view::View;
@@ -204,6 +205,12 @@ impl Monitor for Json {
             Event::Left { what, path } => {
                 tell("left", with_path(json!({ "kind": kind(what) }), &path));
             }
+            Event::StateExcluded { directories } if !self.is_ready.load(Ordering::Relaxed) => {
+                tell(
+                    "warning",
+                    json!({ "kind": "state-excluded", "message": list::state_excluded(directories) }),
+                );
+            }
             Event::Grew { path } if !self.is_ready.load(Ordering::Relaxed) => {
                 tell(
                     "warning",
@@ -221,6 +228,7 @@ impl Monitor for Json {
             | Event::Grew { .. }
             | Event::Planned { .. }
             | Event::Excluded { .. }
+            | Event::StateExcluded { .. }
             | Event::Began { .. }
             | Event::Moved { .. }
             | Event::Matched { .. }

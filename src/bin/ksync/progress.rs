@@ -40,6 +40,7 @@ impl Progress {
             Event::Began { path } => self.name = path,
             Event::Resolved { .. } => self.is_connected = true,
             Event::Excluded { .. }
+            | Event::StateExcluded { .. }
             | Event::Change { .. }
             | Event::Left { .. }
             | Event::Grew { .. }

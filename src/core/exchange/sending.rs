@@ -338,6 +338,7 @@ impl Sending {
             ignores,
             complete: scanned.problems.is_empty(),
             excluded: scanned.skipped.excluded,
+            state_directories: scanned.skipped.state,
             problems: unreadable.chain(unsupported).collect(),
             changed,
             is_new,

@@ -547,6 +547,7 @@ fn event_is_within_limits(event: &Event) -> bool {
         Event::Paired(_)
         | Event::Scanned { .. }
         | Event::Excluded { .. }
+        | Event::StateExcluded { .. }
         | Event::Planned { .. }
         | Event::Moved { .. }
         | Event::Matched { .. } => true,

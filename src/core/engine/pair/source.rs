@@ -208,6 +208,7 @@ impl SenderDisk {
             problems: Vec::new(),
             complete: self.complete,
             excluded: (self.tree.len() - seen.len()) as u64,
+            state_directories: 0,
             changed,
             is_new,
             scope: self.scope.as_ref().map(|scope| scope.as_found(&self.offered)),
