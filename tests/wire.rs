@@ -110,6 +110,8 @@ fn event(name: &str) -> Event {
         "began" => Event::Began { path },
         "moved" => Event::Moved { bytes: 5 },
         "matched" => Event::Matched { bytes: 6 },
+        "state-excluded" => Event::StateExcluded { directories: 2 },
+        "grew" => Event::Grew { path },
         "left" => Event::Left { what: What::File, path },
         "polling" => Event::Polling { cause: "cause".to_owned() },
         _ => Event::Problem(Problem { kind: ProblemKind::NotDeleted, path, cause: "cause".to_owned() }),
@@ -201,8 +203,21 @@ fn messages() -> Vec<(String, Either)> {
     .map(|(name, message)| (name.to_owned(), message))
     .collect::<Vec<_>>();
     for name in [
-        "resolved", "scanned", "excluded", "planned", "change", "began", "moved", "matched", "left",
-        "polling", "problem", "braked", "paired",
+        "resolved",
+        "scanned",
+        "excluded",
+        "planned",
+        "change",
+        "began",
+        "moved",
+        "matched",
+        "left",
+        "polling",
+        "problem",
+        "braked",
+        "paired",
+        "state-excluded",
+        "grew",
     ] {
         messages.push((format!("note-{name}"), Either::Sender(Common::Note(event(name)).into())));
     }

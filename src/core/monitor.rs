@@ -206,6 +206,17 @@ pub enum Event {
     Braked(Braked),
     /// The pair of source and copy, for the client to store.
     Paired(Pair),
+    /// A file grew while it was read. Its content at the time of the listing was transferred.
+    Grew {
+        /// The path as bytes.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+    },
+    /// Directories of the source that have the name of ksync's state directories were excluded.
+    StateExcluded {
+        /// Number of directories.
+        directories: u64,
+    },
 }
 
 /// A preparation that may take a while, before any transfer.

@@ -1,6 +1,7 @@
 //! The mapping of a source to its destination path.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use crate::world::{Run, World};
 
@@ -89,11 +90,18 @@ fn several_sources_go_into_the_destination_by_name() {
 }
 
 #[test]
-fn missing_parents_are_created() {
+fn missing_parents_are_created_with_the_umask_of_the_login() {
     let world = World::new();
     world.tree("src").with_everything();
-    world.sync("src", world.far("a/b/c"));
-    world.assert_same("src", "a/b/c");
+    let mode = |path: &str| world.path(path).metadata().unwrap().mode();
+    // The first run installs the agent.
+    for top in ["a", "d"] {
+        world.sync("src", world.far(format!("{top}/b/c")));
+        world.assert_same("src", format!("{top}/b/c"));
+        fs::create_dir(world.path(format!("{top}/own"))).unwrap();
+        let own = mode(&format!("{top}/own"));
+        assert_eq!((mode(top), mode(&format!("{top}/b"))), (own, own));
+    }
 }
 
 #[test]

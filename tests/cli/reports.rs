@@ -36,6 +36,20 @@ fn quiet_prints_only_errors() {
 }
 
 #[test]
+fn directories_with_the_name_of_the_state_directory_are_reported() {
+    let world = world();
+    world.tree("src").file(".ksync/notes", "own").file("d/.ksync/notes", "own");
+    let text = "2 directories named .ksync not copied: ksync keeps its state under this name";
+    for (source, destination) in [("src".into(), world.far("up")), (world.far("src"), "down".into())] {
+        let run = Run::of(world.ksync([source.clone(), destination.clone()])).ok();
+        assert!(run.stderr.lines().any(|line| line == format!("ksync: {text}")), "{}", run.stderr);
+        let run = Run::of(world.ksync(["--json".into(), source, destination])).ok();
+        assert!(run.stdout.contains(&format!("\"message\":\"{text}\"")), "{}", run.stdout);
+    }
+    assert!(!world.path("up/d/.ksync").exists() && !world.path("down/.ksync").exists());
+}
+
+#[test]
 fn a_missing_source_is_named() {
     let world = world();
     let missing = world.path("nowhere");

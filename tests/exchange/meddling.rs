@@ -6,10 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::SystemTime;
 
 use ksync::engine::{Engine, ReceiverWork, SendInput, SenderWork};
 use ksync::exchange::{FileReceiver, FileSender, Perform, Receiving, Sending};
-use ksync::monitor::ProblemKind;
+use ksync::monitor::{Event, ProblemKind};
 
 use crate::world::{Ran, World, noise};
 
@@ -139,7 +140,11 @@ fn a_file_edited_after_the_scan_is_not_removed() {
 
 #[test]
 fn a_source_that_changes_before_it_is_read_is_named() {
-    for (vanishes, kind) in [(true, ProblemKind::Vanished), (false, ProblemKind::Changed)] {
+    let shorter: Option<&[u8]> = Some(b"another one");
+    let longer: Option<&[u8]> = Some(&[8; LARGE_BYTES + 1]);
+    for (content, kind) in
+        [(None, ProblemKind::Vanished), (shorter, ProblemKind::Changed), (longer, ProblemKind::Changed)]
+    {
         let world = world();
         let source = world.source.clone();
         let done = Once::new();
@@ -148,10 +153,9 @@ fn a_source_that_changes_before_it_is_read_is_named() {
                 // The other threads wait meanwhile.
                 done.call_once(|| {
                     for path in ["small", "large"].map(|name| source.join(name)) {
-                        if vanishes {
-                            fs::remove_file(path).unwrap();
-                        } else {
-                            fs::write(path, "another one").unwrap();
+                        match content {
+                            None => fs::remove_file(path).unwrap(),
+                            Some(content) => fs::write(path, content).unwrap(),
                         }
                     }
                 });
@@ -189,7 +193,22 @@ fn a_source_that_changes_half_way_is_named_and_not_installed() {
 }
 
 #[test]
-fn a_growing_source_does_not_end_the_run() {
+fn a_source_that_is_only_touched_half_way_arrives() {
+    let world = World::new();
+    world.write("large", &noise(1, LARGE_BYTES));
+    let source = world.source.clone();
+    let ran = run_meddling_with_source(&world, move |work| {
+        if matches!(work, SenderWork::Step { steps, .. } if matches!(steps[..], [(_, SendInput::More)])) {
+            File::open(source.join("large")).unwrap().set_modified(SystemTime::now()).unwrap();
+        }
+    });
+    assert_eq!(ran.problems(), []);
+    assert_eq!(world.read_target("large"), noise(1, LARGE_BYTES));
+    world.run_and_check();
+}
+
+#[test]
+fn a_growing_source_arrives_as_far_as_it_was_listed() {
     for has_old in [false, true] {
         let world = World::new();
         world.write("log", &noise(1, LARGE_BYTES));
@@ -211,8 +230,11 @@ fn a_growing_source_does_not_end_the_run() {
             stop.store(true, Ordering::Relaxed);
             ran
         });
-        assert_eq!(ran.problems(), [(ProblemKind::Changed, "log".to_owned())]);
+        assert_eq!(ran.problems(), []);
+        assert!(ran.events.contains(&Event::Grew { path: b"log".to_vec() }), "{:?}", ran.events);
         assert_eq!(world.read_target("other"), b"arrives");
+        let (copy, log) = (world.read_target("log"), fs::read(world.source.join("log")).unwrap());
+        assert!(copy.len() >= LARGE_BYTES && log.starts_with(&copy));
         world.run_and_check();
     }
 }

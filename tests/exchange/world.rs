@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use ksync::engine::{Config, Engine, Receiver, RunError, Sender, Summary};
 use ksync::exchange::{FileReceiver, FileSender, Incoming, Perform, Receiving, Sending, run};
-use ksync::monitor::{ProblemKind, Quiet};
+use ksync::monitor::{Event, ProblemKind, Recorder};
 use ksync::wire::hello::{self, Consent, Options, Request, Role};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use tempfile::TempDir;
@@ -43,6 +43,8 @@ pub(crate) struct Ran {
     pub(crate) agent: Result<Summary, RunError>,
     /// Bytes of both directions together.
     pub(crate) bytes: u64,
+    /// Events that the client observed.
+    pub(crate) events: Vec<Event>,
 }
 
 impl Ran {
@@ -137,20 +139,21 @@ impl World {
         let config = |relay| Config { options: self.options.clone(), relay, ..Config::default() };
         let (sender, receiver) =
             (Sender::new(&config(self.download)), Receiver::new(&config(!self.download)));
-        let (options, nobody) = (&self.options, self.as_nobody);
+        let recorder = Recorder::default();
+        let (options, nobody, monitor) = (&self.options, self.as_nobody, &recorder);
         let (sent, received) = thread::scope(|scope| {
             let sending = scope.spawn(move || {
                 become_nobody(nobody);
-                one_side(back_reader, there, sender, sending, self.download, options)
+                one_side(back_reader, there, sender, sending, self.download, options, monitor)
             });
             let receiving = scope.spawn(move || {
                 become_nobody(nobody);
-                one_side(there_reader, back, receiver, receiving, !self.download, options)
+                one_side(there_reader, back, receiver, receiving, !self.download, options, monitor)
             });
             (sending.join().unwrap(), receiving.join().unwrap())
         });
         let (client, agent) = if self.download { (received, sent) } else { (sent, received) };
-        Ran { client, agent, bytes: bytes.load(Ordering::Relaxed) }
+        Ran { client, agent, bytes: bytes.load(Ordering::Relaxed), events: recorder.events() }
     }
 
     /// Runs, and checks: nothing differs, nothing is left over, and another run has nothing to do.
@@ -180,6 +183,7 @@ fn one_side<E: Engine>(
     performer: impl Perform<E>,
     is_agent: bool,
     options: &Options,
+    monitor: &Recorder,
 ) -> Result<Summary, RunError> {
     let closed =
         |text: String| RunError { kind: ksync::wire::message::AbortKind::Connection, by_peer: true, text };
@@ -196,7 +200,7 @@ fn one_side<E: Engine>(
         hello::read(&mut reader).map_err(|error| closed(error.to_string()))?;
     }
     let incoming = Incoming::alone(reader);
-    run(incoming, writer, engine, performer, !is_agent, options.compress, &Quiet)
+    run(incoming, writer, engine, performer, !is_agent, options.compress, monitor)
 }
 
 /// Makes this thread, and the threads that it starts, run as the user nobody.

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::brake::{In, Words};
+use crate::list;
 use crate::out;
 use crate::report::{self, CliError};
 use crate::view::View;
@@ -204,6 +205,18 @@ impl Monitor for Json {
             Event::Left { what, path } => {
                 tell("left", with_path(json!({ "kind": kind(what) }), &path));
             }
+            Event::StateExcluded { directories } if !self.is_ready.load(Ordering::Relaxed) => {
+                tell(
+                    "warning",
+                    json!({ "kind": "state-excluded", "message": list::state_excluded(directories) }),
+                );
+            }
+            Event::Grew { path } if !self.is_ready.load(Ordering::Relaxed) => {
+                tell(
+                    "warning",
+                    with_path(json!({ "kind": "grew", "message": "it grew while it was read" }), &path),
+                );
+            }
             Event::Polling { cause } => tell("warning", json!({ "kind": "polling", "message": cause })),
             Event::Scanned { entries, bytes } if !self.is_ready.load(Ordering::Relaxed) => {
                 tell("scan", json!({ "entries": entries, "bytes": bytes }));
@@ -212,8 +225,10 @@ impl Monitor for Json {
                 tell("plan", json!({ "files": files, "bytes": bytes }));
             }
             Event::Scanned { .. }
+            | Event::Grew { .. }
             | Event::Planned { .. }
             | Event::Excluded { .. }
+            | Event::StateExcluded { .. }
             | Event::Began { .. }
             | Event::Moved { .. }
             | Event::Matched { .. }

@@ -4,6 +4,7 @@ use ksync::monitor::{Action, Differs, Problem, ProblemKind, What};
 use ksync::tree::path::escape;
 
 use crate::report::Direction;
+use crate::units::counted;
 
 /// A change in words: `create  css/`.
 pub(crate) fn plain(action: Action, what: What, path: &[u8]) -> String {
@@ -83,6 +84,17 @@ pub(crate) fn problem(problem: &Problem) -> String {
     };
     let path = if problem.path.is_empty() { ".".into() } else { escape(&problem.path) };
     format!("ksync: {what}: {path}: {}", visible(&problem.cause))
+}
+
+/// The text for directories of the source that have the name of ksync's own.
+pub(crate) fn state_excluded(directories: u64) -> String {
+    let directories = counted(directories, "directory", "directories");
+    format!("{directories} named .ksync not copied: ksync keeps its state under this name")
+}
+
+/// The line for a file that grew while it was read.
+pub(crate) fn grew(path: &[u8]) -> String {
+    format!("ksync: {} grew while it was read: the copy ends where it ended at first", escape(path))
 }
 
 /// Text from a peer: bytes that could steer a terminal are escaped. Backslashes stay single, since

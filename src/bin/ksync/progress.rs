@@ -40,8 +40,10 @@ impl Progress {
             Event::Began { path } => self.name = path,
             Event::Resolved { .. } => self.is_connected = true,
             Event::Excluded { .. }
+            | Event::StateExcluded { .. }
             | Event::Change { .. }
             | Event::Left { .. }
+            | Event::Grew { .. }
             | Event::Polling { .. }
             | Event::Braked(_)
             | Event::Paired(_)

@@ -139,6 +139,10 @@ impl Screen {
                 (None, Some(format!("{} excluded by rules", counted(*entries, "entry", "entries"))))
             }
             Event::Braked(braked) => (None, Some(self.words.text(braked))),
+            Event::StateExcluded { directories } if !self.show.quiet => {
+                (None, Some(format!("ksync: {}", list::state_excluded(*directories))))
+            }
+            Event::Grew { path } if !self.show.quiet => (None, Some(list::grew(path))),
             Event::Problem(problem) => {
                 state.problems += 1;
                 (None, (state.problems <= PROBLEMS_SHOWN).then(|| list::problem(problem)))

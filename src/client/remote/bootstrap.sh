@@ -9,7 +9,7 @@
 # SIGXFSZ: a file longer than the limit (ulimit -f) must not kill the agent, which inherits ignored
 # signals.
 trap "" 25;
-umask 077; LC_ALL=C; h=$1; n=$2; m=$3; a=$4; e=;
+LC_ALL=C; h=$1; n=$2; m=$3; a=$4; e=;
 
 # Records the reason against a directory, for the final FAIL.
 no() { e="$e$d: $1; "; };
@@ -54,6 +54,8 @@ set -- "/var/tmp/ksync-$u" "/tmp/ksync-$u" "/dev/shm/ksync-$u";
 for d in "$@"; do become "$d"; done;
 set -- "$c" "$@";
 
+# What is made here is private. The agent makes directories with the umask of the login.
+k=$(umask); umask 077;
 command -v gzip >/dev/null 2>&1 || { printf "\000KSYNC-FAIL there is no gzip\n"; exit 1; };
 
 for d in "$@"; do
@@ -79,7 +81,7 @@ for d in "$@"; do
     chmod 700 "$t" && mv -f "$t" "$f" && runs "$f" && {
       find "$d" -type f "(" -name "agent-*" -mtime +30 -o -name ".new-*" -mtime +1 ")"
         -exec rm -f "{}" ";" </dev/null >/dev/null 2>&1;
-      exec "$f" "$a";
+      umask "$k"; exec "$f" "$a";
     };
     rm -f "$f"; no "the agent does not run there";
   else

@@ -278,11 +278,14 @@ impl<S: Source> Sender<S> {
     }
 
     fn scanned(&mut self, mut scanned: Scanned) {
-        let Scanned { manifest, problems, excluded, is_new, .. } = &mut scanned;
+        let Scanned { manifest, problems, excluded, state_directories, is_new, .. } = &mut scanned;
         let bytes = manifest.content_bytes();
         self.outbox.report(Event::Scanned { entries: manifest.len() as u64, bytes });
         if *excluded > 0 {
             self.outbox.report(Event::Excluded { entries: *excluded });
+        }
+        if *state_directories > 0 {
+            self.outbox.report(Event::StateExcluded { directories: *state_directories });
         }
         std::mem::take(problems).into_iter().for_each(|problem| self.outbox.problem(problem));
         if *is_new {
@@ -403,6 +406,9 @@ impl<S: Source> Sender<S> {
             let made: u64 = ops.iter().map(Op::made_bytes).sum();
             moved += sent;
             matched += made.saturating_sub(sent);
+            if transfer.has_grown() {
+                self.outbox.report(Event::Grew { path: self.path(id) });
+            }
             match next {
                 SendNext::End(hash) => {
                     self.answered(id, is_small);

@@ -257,6 +257,8 @@ pub struct Scanned {
     pub complete: bool,
     /// Number of entries that the rules excluded.
     pub excluded: u64,
+    /// Number of directories that have the name of ksync's state directories.
+    pub state_directories: u64,
     /// Changes to the baseline that was found; `None` if the sender must offer everything.
     pub changed: Option<Changed>,
     /// True if the offer can be stored as the baseline and is not stored yet.

@@ -19,6 +19,7 @@ pub mod rounds;
 mod run;
 mod send_queue;
 mod sending;
+mod tails;
 
 pub use common::chain;
 pub use liveness::{Carried, Timeouts};

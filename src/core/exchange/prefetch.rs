@@ -212,10 +212,14 @@ fn most(root: &Root) -> Vec<TreePath> {
 /// True if a file with this change time may have changed again without a new change time.
 fn is_young(ctime: Time, now: SystemTime) -> bool {
     let young = if ctime.nanos() == 0 { YOUNG_COARSE } else { YOUNG };
-    let since = u64::try_from(ctime.seconds()).unwrap_or(0);
-    let changed = SystemTime::UNIX_EPOCH + Duration::new(since, ctime.nanos());
-    // A change time in the future comes from another clock.
-    now.duration_since(changed).map_or(true, |age| age < young)
+    age(ctime, now) < young
+}
+
+/// Time since `time`; zero for one in the future, which comes from another clock.
+pub(super) fn age(time: Time, now: SystemTime) -> Duration {
+    let since = u64::try_from(time.seconds()).unwrap_or(0);
+    let time = SystemTime::UNIX_EPOCH + Duration::new(since, time.nanos());
+    now.duration_since(time).unwrap_or_default()
 }
 
 #[cfg(test)]

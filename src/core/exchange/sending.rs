@@ -1,6 +1,6 @@
 //! `Sending`: performs the works of a sender.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
@@ -24,7 +24,7 @@ use crate::disk::scan::{self, Look, ScanOptions, Skipped, Sparse, scan};
 use crate::disk::set_id::{Owner, mode_for};
 use crate::disk::stat::{Identity, identity_of};
 use crate::engine::transfer::send::{changed, read_error};
-use crate::engine::transfer::{Source, SourceFile};
+use crate::engine::transfer::{Difference, Source, SourceFile};
 use crate::engine::{
     self, Changed, PushedFile, Scanned, SendInput, SendNext, SendTransfer, Sender, SenderOutcome, SenderWork,
     WorkError,
@@ -32,6 +32,7 @@ use crate::engine::{
 use crate::exchange::common::{chain, renamed, scan_options, store_baseline, work_error};
 use crate::exchange::prefetch::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
 use crate::exchange::run::Perform;
+use crate::exchange::tails::Tails;
 use crate::log::{self, debug};
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::change;
@@ -99,6 +100,7 @@ pub struct Listing {
     manifest: Arc<Manifest>,
     identities: Identities,
     prehashes: Prehashes,
+    tails: Tails,
 }
 
 impl fmt::Debug for Listing {
@@ -115,19 +117,28 @@ pub struct OfferedFile {
     listing: Arc<Listing>,
 }
 
+impl Listing {
+    /// Opens a listed file, whatever is there now.
+    fn open_now(&self, id: u32) -> Result<(File, Identity), WorkError> {
+        let path = self.manifest.path(id).ok_or_else(changed)?;
+        let path = self.single.clone().unwrap_or_else(|| path.to_path());
+        let opened = self.root.open_file(&path);
+        let (file, stat) = opened.map_err(|error| work_error(&error, ProblemKind::Unreadable))?;
+        Ok((file, stat.identity))
+    }
+}
+
 impl Source for Arc<Listing> {
     type Found = FoundSource;
     type File = OfferedFile;
 
     fn open(&self, id: u32) -> Result<OfferedFile, WorkError> {
-        let Listing { root, single, manifest, identities, .. } = &**self;
-        let listed = manifest.path(id).zip(identities.get(manifest, id));
-        let (path, listed) = listed.ok_or_else(changed)?;
-        let path = single.clone().unwrap_or_else(|| path.to_path());
-        let (file, stat) =
-            root.open_file(&path).map_err(|error| work_error(&error, ProblemKind::Unreadable))?;
-        if stat.identity != listed {
-            return Err(changed());
+        let listed = self.identities.get(&self.manifest, id).ok_or_else(changed)?;
+        let (file, now) = self.open_now(id)?;
+        match difference(&now, &listed) {
+            Difference::None | Difference::Touched => {}
+            Difference::Longer if self.tails.is_appended(id, listed.size, &file) => {}
+            Difference::Longer | Difference::Other => return Err(changed()),
         }
         let file = SparseFile::of(file, listed.size);
         Ok(OfferedFile { file, identity: listed, listing: Arc::clone(self) })
@@ -173,8 +184,18 @@ impl SourceFile for OfferedFile {
         self.listing.prehashes.cancel(&self.identity);
     }
 
-    fn is_unchanged(&self) -> io::Result<bool> {
-        Ok(identity_of(self.file.file())? == self.identity)
+    fn difference(&self) -> io::Result<Difference> {
+        Ok(difference(&identity_of(self.file.file())?, &self.identity))
+    }
+}
+
+fn difference(now: &Identity, listed: &Identity) -> Difference {
+    let is_same_file = (now.dev, now.ino, now.kind) == (listed.dev, listed.ino, listed.kind);
+    match now.size.cmp(&listed.size) {
+        _ if now == listed => Difference::None,
+        Ordering::Equal if is_same_file => Difference::Touched,
+        Ordering::Greater if is_same_file => Difference::Longer,
+        _ => Difference::Other,
     }
 }
 
@@ -295,13 +316,19 @@ impl Sending {
             *round.watched.filter.lock().unwrap_or_else(PoisonError::into_inner) = filter;
         }
         let (changed, is_new) = self.compare_with_baseline(&found, &manifest, &ignores);
-        let source = Arc::new(Listing {
+        let mut source = Listing {
             root: found.root,
             single: found.single.map(|single| single.local),
             manifest: Arc::clone(&manifest),
             identities: scanned.identities,
             prehashes: Prehashes::default(),
-        });
+            tails: Tails::default(),
+        };
+        if !self.options.dry_run {
+            let open = |id| source.open_now(id).ok().map(|(file, _)| file);
+            source.tails = Tails::of(&manifest, SystemTime::now(), open);
+        }
+        let source = Arc::new(source);
         let sampled = if self.options.dry_run { Vec::new() } else { self.prehash(&source, changed.as_ref()) };
         let pushed = self.push(&source);
         if log::is_on() {
@@ -311,6 +338,7 @@ impl Sending {
             ignores,
             complete: scanned.problems.is_empty(),
             excluded: scanned.skipped.excluded,
+            state_directories: scanned.skipped.state,
             problems: unreadable.chain(unsupported).collect(),
             changed,
             is_new,
@@ -480,7 +508,10 @@ fn log_file(
 fn read_all(source: &Arc<Listing>, id: u32, length: usize) -> Result<Vec<u8>, WorkError> {
     let file = source.open(id)?;
     let data = file.read(0, length).map_err(read_error)?;
-    if file.is_unchanged().map_err(read_error)? { Ok(data) } else { Err(changed()) }
+    match file.difference().map_err(read_error)? {
+        Difference::None => Ok(data),
+        _ => Err(changed()),
+    }
 }
 
 /// Lets the watch of a tree enter each directory that is read.

@@ -534,6 +534,7 @@ fn event_is_within_limits(event: &Event) -> bool {
         Event::Resolved { path }
         | Event::Change { path, .. }
         | Event::Left { path, .. }
+        | Event::Grew { path }
         | Event::Began { path } => path.len() <= TEXT_BYTES_MAX,
         Event::Polling { cause } => cause.len() <= TEXT_BYTES_MAX,
         Event::Problem(problem) => {
@@ -546,6 +547,7 @@ fn event_is_within_limits(event: &Event) -> bool {
         Event::Paired(_)
         | Event::Scanned { .. }
         | Event::Excluded { .. }
+        | Event::StateExcluded { .. }
         | Event::Planned { .. }
         | Event::Moved { .. }
         | Event::Matched { .. } => true,

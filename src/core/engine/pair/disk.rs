@@ -221,7 +221,7 @@ impl Target for JarTarget {
 
     fn open_basis(&self, at: u32) -> Result<JarFile, WorkError> {
         let content = self.state().basis(at).ok_or_else(corrupt)?;
-        Ok(JarFile { content, is_prehashed: false })
+        Ok(JarFile::new(content))
     }
 
     fn is_prehashed(&self, _: u32) -> bool {

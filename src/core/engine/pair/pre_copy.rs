@@ -41,7 +41,7 @@ fn draft() -> (JarDraft, JarTarget) {
 }
 
 fn basis(content: &[u8]) -> JarFile {
-    JarFile { content: Arc::new(content.to_vec()), is_prehashed: false }
+    JarFile::new(Arc::new(content.to_vec()))
 }
 
 /// The basis as a pre-copy advertised it.

@@ -12,7 +12,7 @@ use crate::content::blocks::{BlockSize, Content, Outline, outline};
 use crate::content::hash::Hash;
 use crate::content::sample::Samples;
 use crate::content::testing::reader;
-use crate::engine::transfer::{Source, SourceFile};
+use crate::engine::transfer::{Difference, Source, SourceFile};
 use crate::engine::work::{Found, PushedFile, Scanned, SenderOutcome, SenderWork, Sent};
 use crate::engine::{Limits, SendInput, SendNext, SendTransfer, WorkError};
 use crate::monitor::ProblemKind;
@@ -69,6 +69,7 @@ pub(super) struct JarSource(Arc<SourceFiles>);
 struct SourceFiles {
     contents: HashMap<u32, Arc<Vec<u8>>>,
     is_prehashed: bool,
+    difference: Difference,
 }
 
 impl fmt::Debug for JarSource {
@@ -80,8 +81,15 @@ impl fmt::Debug for JarSource {
 /// A file in memory.
 #[derive(Clone)]
 pub(super) struct JarFile {
-    pub(super) content: Arc<Vec<u8>>,
-    pub(super) is_prehashed: bool,
+    content: Arc<Vec<u8>>,
+    is_prehashed: bool,
+    difference: Difference,
+}
+
+impl JarFile {
+    pub(super) fn new(content: Arc<Vec<u8>>) -> Self {
+        Self { content, is_prehashed: false, difference: Difference::None }
+    }
 }
 
 impl fmt::Debug for JarFile {
@@ -91,10 +99,10 @@ impl fmt::Debug for JarFile {
 }
 
 impl JarSource {
-    /// A single file, with the id 0.
-    pub(super) fn file(content: Vec<u8>) -> Self {
+    /// A single file, with the id 0, that differs from the offered version.
+    pub(super) fn file(content: Vec<u8>, difference: Difference) -> Self {
         let contents = [(0, Arc::new(content))].into();
-        Self(Arc::new(SourceFiles { contents, is_prehashed: false }))
+        Self(Arc::new(SourceFiles { contents, is_prehashed: false, difference }))
     }
 }
 
@@ -105,7 +113,8 @@ impl Source for JarSource {
     fn open(&self, id: u32) -> Result<JarFile, WorkError> {
         let content = self.0.contents.get(&id).cloned();
         let unreadable = || WorkError::Entry(ProblemKind::Unreadable, "it cannot be read".to_owned());
-        content.map(|content| JarFile { content, is_prehashed: self.0.is_prehashed }).ok_or_else(unreadable)
+        let SourceFiles { is_prehashed, difference, .. } = *self.0;
+        content.map(|content| JarFile { content, is_prehashed, difference }).ok_or_else(unreadable)
     }
 }
 
@@ -128,8 +137,8 @@ impl SourceFile for JarFile {
 
     fn cancel_prehash(&self) {}
 
-    fn is_unchanged(&self) -> io::Result<bool> {
-        Ok(true)
+    fn difference(&self) -> io::Result<Difference> {
+        Ok(self.difference)
     }
 }
 
@@ -199,6 +208,7 @@ impl SenderDisk {
             problems: Vec::new(),
             complete: self.complete,
             excluded: (self.tree.len() - seen.len()) as u64,
+            state_directories: 0,
             changed,
             is_new,
             scope: self.scope.as_ref().map(|scope| scope.as_found(&self.offered)),
@@ -234,7 +244,8 @@ impl SenderDisk {
         };
         let entries = self.offered.iter();
         let contents = entries.filter_map(|(id, entry)| content(id, entry.path.to_path())).collect();
-        JarSource(Arc::new(SourceFiles { contents, is_prehashed: self.is_prehashed }))
+        let (is_prehashed, difference) = (self.is_prehashed, Difference::None);
+        JarSource(Arc::new(SourceFiles { contents, is_prehashed, difference }))
     }
 
     /// The lie about this file, if one is due.

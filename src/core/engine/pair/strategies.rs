@@ -10,7 +10,9 @@ use super::tree::{Node, Rng, Tree, file, manifest, path, time, tree};
 use super::{Ended, LIMITS, ORDERS, Order, Pair};
 use crate::content::blocks::{BlockSize, outline_of};
 use crate::content::hash::Hash;
-use crate::engine::{ReceiveInput, ReceiverWork, SendInput, SendNext, SendTransfer};
+use crate::engine::transfer::Difference;
+use crate::engine::{ReceiveInput, ReceiverWork, SendInput, SendNext, SendTransfer, WorkError};
+use crate::monitor::ProblemKind;
 use crate::wire::message::{BasisReport, Blocks, FromSender, Op, Tally, Want};
 
 /// A file that changed, and what its transfer must look like.
@@ -219,27 +221,39 @@ fn few_pre_copies_are_made_and_a_failed_one_takes_no_slot() {
     }
 }
 
-#[test]
-fn file_that_grows_gives_no_more_than_was_offered() {
-    let size = 3_000_000;
-    let mut content = vec![7; size];
-    let ids = outline_of(&content, BlockSize::for_size(size as u64)).ids;
-    content.extend(vec![8; size]);
-    let source = JarSource::file(content);
-    let basis = BasisReport::Blocks(Blocks { length: size as u64, ids });
+/// Sends a file of which `size` bytes were offered, to a receiver that has half of them. Returns
+/// the bytes that the receiver makes, and true if the file has grown.
+fn send(content: Vec<u8>, size: usize, difference: Difference) -> Result<(u64, bool), WorkError> {
+    let ids = outline_of(&content[..size / 2], BlockSize::for_size(size as u64)).ids;
+    let basis = BasisReport::Blocks(Blocks { length: size as u64 / 2, ids });
     let want = Want { id: 0, staged: None, basis: Some(basis) };
     let mut transfer = SendTransfer::new(want, size as u64, false, LIMITS);
+    let source = JarSource::file(content, difference);
     let (mut made, mut input) = (0, SendInput::Begin);
     loop {
-        let (ops, next) = transfer.step(&source, input).unwrap();
+        let (ops, next) = transfer.step(&source, input)?;
         made += ops.iter().map(Op::made_bytes).sum::<u64>();
         input = match next {
             SendNext::More => SendInput::More,
             SendNext::Sign(_) => SendInput::Signatures(Vec::new()),
             SendNext::Cut(_) => SendInput::Cut,
             SendNext::Chunks => SendInput::Chunks(Vec::new()),
-            SendNext::End(_) | SendNext::Same(_) => break,
+            SendNext::End(_) | SendNext::Same(_) => return Ok((made, transfer.has_grown())),
         };
     }
-    assert!(made <= size as u64, "{made}");
+}
+
+#[test]
+fn file_that_grows_gives_what_was_offered() {
+    let size = 3_000_000;
+    let mut content = vec![7; size];
+    assert_eq!(send(content.clone(), size, Difference::Touched).unwrap(), (size as u64, false));
+    content.extend(vec![8; size]);
+    assert_eq!(send(content, size, Difference::Longer).unwrap(), (size as u64, true));
+}
+
+#[test]
+fn file_that_was_replaced_is_not_sent() {
+    let error = send(vec![7; 3_000_000], 3_000_000, Difference::Other).unwrap_err();
+    assert!(matches!(error, WorkError::Entry(ProblemKind::Changed, _)), "{error:?}");
 }

@@ -49,11 +49,24 @@ pub trait SourceFile: Content + Debug + Send + 'static {
     /// Cancels the prehash of the file: nobody will compare it.
     fn cancel_prehash(&self);
 
-    /// True if the file is still the offered version.
+    /// Compares the file with the offered version by its identity.
     ///
     /// # Errors
-    /// That cannot be found out.
-    fn is_unchanged(&self) -> io::Result<bool>;
+    /// The file's identity cannot be read.
+    fn difference(&self) -> io::Result<Difference>;
+}
+
+/// Difference between an open file and the offered version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Difference {
+    /// It is the offered version.
+    None,
+    /// The same file has other times: it was written to, or only touched.
+    Touched,
+    /// The same file is longer.
+    Longer,
+    /// It is shorter, or another file.
+    Other,
 }
 
 /// A destination that is opened and listed. Its clones share one listing.

@@ -12,7 +12,7 @@ use serde_bytes::ByteBuf;
 
 use super::basis::average_for;
 use super::plan::{self, Segment, ToCut};
-use super::{Source, SourceFile, broken};
+use super::{Difference, Source, SourceFile, broken};
 use crate::content::blocks::{
     BlockId, BlockSize, Content, Outline, block_id, block_ids, outline, outline_of,
 };
@@ -61,6 +61,7 @@ pub struct SendTransfer<F> {
     saved_bytes: u64,
     /// True if deltas are not tried any more.
     is_futile: bool,
+    has_grown: bool,
 }
 
 /// The way in which a file is sent.
@@ -135,6 +136,7 @@ impl<F: SourceFile> SendTransfer<F> {
             gap_bytes: 0,
             saved_bytes: 0,
             is_futile: false,
+            has_grown: false,
         }
     }
 
@@ -176,15 +178,30 @@ impl<F: SourceFile> SendTransfer<F> {
         }
         let (ops, next) = self.produce(&file)?;
         match next {
-            SendNext::End(_) | SendNext::Same(_) if !file.is_unchanged().map_err(read_error)? => {
-                return Err(changed());
-            }
-            SendNext::End(_) | SendNext::Same(_) => {}
+            SendNext::End(hash) | SendNext::Same(hash) => self.confirm(&file, hash)?,
             // Thousands of small files may wait for signatures.
             SendNext::Sign(_) if self.is_small => self.data = None,
             _ => self.file = Some(file),
         }
         Ok((ops, next))
+    }
+
+    /// Fails if the content of this hash is not the beginning of the file any more. A file that was
+    /// only appended to still begins with it.
+    fn confirm(&mut self, file: &F, hash: Hash) -> Result<(), WorkError> {
+        let difference = file.difference().map_err(read_error)?;
+        if difference == Difference::None {
+            return Ok(());
+        }
+        let is_prefix = difference != Difference::Other
+            && outline(self.size, BlockSize::for_size(self.size), file).map_err(read_error)?.hash == hash;
+        self.has_grown = difference == Difference::Longer;
+        if is_prefix { Ok(()) } else { Err(changed()) }
+    }
+
+    /// True if the file grew while it was read. The content that was sent is its beginning.
+    pub(crate) fn has_grown(&self) -> bool {
+        self.has_grown
     }
 
     /// The strategy and its reason, as pairs for the log.
