@@ -214,6 +214,21 @@ fn read_only_directories_are_changed_and_stay_read_only() {
 }
 
 #[test]
+fn files_of_another_owner_are_replaced_to_get_their_time() {
+    let world = World::deleting();
+    for (name, old_name) in [("same", "same"), ("d/moved", "moved")] {
+        world.write(name, name.as_bytes());
+        world.write_target(old_name, name.as_bytes());
+        set_time(&world.target.join(old_name), 1, 0);
+    }
+    let Some(world) = nobodys(world) else { return };
+    for name in ["same", "moved"] {
+        std::os::unix::fs::lchown(world.target.join(name), Some(0), None).unwrap();
+    }
+    world.run_and_check();
+}
+
+#[test]
 fn an_unreadable_source_directory_prevents_all_deletions() {
     let world = World::deleting();
     world.write("open/f", b"new");

@@ -5,6 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, fchmod, fstat, futimens, unlinkat};
+use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use crate::disk::durability::Origin;
 use crate::disk::error::{DiskError, DiskErrorKind, During};
@@ -42,8 +44,8 @@ impl WritableRoot {
     /// # Errors
     /// It is no regular file, or this user may not change it, or it is not the one that was seen
     /// ([`DiskError::is_conflict`]). [`DiskError::must_be_anew`]: it has other names, which may be
-    /// outside of the root, or an owner who may not have this mode. Such a file must be replaced by
-    /// a new one.
+    /// outside of the root, or an owner who may not have this mode, or for whom this user may set
+    /// none. Such a file must be replaced by a new one.
     pub fn set_file(
         &self,
         path: &TreePath,
@@ -66,8 +68,11 @@ impl WritableRoot {
         // before the content.
         self.mark_change(path, seen.dev, Origin::Now)?;
         let raw = mode_bits(self.policy().mode(mode));
-        fchmod(&file, raw).during(VERB, path.as_bytes())?;
-        futimens(&file, &times(mtime)).during(VERB, path.as_bytes())?;
+        let set = fchmod(&file, raw).and_then(|()| futimens(&file, &times(mtime)));
+        if set == Err(Errno::PERM) && stat.uid != geteuid().as_raw() {
+            return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::AnotherOwner));
+        }
+        set.during(VERB, path.as_bytes())?;
         let now = stat_of(&file, path)?;
         self.mark(path, &now.identity)?;
         Ok(now)
