@@ -429,6 +429,23 @@ mod tests {
     }
 
     #[test]
+    fn every_verb_has_a_help_of_its_own() {
+        let (command, mut verbs) = (Cli::command(), Vec::new());
+        for verb in command.get_subcommands() {
+            verbs.push(verb.get_name().to_owned());
+            verbs.extend(
+                verb.get_subcommands().map(|below| format!("{} {}", verb.get_name(), below.get_name())),
+            );
+        }
+        assert!(verbs.len() > 10, "{verbs:?}");
+        for (verb, flag) in verbs.iter().flat_map(|verb| [(verb, "-h"), (verb, "--help")]) {
+            let help = parsed(&format!("ksync {verb} {flag}"));
+            let is_its_own = |text: &String| text.contains(&format!("Usage: ksync {verb}"));
+            assert!(matches!(&help, Ok(Mode::Show(text)) if is_its_own(text)), "{verb} {flag}: {help:?}");
+        }
+    }
+
+    #[test]
     fn help_fits_eighty_columns() {
         let Ok(Mode::Show(text)) = parsed("ksync --help") else { panic!("no help") };
         for line in text.lines() {

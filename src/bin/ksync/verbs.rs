@@ -14,6 +14,9 @@ pub(crate) struct FlushArgs {
     /// Give up after this long
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) timeout: u64,
+    /// Print this help
+    #[arg(short = 'h', long, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 /// `ksync session`.
