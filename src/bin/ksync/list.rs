@@ -94,7 +94,7 @@ pub(crate) fn state_excluded(directories: u64) -> String {
 
 /// The line for a file that grew while it was read.
 pub(crate) fn grew(path: &[u8]) -> String {
-    format!("ksync: {} grew while it was read: the copy ends where it ended at first", escape(path))
+    format!("ksync: {} grew while it was read: the next run copies the rest", escape(path))
 }
 
 /// Text from a peer: bytes that could steer a terminal are escaped. Backslashes stay single, since

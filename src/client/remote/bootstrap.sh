@@ -54,7 +54,7 @@ set -- "/var/tmp/ksync-$u" "/tmp/ksync-$u" "/dev/shm/ksync-$u";
 for d in "$@"; do become "$d"; done;
 set -- "$c" "$@";
 
-# What is made here is private. The agent makes directories with the umask of the login.
+# Files of the installation are private. The agent keeps the umask of the login.
 k=$(umask); umask 077;
 command -v gzip >/dev/null 2>&1 || { printf "\000KSYNC-FAIL there is no gzip\n"; exit 1; };
 
