@@ -112,6 +112,7 @@ fn event(name: &str) -> Event {
         "matched" => Event::Matched { bytes: 6 },
         "state-excluded" => Event::StateExcluded { directories: 2 },
         "grew" => Event::Grew { path },
+        "links-excluded" => Event::LinksExcluded { links: 3, first: path },
         "left" => Event::Left { what: What::File, path },
         "polling" => Event::Polling { cause: "cause".to_owned() },
         _ => Event::Problem(Problem { kind: ProblemKind::NotDeleted, path, cause: "cause".to_owned() }),
@@ -218,6 +219,7 @@ fn messages() -> Vec<(String, Either)> {
         "paired",
         "state-excluded",
         "grew",
+        "links-excluded",
     ] {
         messages.push((format!("note-{name}"), Either::Sender(Common::Note(event(name)).into())));
     }

@@ -108,14 +108,14 @@ pub enum ProblemKind {
     Obstacle,
     /// The received content does not have the announced hash.
     Corrupt,
-    /// A link that leads out of its tree was excluded.
-    Unsafe,
     /// A kind of entry that no tree can hold: a pipe, a socket, a device.
     Unsupported,
     /// Nothing was deleted, because the list of entries to keep is not complete.
     NotDeleted,
     /// A directory of the destination could not be listed, so its entries stay.
     Unlisted,
+    /// The destination refused a mode, a time or an owner; the content is in place.
+    Refused,
 }
 
 /// A problem that did not end the run.
@@ -216,6 +216,14 @@ pub enum Event {
     StateExcluded {
         /// Number of directories.
         directories: u64,
+    },
+    /// Links that are absolute or lead out of the tree were excluded.
+    LinksExcluded {
+        /// Number of links.
+        links: u64,
+        /// The path of the first as bytes.
+        #[serde(with = "serde_bytes")]
+        first: Vec<u8>,
     },
 }
 

@@ -4,7 +4,8 @@ use std::os::unix::net::UnixListener;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use crate::world::{Run, World};
+use crate::world::skip::needs;
+use crate::world::{Run, World, noise};
 
 /// Uploads, downloads, and compares both copies with the source.
 #[track_caller]
@@ -37,12 +38,51 @@ fn links_out_of_the_tree_are_uploaded_and_not_downloaded() {
     world.tree("src").file("a", "text").link("abs", "/etc/passwd").link("up", "../../x").link("in", "a");
     world.sync("src", world.far("up"));
     world.assert_same("src", "up");
-    let run = Run::of(world.ksync([world.far("up"), "down".into()])).fails(23);
+    let run = world.run([world.far("up"), "down".into()]);
+    let told =
+        "ksync: 2 links not copied, absolute or out of the tree, the first is abs (--links copies them)";
+    assert_eq!(run.stderr.lines().filter(|line| *line == told).count(), 1, "{}", run.stderr);
     for name in ["abs", "up"] {
-        assert!(run.stderr.contains(&format!("ksync: cannot copy the link: {name}: ")), "{}", run.stderr);
         assert!(world.path("down").join(name).symlink_metadata().is_err());
     }
     assert!(world.path("down/in").symlink_metadata().is_ok());
+    world.run(["--links".into(), world.far("up"), "down".into()]);
+    world.assert_same("src", "down");
+    world.run(["--safe-links".into(), "src".into(), world.far("safe")]);
+    assert!(world.path("safe/abs").symlink_metadata().is_err());
+}
+
+#[test]
+fn content_arrives_where_modes_or_times_are_refused() {
+    for call in ["utimensat", "fchmod"] {
+        for to in ["dst", "sandbox:"] {
+            let world = World::new();
+            world.tree("src").file("a", "one").file("d/b", "two").file("large", noise(1, 3 << 20));
+            let to = if to == "dst" { "dst".into() } else { world.far("dst") };
+            let run = |expected: i32| {
+                let plain = world.ksync(["src".into(), to.clone()]);
+                let mut command = world.command("strace");
+                let inject = format!("inject={call}:error=EPERM");
+                command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject]);
+                command.arg(plain.get_program()).args(plain.get_args());
+                Run::of(command).fails(expected)
+            };
+            let can_inject = world.command("strace").args(["-o", "/dev/null", "true"]).status();
+            if !needs(can_inject.is_ok_and(|status| status.success()), "strace cannot be used here") {
+                return;
+            }
+            let first = run(23);
+            assert!(first.stderr.contains("cannot keep metadata: "), "{call}: {}", first.stderr);
+            assert!(first.summary().contains("3.1 MB"), "{call}: {}", first.summary());
+            let read = |name: &str| std::fs::read(world.path("dst").join(name)).unwrap();
+            assert_eq!(
+                (read("a"), read("d/b"), read("large")),
+                ("one".into(), "two".into(), noise(1, 3 << 20))
+            );
+            let second = run(23);
+            assert!(second.summary().contains(", 0 B "), "{call}: {}", second.summary());
+        }
+    }
 }
 
 #[test]

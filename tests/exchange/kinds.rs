@@ -8,8 +8,9 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use ksync::disk::set_id::owner_of_copies;
-use ksync::monitor::ProblemKind;
+use ksync::monitor::{Event, ProblemKind};
 use ksync::tree::filter::Rule;
+use ksync::wire::hello::Links;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::skip::{needs, needs_superuser};
@@ -213,6 +214,86 @@ fn read_only_directories_are_changed_and_stay_read_only() {
     world.run_and_check();
 }
 
+/// Modes that close a directory to its owner in one way or another.
+const CLOSED_MODES: [u32; 5] = [0o000, 0o100, 0o300, 0o400, 0o600];
+
+#[test]
+fn closed_directories_of_the_copy_are_opened_by_their_owner() {
+    for mode in CLOSED_MODES {
+        let world = World::deleting();
+        world.write("d/e/changed", b"new content");
+        world.write("d/e/new", b"1");
+        world.write_target("d/e/changed", b"old");
+        world.write_target("d/e/gone", b"goes");
+        world.write_target("d/gone", b"goes");
+        let Some(world) = nobodys(world) else { return };
+        for name in ["target/d/e", "target/d"] {
+            set_mode(&world.folder.path().join(name), mode);
+        }
+        world.run_and_check();
+        let tally = world.run().summary().tally;
+        assert_eq!((tally.created, tally.updated, tally.adjusted), (0, 0, 0), "{mode:o}");
+        // The destination itself, whose mode is not the source's.
+        world.write("d/more", b"2");
+        set_mode(&world.target, mode);
+        assert_eq!(world.run().problems(), []);
+        assert_eq!(world.read_target("d/more"), b"2");
+    }
+}
+
+#[test]
+fn closed_directory_of_the_copy_is_opened_for_no_dry_run() {
+    let mut world = World::deleting();
+    world.options.dry_run = true;
+    world.write("d/f", b"new");
+    world.write_target("d/f", b"old");
+    let Some(world) = nobodys(world) else { return };
+    set_mode(&world.target.join("d"), 0o000);
+    world.run();
+    assert_eq!(fs::metadata(world.target.join("d")).unwrap().permissions().mode() & 0o777, 0o000);
+}
+
+#[test]
+fn closed_files_of_the_copy_are_replaced_or_opened() {
+    for checksum in [false, true] {
+        let mut world = World::deleting();
+        world.options.checksum = checksum;
+        for name in ["same", "other-time", "large"] {
+            let content = if name == "large" { noise(1, 2 << 20) } else { name.into() };
+            world.write(name, &content);
+            world.write_target(name, &content);
+            set_time(&world.source.join(name), 5, 0);
+            set_time(&world.target.join(name), if name == "same" { 5 } else { 6 }, 0);
+        }
+        world.write("changed", b"new content");
+        world.write_target("changed", b"old");
+        let Some(world) = nobodys(world) else { return };
+        for name in ["same", "other-time", "large", "changed"] {
+            set_mode(&world.target.join(name), 0o000);
+        }
+        world.run_and_check();
+    }
+}
+
+#[test]
+fn unreadable_source_directories_leave_the_mode_of_their_copies() {
+    for mode in CLOSED_MODES {
+        let world = World::new();
+        world.write("open", b"1");
+        world.write("d/f", b"2");
+        let Some(world) = nobodys(world) else { return };
+        world.run_and_check();
+        set_mode(&world.source.join("d"), mode);
+        world.write("open", b"new content");
+        let ran = world.run();
+        assert!(ran.problems().contains(&(ProblemKind::Unreadable, "d".to_owned())), "{mode:o} {ran:?}");
+        assert_eq!(fs::metadata(world.target.join("d")).unwrap().permissions().mode() & 0o777, 0o755);
+        assert_eq!(world.read_target("open"), b"new content");
+        set_mode(&world.source.join("d"), 0o755);
+        world.run_and_check();
+    }
+}
+
 #[test]
 fn files_of_another_owner_are_replaced_to_get_their_time() {
     let world = World::deleting();
@@ -306,13 +387,14 @@ fn an_unwritable_target_is_named_and_the_rest_arrives() {
 #[test]
 fn links_out_of_the_tree_can_be_excluded() {
     let mut world = World::new();
-    world.options.safe_links = true;
+    world.options.links = Links::Safe;
     symlink("/etc/passwd", world.source.join("absolute")).unwrap();
     symlink("../x", world.source.join("climbing")).unwrap();
     symlink("x", world.source.join("inside")).unwrap();
     let ran = world.run();
-    let left_out = |name: &str| (ProblemKind::Unsafe, name.to_owned());
-    assert_eq!(ran.problems(), [left_out("absolute"), left_out("climbing")]);
+    assert_eq!(ran.problems(), []);
+    let told = Event::LinksExcluded { links: 2, first: b"absolute".to_vec() };
+    assert!(ran.events.contains(&told), "{:?}", ran.events);
     assert!(fs::read_link(world.target.join("inside")).is_ok());
     assert!(fs::read_link(world.target.join("absolute")).is_err());
 }

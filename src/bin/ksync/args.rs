@@ -174,8 +174,12 @@ pub(crate) struct WhatArgs {
     recursive: bool,
     #[arg(short = 't', long, hide = true)]
     times: bool,
-    #[arg(short = 'l', long, hide = true)]
-    links: bool,
+    /// Copy links that are absolute or lead out of the tree from the VM too
+    #[arg(short = 'l', long, overrides_with = "safe_links")]
+    pub(crate) links: bool,
+    /// Exclude links that are absolute or lead out of the tree: what a pull does by itself
+    #[arg(long, overrides_with = "links")]
+    pub(crate) safe_links: bool,
     #[arg(short = 'p', long, hide = true)]
     perms: bool,
     #[arg(long, hide = true)]

@@ -165,10 +165,10 @@ fn problem_kind(kind: ProblemKind) -> &'static str {
         ProblemKind::Conflict => "conflict",
         ProblemKind::Obstacle => "obstacle",
         ProblemKind::Corrupt => "corrupt",
-        ProblemKind::Unsafe => "unsafe",
         ProblemKind::Unsupported => "unsupported",
         ProblemKind::NotDeleted => "not-deleted",
         ProblemKind::Unlisted => "unlisted",
+        ProblemKind::Refused => "refused",
     }
 }
 
@@ -211,6 +211,10 @@ impl Monitor for Json {
                     json!({ "kind": "state-excluded", "message": list::state_excluded(directories) }),
                 );
             }
+            Event::LinksExcluded { links, first } if !self.is_ready.load(Ordering::Relaxed) => {
+                let message = list::links_excluded(links, &first);
+                tell("warning", with_path(json!({ "kind": "links-excluded", "message": message }), &first));
+            }
             Event::Grew { path } if !self.is_ready.load(Ordering::Relaxed) => {
                 tell(
                     "warning",
@@ -229,6 +233,7 @@ impl Monitor for Json {
             | Event::Planned { .. }
             | Event::Excluded { .. }
             | Event::StateExcluded { .. }
+            | Event::LinksExcluded { .. }
             | Event::Began { .. }
             | Event::Moved { .. }
             | Event::Matched { .. }

@@ -67,10 +67,10 @@ pub(crate) fn problem(problem: &Problem) -> String {
         ProblemKind::Vanished => "cannot read what vanished",
         ProblemKind::Changed => "cannot read what keeps changing",
         ProblemKind::Unwritable => "cannot write",
+        ProblemKind::Refused => "cannot keep metadata",
         ProblemKind::Conflict => "cannot replace what changed in the meantime",
         ProblemKind::Obstacle => "cannot clear the way",
         ProblemKind::Corrupt => "cannot verify",
-        ProblemKind::Unsafe => "cannot copy the link",
         ProblemKind::Unsupported => "cannot copy",
         // The cause is the whole message.
         ProblemKind::NotDeleted if problem.path.is_empty() => {
@@ -90,6 +90,16 @@ pub(crate) fn problem(problem: &Problem) -> String {
 pub(crate) fn state_excluded(directories: u64) -> String {
     let directories = counted(directories, "directory", "directories");
     format!("{directories} named .ksync not copied: ksync keeps its state under this name")
+}
+
+/// The text for links that were excluded because they lead out of the tree.
+pub(crate) fn links_excluded(links: u64, first: &[u8]) -> String {
+    let (such_as, them) = if links == 1 { (":", "it") } else { (", the first is", "them") };
+    let links = counted(links, "link", "links");
+    format!(
+        "{links} not copied, absolute or out of the tree{such_as} {} (--links copies {them})",
+        escape(first)
+    )
 }
 
 /// The line for a file that grew while it was read.

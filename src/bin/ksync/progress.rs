@@ -41,6 +41,7 @@ impl Progress {
             Event::Resolved { .. } => self.is_connected = true,
             Event::Excluded { .. }
             | Event::StateExcluded { .. }
+            | Event::LinksExcluded { .. }
             | Event::Change { .. }
             | Event::Left { .. }
             | Event::Grew { .. }

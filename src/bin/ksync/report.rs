@@ -141,6 +141,13 @@ fn done_line(tally: &Tally, problems: u64, elapsed: Duration, direction: Directi
             bytes(tally.total_bytes),
             span(elapsed)
         ),
+        None if problems > 0 => format!(
+            "nothing changed, {} {} of {}, {}",
+            bytes(tally.sent_bytes),
+            direction.participle(),
+            bytes(tally.total_bytes),
+            span(elapsed)
+        ),
         None => unchanged(tally, problems),
     }
 }
@@ -297,7 +304,7 @@ mod tests {
         assert_eq!(told(1234, 0), "nothing to do: 1,234 entries are in place");
         assert_eq!(told(1, 0), "nothing to do: 1 entry is in place");
         assert_eq!(told(0, 0), "nothing to do: the source is empty");
-        assert_eq!(told(5, 1), "nothing changed");
+        assert_eq!(told(5, 1), "nothing changed, 0 B sent of 0 B, 0.8 s");
         assert_eq!(dry_line(&same(2), 0, Direction::Up), "nothing to do: 2 entries are in place");
     }
 

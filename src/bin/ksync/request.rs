@@ -14,7 +14,7 @@ use ksync::sync::watch::{AfterRound, Live};
 use ksync::sync::{ConnectOptions, Job};
 use ksync::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
 use ksync::tree::path::{TreePath, escape};
-use ksync::wire::hello::{Consent, FORCED_MAX, Options, WatchOptions};
+use ksync::wire::hello::{Consent, FORCED_MAX, Links, Options, WatchOptions};
 use serde_bytes::ByteBuf;
 
 use crate::args::{ConnectionArgs, ForeignArgs, OutputArgs, SyncArgs, WatchArgs, WhatArgs};
@@ -91,6 +91,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         checksum: args.what.checksum,
         fsync: args.what.fsync,
         one_file_system: args.what.one_file_system,
+        links: links(&args.what),
         list_changes: (verbose > 0 || itemize_changes || args.what.dry_run || json) && !quiet,
         compress: !args.what.no_compress,
         rules,
@@ -151,6 +152,14 @@ fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, C
     };
     let force_in = what.force_delete_in.iter().map(|text| ByteBuf::from(path(text))).collect();
     Ok(Consent { yes: what.yes, agreed: None, max_delete: what.max_delete, force_in })
+}
+
+fn links(what: &WhatArgs) -> Links {
+    match (what.links, what.safe_links) {
+        (true, _) => Links::All,
+        (_, true) => Links::Safe,
+        _ => Links::ByDirection,
+    }
 }
 
 /// Names that browsers give to unfinished downloads.

@@ -142,6 +142,9 @@ impl Screen {
             Event::StateExcluded { directories } if !self.show.quiet => {
                 (None, Some(format!("ksync: {}", list::state_excluded(*directories))))
             }
+            Event::LinksExcluded { links, first } if !self.show.quiet => {
+                (None, Some(format!("ksync: {}", list::links_excluded(*links, first))))
+            }
             Event::Grew { path } if !self.show.quiet => (None, Some(list::grew(path))),
             Event::Problem(problem) => {
                 state.problems += 1;

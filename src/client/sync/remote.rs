@@ -24,7 +24,7 @@ use crate::sync::meter::Count;
 use crate::sync::pairing::Pairing;
 use crate::sync::report::Round;
 use crate::sync::target;
-use crate::wire::hello::{self, Options, Request, Role, WatchOptions};
+use crate::wire::hello::{self, Links, Options, Request, Role, WatchOptions};
 use crate::wire::message::AbortKind;
 
 /// Timeout for the exit report of an agent that has closed its output. A peer that never sends one
@@ -330,7 +330,8 @@ fn sending(options: &Options) -> Config {
 
 /// The configuration of a receiver on this side.
 fn receiving(options: &Options) -> Config {
-    let options = Options { set_id_owner: None, safe_links: true, ..options.clone() };
+    let links = if options.links == Links::ByDirection { Links::Safe } else { options.links };
+    let options = Options { set_id_owner: None, links, ..options.clone() };
     Config { options, relay: false, ..Config::default() }
 }
 

@@ -59,7 +59,11 @@ impl WritableRoot {
         let file = File::from(descriptor);
         write_all(&file, content).during("write", path.as_bytes())?;
         self.close_errors.of(&file).during("write", path.as_bytes())?;
-        set_metadata(&file, self, path, metadata)?;
+        if set_metadata(&file, self, path, metadata)?.is_some() {
+            // A staged file is installed all the same, and the refusal is reported.
+            self.has_anonymous.store(false, Ordering::Relaxed);
+            return Ok(None);
+        }
         self.mark_open(path, &file)?;
         if durability == Durability::Immediately {
             fsync(&file).inspect_err(|_| self.mark_lost()).during("write to the disk", path.as_bytes())?;

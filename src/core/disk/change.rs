@@ -11,7 +11,7 @@ use rustix::process::geteuid;
 use crate::disk::durability::Origin;
 use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::root::{check_unchanged, stat_of};
-use crate::disk::stat::{Identity, Stat, mode_bits, times};
+use crate::disk::stat::{FileKind, Identity, Stat, mode_bits, times};
 use crate::disk::state::GONE;
 use crate::disk::swap::{Ready, remove_aside, rename_into};
 use crate::disk::writable::WritableRoot;
@@ -54,7 +54,11 @@ impl WritableRoot {
         seen: &Identity,
     ) -> Result<Stat, DiskError> {
         const VERB: &str = "set mode and time of";
-        let (file, stat) = self.open_file(path)?;
+        let file = self.handle(path).during(VERB, path.as_bytes())?;
+        let stat = stat_of(&file, path)?;
+        if stat.kind() != FileKind::File {
+            return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::NotRegular));
+        }
         if stat.identity != *seen {
             return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Conflict));
         }
@@ -67,8 +71,8 @@ impl WritableRoot {
         // A program may have written the file just now, so the new time must not reach the disk
         // before the content.
         self.mark_change(path, seen.dev, Origin::Now)?;
-        let raw = mode_bits(self.policy().mode(mode));
-        let set = fchmod(&file, raw).and_then(|()| futimens(&file, &times(mtime)));
+        let mode = self.policy().mode(mode);
+        let set = file.set_mode(mode).and(file.set_times(&times(mtime)));
         if set == Err(Errno::PERM) && stat.uid != geteuid().as_raw() {
             return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::AnotherOwner));
         }

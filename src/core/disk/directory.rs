@@ -8,7 +8,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, fchmod, fchown, fstat, futimens, mkdirat, openat};
+use rustix::fs::{Mode, fchmod, fchown, fstat, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
@@ -144,7 +144,7 @@ impl WritableRoot {
         expected: Inode,
     ) -> Result<(), DiskError> {
         const VERB: &str = "set mode and time of";
-        let descriptor = self.descend(path, DIRECTORY).during(VERB, path.as_bytes())?;
+        let descriptor = self.handle(path).during(VERB, path.as_bytes())?;
         // A user who put another directory there may want its mode changed.
         let stat = stat_of(&descriptor, path)?;
         if Inode::from(&stat) != expected {
@@ -157,9 +157,10 @@ impl WritableRoot {
             if self.owner().is_some_and(|(user, _)| user.as_raw() != stat.uid) {
                 return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::NotOurs));
             }
-            fchmod(&descriptor, mode_bits(mode)).during(VERB, path.as_bytes())?;
+            let timed = descriptor.set_times(&times(mtime));
+            return descriptor.set_mode(mode).and(timed).during(VERB, path.as_bytes());
         }
-        futimens(&descriptor, &times(mtime)).during(VERB, path.as_bytes())
+        descriptor.set_times(&times(mtime)).during(VERB, path.as_bytes())
     }
 }
 

@@ -114,6 +114,12 @@ impl DiskError {
         matches!(self.kind(), Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem))
     }
 
+    /// This user may not set this metadata, or the filesystem keeps none of its kind.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(self.errno(), Some(Errno::PERM | Errno::ACCESS | Errno::NOSYS | Errno::OPNOTSUPP))
+    }
+
     /// Another run has the lock.
     #[must_use]
     pub fn is_busy(&self) -> bool {

@@ -23,6 +23,7 @@ pub mod error;
 pub mod holes;
 mod homes;
 pub mod identities;
+pub mod inaccessible;
 mod link;
 mod lock;
 #[cfg(target_os = "linux")]

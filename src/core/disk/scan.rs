@@ -7,8 +7,9 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, Mode, openat, readlinkat, statat};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use crate::content::blocks::HOLE_BYTES_MIN;
 use crate::content::hash::{Hash, Hasher};
@@ -17,6 +18,7 @@ use crate::disk::directory_stack::{DirectoryStack, Level, Name, names};
 use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::holes::SparseFile;
 use crate::disk::identities::Identities;
+use crate::disk::resolve::DIRECTORY;
 use crate::disk::root::{Root, stat_of};
 use crate::disk::set_id::{Owner, mode_for};
 use crate::disk::spelling::inode_of;
@@ -48,9 +50,9 @@ pub enum Subject {
 /// Options of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScanOptions {
-    /// Read and hash the content of every file.
+    /// Hash the content of every file that can be read undisturbed.
     pub hash: bool,
-    /// Hash the content of files of at most this many bytes, if they can be read undisturbed.
+    /// The same for files of at most this many bytes.
     pub hash_bytes_max: u64,
     /// Clear set-id bits, except on files of this user and this group.
     pub set_id_owner: Option<Owner>,
@@ -148,6 +150,9 @@ pub struct Scanned {
     /// Directories on another filesystem than their parents, or on another mount of it, in order.
     /// Found only in destinations.
     pub boundaries: Vec<TreePath>,
+    /// Directories that are closed to this user, who owns them and could open them. Found only in
+    /// destinations.
+    pub inaccessible: Vec<TreePath>,
     /// Names of a [`Subject::Subtrees`] that lead to entries with other names, outside of the
     /// scope.
     pub unclear: Vec<TreePath>,
@@ -300,39 +305,11 @@ impl Scanner<'_> {
     ) -> Result<Option<Level>, DiskError> {
         let is_closed = self.options.is_destination && self.is_excluded(&path, stat.kind());
         match stat.kind() {
-            FileKind::Directory => {
-                self.add(&path, Kind::Directory, &stat);
-                if is_closed {
-                    self.scanned.skipped.excluded += 1;
-                    return Ok(None);
-                }
-                let is_destination = self.options.is_destination;
-                let is_other = is_destination && stat.identity.dev != parent_dev;
-                if is_other {
-                    self.scanned.boundaries.push(path.clone());
-                }
-                if self.coverage(Some(&path)) == Coverage::Alone {
-                    return Ok(None);
-                }
-                if stat.identity.dev != self.root.dev() && !self.options.cross_mounts {
-                    self.scanned.skipped.mounts += 1;
-                    return self.protect_below(&path).map(|()| None);
-                }
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let directory =
-                    openat(parent, &**name, flags, Mode::empty()).during("open", path.as_bytes())?;
-                if is_destination && !is_other && is_mount_root(&directory) {
-                    self.scanned.boundaries.push(path.clone());
-                }
-                return self.list(directory, Some((path, stat.identity))).map(Some);
-            }
-            FileKind::File if self.options.hash && !is_closed => {
-                let (hash, stat) = self.hash(&path)?;
-                self.add(&path, Kind::File { size: stat.size(), hash: Some(hash) }, &stat);
-            }
+            FileKind::Directory => return self.directory(parent, parent_dev, name, path, &stat, is_closed),
             FileKind::File => {
-                let is_short = stat.size() <= self.options.hash_bytes_max && stat.size() > 0 && !is_closed;
-                match is_short.then(|| self.hash(&path)) {
+                let is_short = stat.size() <= self.options.hash_bytes_max && stat.size() > 0;
+                let is_hashed = (self.options.hash || is_short) && !is_closed;
+                match is_hashed.then(|| self.hash(&path)) {
                     Some(Ok((hash, stat))) => {
                         self.add(&path, Kind::File { size: stat.size(), hash: Some(hash) }, &stat);
                     }
@@ -353,6 +330,53 @@ impl Scanner<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Adds a found directory to the tree. Returns it if it is to be read next.
+    fn directory(
+        &mut self,
+        parent: impl AsFd,
+        parent_dev: u64,
+        name: &CString,
+        path: TreePath,
+        stat: &Stat,
+        is_closed: bool,
+    ) -> Result<Option<Level>, DiskError> {
+        let is_destination = self.options.is_destination;
+        let is_on_another_mount = stat.identity.dev != self.root.dev() && !self.options.cross_mounts;
+        let is_entered = !is_closed && !is_on_another_mount && self.coverage(Some(&path)) != Coverage::Alone;
+        let opened = is_entered.then(|| open_to_list(parent, name, stat).during("open", path.as_bytes()));
+        // A source directory that cannot be listed is not offered: its mode would close the copy.
+        if is_destination || !matches!(opened, Some(Err(_))) {
+            self.add(&path, Kind::Directory, stat);
+        }
+        if is_closed {
+            self.scanned.skipped.excluded += 1;
+            return Ok(None);
+        }
+        let is_other = is_destination && stat.identity.dev != parent_dev;
+        if is_other {
+            self.scanned.boundaries.push(path.clone());
+        }
+        match opened {
+            None if is_on_another_mount && self.coverage(Some(&path)) != Coverage::Alone => {
+                self.scanned.skipped.mounts += 1;
+                self.protect_below(&path).map(|()| None)
+            }
+            None => Ok(None),
+            Some(Err(error)) => {
+                if is_destination && error.is_permission() && stat.uid == geteuid().as_raw() {
+                    self.scanned.inaccessible.push(path);
+                }
+                Err(error)
+            }
+            Some(Ok(directory)) => {
+                if is_destination && !is_other && is_mount_root(&directory) {
+                    self.scanned.boundaries.push(path.clone());
+                }
+                self.list(directory, Some((path, stat.identity))).map(Some)
+            }
+        }
     }
 
     fn add(&mut self, path: &TreePath, kind: Kind<&[u8]>, stat: &Stat) {
@@ -530,6 +554,16 @@ impl Scanner<'_> {
         }
         Ok(())
     }
+}
+
+/// Opens a directory whose names can be listed and looked up.
+fn open_to_list(parent: impl AsFd, name: &CString, stat: &Stat) -> Result<OwnedFd, Errno> {
+    let directory = openat(parent, &**name, DIRECTORY, Mode::empty())?;
+    // Without the right to search, each name in it would be a problem of its own.
+    if stat.mode & 0o111 != 0o111 {
+        statat(&directory, c".", AtFlags::empty())?;
+    }
+    Ok(directory)
 }
 
 /// True if a name may lead to an entry that is listed under another name, since the filesystem

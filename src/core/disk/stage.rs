@@ -272,20 +272,16 @@ impl Staging {
         self.file.write_all_at(bytes, offset).during("write", self.path.as_bytes())
     }
 
-    /// Installs the file with its metadata, if its path still holds the entry that was `seen` there
-    /// (`None`: nothing). After a conflict the staged bytes stay.
-    ///
-    /// # Errors
-    /// [`DiskError::is_conflict`], or the path cannot be written to, or the filesystem did not take
-    /// all bytes. Nothing has changed then.
-    pub fn finish(
+    /// [Completes](Staging::complete) and [installs](Complete::install) the file.
+    #[cfg(test)]
+    pub(crate) fn finish(
         self,
         root: &WritableRoot,
         metadata: &Metadata,
         seen: Option<&Identity>,
         durability: Durability,
     ) -> Result<(), DiskError> {
-        self.complete(root, metadata, durability)?.install(root, seen)
+        self.complete(root, metadata, durability)?.install(root, seen).map(drop)
     }
 
     /// Completes the file: content and metadata are final, only the name is missing.
@@ -299,7 +295,7 @@ impl Staging {
         durability: Durability,
     ) -> Result<Complete, DiskError> {
         self.state.close_errors().of(&self.file).during("write", self.path.as_bytes())?;
-        set_metadata(&self.file, root, &self.path, metadata)?;
+        let refused = set_metadata(&self.file, root, &self.path, metadata)?;
         let identity = stat_of(&*self.file, &self.path)?.identity;
         root.mark(&self.path, &identity)?;
         if durability == Durability::Immediately
@@ -311,7 +307,7 @@ impl Staging {
             let _ = self.discard();
             return Err(error).during("write to the disk", path.as_bytes());
         }
-        Ok(Complete { staging: self, identity })
+        Ok(Complete { staging: self, identity, refused })
     }
 
     /// Removes the staged file.
@@ -376,21 +372,33 @@ impl Staging {
     }
 }
 
+/// A file that is in place with its content.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Installed {
+    /// The first metadata that the filesystem refused to set: a mode, a time or an owner.
+    pub refused: Option<DiskError>,
+}
+
 /// A staged file that lacks nothing but its name.
 #[derive(Debug)]
 pub struct Complete {
     staging: Staging,
     identity: Identity,
+    /// The metadata that the filesystem refused to set.
+    refused: Option<DiskError>,
 }
 
 impl Complete {
-    /// Renames the file into place, as [`Staging::finish`].
+    /// Renames the file into place, if its path still holds the entry that was `seen` there
+    /// (`None`: nothing). After a conflict the staged bytes stay.
     ///
     /// # Errors
-    /// As there.
-    pub fn install(self, root: &WritableRoot, seen: Option<&Identity>) -> Result<(), DiskError> {
+    /// [`DiskError::is_conflict`], or the path cannot be written to. Nothing has changed then.
+    pub fn install(self, root: &WritableRoot, seen: Option<&Identity>) -> Result<Installed, DiskError> {
         let Staging { state, name, path, .. } = &self.staging;
-        state.install(name, Some(self.identity), root, path, seen)
+        state.install(name, Some(self.identity), root, path, seen)?;
+        Ok(Installed { refused: self.refused })
     }
 
     /// Removes the staged file.
@@ -414,20 +422,30 @@ fn full_sync(file: &File) -> rustix::io::Result<()> {
     fsync(file)
 }
 
-/// Sets the final metadata of a file that is not in place yet.
+/// Sets the final metadata of a file that is not in place yet. Returns the first part that the
+/// filesystem refuses, as a destination without modes does. Content must arrive there as well.
 pub(crate) fn set_metadata(
     file: &File,
     root: &WritableRoot,
     path: &TreePath,
     metadata: &Metadata,
-) -> Result<(), DiskError> {
-    let path = path.as_bytes();
+) -> Result<Option<DiskError>, DiskError> {
+    let mut refused = None;
+    let mut set =
+        |result: rustix::io::Result<()>, verb: &'static str| match result.during(verb, path.as_bytes()) {
+            Err(error) if error.is_refused() => {
+                refused.get_or_insert(error);
+                Ok(())
+            }
+            result => result,
+        };
     if let Some((user, group)) = root.owner() {
-        fchown(file, Some(user), Some(group)).during("set the owner of", path)?;
+        set(fchown(file, Some(user), Some(group)), "set the owner of")?;
     }
-    let mode = root.policy().mode_of(file, metadata.mode).during("set the mode of", path)?;
-    fchmod(file, mode_bits(mode)).during("set the mode of", path)?;
-    futimens(file, &times(metadata.mtime)).during("set the time of", path)
+    let mode = root.policy().mode_of(file, metadata.mode);
+    set(mode.and_then(|mode| fchmod(file, mode_bits(mode))), "set the mode of")?;
+    set(futimens(file, &times(metadata.mtime)), "set the time of")?;
+    Ok(refused)
 }
 
 /// True if a copy within this file's filesystem shares extents and copies no bytes.

@@ -356,15 +356,17 @@ impl Plan {
             )),
             _ => None,
         });
-        let links = self
-            .unsafe_links
-            .iter()
-            .map(|&id| problem(id, ProblemKind::Unsafe, "the link leads out of the tree and was excluded"));
         let twins = self.twins.iter().map(|(id, twin)| {
             let cause = format!("the destination's filesystem takes this name and {twin} for one");
             problem(*id, ProblemKind::Obstacle, &cause)
         });
-        obstacles.chain(links).chain(twins).collect()
+        obstacles.chain(twins).collect()
+    }
+
+    /// Reports the links that were excluded because they lead out of the tree.
+    pub(super) fn links_excluded(&self, wanted: &Manifest) -> Option<Event> {
+        let first = wanted.path(*self.unsafe_links.first()?)?.to_vec();
+        Some(Event::LinksExcluded { links: self.unsafe_links.len() as u64, first })
     }
 
     /// Reports present entries that are not wanted where nothing is removed. Only the topmost of

@@ -19,6 +19,7 @@ mod missing_file;
 mod offer;
 mod take_offer;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::engine::contract::{Config, Engine, Input, Output};
@@ -57,6 +58,8 @@ pub struct Receiver<T: Target> {
     opened: Option<Opened>,
     /// The opened destination, until the plan is made.
     at_open: Option<T::Opened>,
+    /// Directories that were closed to their owner when the destination was listed.
+    opened_up: HashSet<TreePath>,
     /// The destination, once the plan is made.
     target: Option<T>,
     wanted: Arc<Manifest>,
@@ -136,6 +139,7 @@ impl<T: Target> Receiver<T> {
             offer: Offer::default(),
             opened: None,
             at_open: None,
+            opened_up: HashSet::new(),
             target: None,
             wanted: Arc::default(),
             spelling: Arc::default(),
@@ -200,6 +204,11 @@ impl<T: Target> Receiver<T> {
             ReceiverOutcome::Query(replies) => self.replied(replies),
             ReceiverOutcome::Step(stepped) => self.stepped(stepped),
             ReceiverOutcome::Apply(results) => self.applied(results),
+            ReceiverOutcome::Close(Err(error @ WorkError::Entry(..))) => {
+                self.outbox.report_error(Vec::new(), error);
+                self.closed = true;
+                self.finish_when_ready();
+            }
             ReceiverOutcome::Close(Ok(())) => {
                 self.closed = true;
                 self.tally.adjusted += u64::from(self.plan.root.is_some());
@@ -219,7 +228,9 @@ impl<T: Target> Receiver<T> {
     }
 
     fn opened(&mut self, opened: Opened) {
-        self.outbox.report(Event::Resolved { path: opened.path.clone() });
+        if self.opened_up.is_empty() {
+            self.outbox.report(Event::Resolved { path: opened.path.clone() });
+        }
         self.opened = Some(opened);
         self.compare_when_ready();
     }
@@ -259,6 +270,9 @@ impl<T: Target> Receiver<T> {
     fn announce_plan(&mut self, present: &Manifest) {
         for problem in self.plan.problems(&self.wanted) {
             self.outbox.problem(problem);
+        }
+        if let Some(event) = self.plan.links_excluded(&self.wanted) {
+            self.outbox.report(event);
         }
         if self.config.options.list_changes {
             for event in self.plan.events(&self.wanted, present) {

@@ -73,6 +73,8 @@ pub enum ReceiverWork<T: Target> {
         subject: Subject,
         /// The parts to list; `None` means everything.
         scope: Option<SubtreeSet>,
+        /// Directories to open to their owner first: a listing found them inaccessible.
+        inaccessible: Vec<TreePath>,
     },
     /// Before the plan: ask the filesystem which names it folds into one.
     Resolve(T::Opened, Questions),
@@ -142,7 +144,8 @@ pub enum ReceiverOutcome<T: Target> {
     Step(Vec<Returned<T, ()>>),
     /// Result of each step.
     Apply(Vec<(Step, Result<(), WorkError>)>),
-    /// Success if the destination is complete.
+    /// Success if the destination is complete. [`WorkError::Entry`]: only the root's own metadata
+    /// was refused.
     Close(Result<(), WorkError>),
 }
 
@@ -308,6 +311,8 @@ pub struct Opened {
     pub problems: Vec<Problem>,
     /// True if every directory either could be listed or is kept.
     pub complete: bool,
+    /// Directories among the problems that this user owns and could open.
+    pub inaccessible: Vec<TreePath>,
     /// Entries that stay, whatever the source has.
     pub kept: Kept,
     /// Names in the scope that lead to entries with other names outside the scope.

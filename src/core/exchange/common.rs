@@ -36,6 +36,11 @@ pub(super) fn unwritable(error: DiskError) -> WorkError {
     work_error(&error, ProblemKind::Unwritable)
 }
 
+/// Classifies a failure to set a mode, a time or an owner.
+pub(super) fn metadata_error(error: DiskError) -> WorkError {
+    if error.is_refused() { WorkError::Entry(ProblemKind::Refused, chain(&error)) } else { unwritable(error) }
+}
+
 /// Timeout for a destination that another run uses. A run that was killed a moment ago leaves an
 /// agent behind that still writes the content that had arrived.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

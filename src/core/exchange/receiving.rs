@@ -90,7 +90,9 @@ impl Receiving {
 impl Perform<Receiver<Arc<PlannedTree>>> for Receiving {
     fn perform(&self, work: ReceiverWork<Arc<PlannedTree>>) -> ReceiverOutcome<Arc<PlannedTree>> {
         match work {
-            ReceiverWork::Open { subject, scope } => ReceiverOutcome::Open(self.open(&subject, scope)),
+            ReceiverWork::Open { subject, scope, inaccessible } => {
+                ReceiverOutcome::Open(self.open(&subject, scope, &inaccessible))
+            }
             ReceiverWork::Resolve(open, questions) => {
                 ReceiverOutcome::Resolve(self.resolve(&open, &questions))
             }

@@ -43,8 +43,8 @@ pub struct Options {
     pub set_id_owner: Option<(u32, u32)>,
     /// Do not enter directories of the source on which another filesystem is mounted.
     pub one_file_system: bool,
-    /// Exclude links that lead out of the tree.
-    pub safe_links: bool,
+    /// The symbolic links that take part.
+    pub links: Links,
     /// Write everything to the disk before it is reported as done.
     pub fsync: bool,
     /// Filter rules: they select the entries that take part.
@@ -57,6 +57,18 @@ pub struct Options {
     pub consent: Consent,
     /// The client's facts from earlier runs about source and destination.
     pub history: History,
+}
+
+/// The symbolic links that take part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Links {
+    /// All on the way to another machine and within this one; from another machine as `Safe`.
+    #[default]
+    ByDirection,
+    /// Those that stay inside the tree.
+    Safe,
+    /// All.
+    All,
 }
 
 /// Deletions that need no question.

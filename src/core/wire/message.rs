@@ -535,6 +535,7 @@ fn event_is_within_limits(event: &Event) -> bool {
         | Event::Change { path, .. }
         | Event::Left { path, .. }
         | Event::Grew { path }
+        | Event::LinksExcluded { first: path, .. }
         | Event::Began { path } => path.len() <= TEXT_BYTES_MAX,
         Event::Polling { cause } => cause.len() <= TEXT_BYTES_MAX,
         Event::Problem(problem) => {

@@ -381,6 +381,7 @@ impl DiskState {
             path: b"/jar".to_vec(),
             problems: Vec::new(),
             complete: self.complete,
+            inaccessible: Vec::new(),
             kept: crate::tree::kept::Kept::default(),
             unclear: Arc::default(),
             has_staged: !self.staged.is_empty(),

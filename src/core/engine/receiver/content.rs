@@ -377,6 +377,12 @@ impl<T: Target> Receiver<T> {
 
     /// Records that the content of a file is in place, or failed.
     fn settle(&mut self, id: u32, result: Result<(), WorkError>) {
+        if let Err(error @ WorkError::Entry(ProblemKind::Refused, _)) = result {
+            // The content is in place.
+            let path = self.path(id);
+            self.outbox.report_error(path, error);
+            return self.settle(id, Ok(()));
+        }
         match result {
             Ok(()) => {
                 let is_copy = self.missing.get(&id).is_some_and(|file| file.is_copy);

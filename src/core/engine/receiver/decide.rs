@@ -15,14 +15,42 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::spelling::{Answers, Questions};
 use crate::tree::tree_id::{Pair, TreeId};
+use crate::wire::hello::Links;
 use crate::wire::message::{AbortKind, FromReceiver, Subject};
 
 impl<T: Target> Receiver<T> {
     pub(super) fn compare_when_ready(&mut self) {
-        if self.opened.is_some() && self.offer.complete.is_some() {
+        if self.opened.is_some() && self.offer.complete.is_some() && !self.open_inaccessible() {
             self.leave_unclear();
             self.compare();
         }
+    }
+
+    /// Lists the destination again, with its closed directories opened to their owner, as far as
+    /// the source has directories there. `false` if there are none, or none that was not tried.
+    fn open_inaccessible(&mut self) -> bool {
+        let found = self.opened.as_mut().map(|opened| std::mem::take(&mut opened.inaccessible));
+        if self.config.options.dry_run {
+            return false;
+        }
+        let is_wanted = |path: &TreePath| {
+            let entry = self.wanted.position(path).and_then(|id| self.wanted.get(id));
+            entry.is_some_and(|entry| entry.is_directory())
+        };
+        let inaccessible: Vec<TreePath> = found
+            .into_iter()
+            .flatten()
+            .filter(|path| is_wanted(path) && !self.opened_up.contains(path))
+            .collect();
+        let Some(subject) = self.offer.subject.clone().filter(|_| !inaccessible.is_empty()) else {
+            return false;
+        };
+        self.opened_up.extend(inaccessible.iter().cloned());
+        // The listing locks the destination again.
+        (self.opened, self.at_open) = (None, None);
+        let scope = self.offer.scope.clone();
+        self.outbox.start(ReceiverWork::Open { subject, scope, inaccessible });
+        true
     }
 
     fn compare(&mut self) {
@@ -161,7 +189,8 @@ impl<T: Target> Receiver<T> {
         };
         let doubts = self.opened.as_ref().map(|opened| opened.doubts.clone()).unwrap_or_default();
         let findings = Findings { doubts: &doubts, spelling: &self.spelling, has_staged };
-        let mut plan = Plan::new(&self.wanted, present, findings, rules, protects, options.safe_links);
+        let mut plan =
+            Plan::new(&self.wanted, present, findings, rules, protects, options.links == Links::Safe);
         if !waits.is_empty() {
             // An earlier round already reported that they wait.
             plan.drop_obstacles();

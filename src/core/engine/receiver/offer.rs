@@ -7,7 +7,7 @@ use crate::content::sample::Samples;
 use crate::tree::change::Rebuild;
 use crate::tree::entry::Kind;
 use crate::tree::manifest::{Builder, Manifest};
-use crate::tree::subtrees::Subtree;
+use crate::tree::subtrees::{Subtree, SubtreeSet};
 use crate::wire::message::{Holes, Subject};
 
 /// An arriving offer.
@@ -16,6 +16,8 @@ pub(super) struct Offer {
     pub(super) subject: Option<Subject>,
     /// The offered parts, as they arrive.
     pub(super) subtrees: Vec<Subtree>,
+    /// The same once they have all arrived; `None` is the whole tree.
+    pub(super) scope: Option<SubtreeSet>,
     pub(super) holes: Holes,
     /// The sender's report that it could list everything.
     pub(super) complete: Option<bool>,

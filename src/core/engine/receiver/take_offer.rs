@@ -36,7 +36,10 @@ impl<T: Target> Receiver<T> {
         }
         let scope = if self.offer.is_partial { SubtreeSet::decode(subtrees).map(Some) } else { Ok(None) };
         match scope {
-            Ok(scope) => self.outbox.start(ReceiverWork::Open { subject, scope }),
+            Ok(scope) => {
+                self.offer.scope.clone_from(&scope);
+                self.outbox.start(ReceiverWork::Open { subject, scope, inaccessible: Vec::new() });
+            }
             Err(error) => self.outbox.fail(AbortKind::Protocol, error.to_string()),
         }
     }

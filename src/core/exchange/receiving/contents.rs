@@ -7,7 +7,7 @@ use crate::disk::error::DiskError;
 use crate::disk::stage::{Complete, Durability, Staging};
 use crate::engine::WorkError;
 use crate::engine::transfer::basis::wrong_hash;
-use crate::exchange::common::{retry_while_busy, unwritable};
+use crate::exchange::common::{metadata_error, retry_while_busy, unwritable};
 use crate::exchange::receiving::tree::PlannedTree;
 
 /// Number of small files from which one `syncfs` for all is quicker than an `fsync` for each.
@@ -95,9 +95,10 @@ impl PlannedTree {
         {
             self.clear(at)?;
         }
-        complete.install(&self.root, seen.as_ref()).map_err(|error| self.failed(id, &error))?;
+        let installed =
+            complete.install(&self.root, seen.as_ref()).map_err(|error| self.failed(id, &error))?;
         self.settle_doubt(id);
-        Ok(())
+        installed.refused.map_or(Ok(()), |error| Err(metadata_error(error)))
     }
 
     /// Installs a copy of a listed file, with this hash if one is given.

@@ -13,6 +13,7 @@ use serde_bytes::ByteBuf;
 use crate::disk::error::DiskError;
 use crate::disk::expand_home;
 use crate::disk::identities::Identities;
+use crate::disk::inaccessible::give_owner_access;
 use crate::disk::scan::{self, Away, ScanOptions, scan};
 use crate::disk::set_id::Policy;
 use crate::disk::stage::Staging;
@@ -20,7 +21,7 @@ use crate::disk::stat::FileKind;
 use crate::disk::writable::WritableRoot;
 use crate::disk::{clear_leftovers, staged};
 use crate::engine::{Destination, Opened, WorkError};
-use crate::exchange::common::{chain, renamed, retry_while_busy, scan_options};
+use crate::exchange::common::{chain, metadata_error, renamed, retry_while_busy, scan_options};
 use crate::exchange::receiving::Receiving;
 use crate::exchange::receiving::tree::{OpenTree, PlannedTree};
 use crate::log::debug;
@@ -40,6 +41,7 @@ impl Receiving {
         &self,
         subject: &Subject,
         scope: Option<SubtreeSet>,
+        inaccessible: &[TreePath],
     ) -> Result<(Opened, Arc<OpenTree>), WorkError> {
         let (was_there, begin) = (self.path.exists(), Instant::now());
         let mut tree = match subject {
@@ -61,6 +63,7 @@ impl Receiving {
             path: tree.shown.as_os_str().as_bytes().to_vec(),
             problems: Vec::new(),
             complete: true,
+            inaccessible: Vec::new(),
             kept: Kept::default(),
             unclear: Arc::default(),
             has_staged: false,
@@ -76,6 +79,10 @@ impl Receiving {
             }
             if !self.options.dry_run {
                 root.begin_writing(tree.single.is_none(), scope.is_none());
+            }
+            for directory in inaccessible {
+                // The listing reports a directory that stays closed.
+                let _ = root.give_owner_access(directory);
             }
             let listed = self.list(root, tree.single.as_ref(), subject, scope, &mut opened)?;
             (tree.identities, tree.doubted, tree.is_whole) = listed;
@@ -100,6 +107,10 @@ impl Receiving {
     }
 
     fn open_directory(&self) -> Result<OpenTree, WorkError> {
+        if !self.options.dry_run {
+            // Opening it reports a directory that stays closed.
+            let _ = give_owner_access(&self.path);
+        }
         let root = self.open_root(&self.path)?;
         Ok(OpenTree::new(root, None, absolute(&self.path)))
     }
@@ -186,6 +197,7 @@ impl Receiving {
             path: error.path().to_vec(),
             cause: error.reason().to_string(),
         }));
+        opened.inaccessible = scanned.inaccessible;
         opened.unclear = Arc::new(scanned.unclear);
         opened.manifest = Arc::new(scanned.manifest);
         opened.doubts = scanned.doubts;
@@ -240,8 +252,9 @@ impl Receiving {
         // Unlock before the time is set and before the peer is told: a peer that is told may end
         // this process.
         root.unlock();
-        if let Some((mode, mtime)) = metadata {
-            root.set_self(mode, mtime).map_err(|error| destination_error(&error))?;
+        let set = metadata.map_or(Ok(()), |(mode, mtime)| root.set_self(mode, mtime));
+        if let Some(error) = set.as_ref().err().filter(|error| !error.is_refused()) {
+            return Err(destination_error(error));
         }
         if self.options.fsync {
             // Sync names, modes and times of everything, and files that an earlier run left
@@ -251,7 +264,7 @@ impl Receiving {
         if let (Some(session), Some(pair)) = (&self.session, pair) {
             session.state().pair = Some(pair);
         }
-        Ok(())
+        set.map_err(metadata_error)
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::content::hash::Hash;
 use crate::disk::stat::{FileKind, Inode};
 use crate::engine::{Step, WorkError};
-use crate::exchange::common::unwritable;
+use crate::exchange::common::{metadata_error, unwritable};
 use crate::exchange::receiving::tree::{PlannedTree, unknown};
 use crate::log::debug;
 use crate::tree::entry::Kind;
@@ -62,7 +62,7 @@ impl PlannedTree {
                 }
             }
         };
-        adjusted.map_err(unwritable)
+        adjusted.map_err(metadata_error)
     }
 
     /// True if the file in place has the wanted mode and time.
