@@ -164,3 +164,24 @@ fn an_error_of_a_local_run_names_no_other_side() {
     let run = world.run([world.path("src"), world.path("other/file/below")]).fails(11);
     assert!(!run.stderr.contains("other side"), "{}", run.stderr);
 }
+
+#[test]
+fn watch_goes_on_when_the_full_disk_has_room_again() {
+    let world = World::new();
+    world.tree("src").file("small", "one");
+    for to in ["dst/copy".to_owned(), world.far("dst/copy").into_string().unwrap()] {
+        let script = format!(
+            "soon() {{ n=300; until \"$@\"; do n=$((n - 1)); [ $n -gt 0 ] || return 1; sleep 0.1; done; }}
+            $KSYNC --json -w src {to} >watch 2>notes & pid=$!
+            soon grep -q '\"ready\"' watch || exit 98
+            head -c 8000000 /dev/zero | tr '\\0' x >src/big
+            soon grep -q 'not enough space' watch || exit 97
+            mount -o remount,size=30M dst
+            soon cmp -s src/big dst/copy/big; code=$?
+            kill $pid; wait $pid; cat watch; exit $code"
+        );
+        let Some(run) = with_small_dst(&world, "size=4M,mode=755", &script) else { return };
+        run.ok();
+        fs::remove_file(world.path("src/big")).unwrap();
+    }
+}

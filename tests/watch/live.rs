@@ -1,6 +1,7 @@
 //! The first round sends everything; later rounds send each save, on the same connection.
 
 use std::fs;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -50,6 +51,14 @@ fn a_single_file_is_watched() {
         watcher.flush();
         assert_eq!(fs::read(world.path("dst/notes")).unwrap(), b"three", "{direction:?}");
         assert_eq!(fs::read_dir(world.path("dst")).unwrap().count(), 1, "{direction:?}");
+        // An editor that keeps a backup moves the file away and writes it anew.
+        for (pause, content) in [(40, "four"), (500, "five")] {
+            fs::rename(world.path("src/notes"), world.path("src/notes~")).unwrap();
+            std::thread::sleep(Duration::from_millis(pause));
+            fs::write(world.path("src/notes"), content).unwrap();
+            watcher.flush();
+            assert_eq!(fs::read_to_string(world.path("dst/notes")).unwrap(), content, "{direction:?}");
+        }
     }
 }
 

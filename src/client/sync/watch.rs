@@ -222,7 +222,9 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
             AbortKind::Connection | AbortKind::Timeout | AbortKind::Busy => true,
             // A destination that was replaced is filled again.
             AbortKind::Destination => worked,
-            AbortKind::Protocol | AbortKind::Version | AbortKind::Selection | AbortKind::Storage => false,
+            // A full disk may get room again.
+            AbortKind::Storage => true,
+            AbortKind::Protocol | AbortKind::Version | AbortKind::Selection => false,
         },
         // The VM may be waking up.
         SyncError::Unreachable { .. } | SyncError::Agent(_) => true,
@@ -245,7 +247,7 @@ mod tests {
             (run(AbortKind::Destination), true, true),
             (run(AbortKind::Destination), false, false),
             (run(AbortKind::Selection), true, false),
-            (run(AbortKind::Storage), true, false),
+            (run(AbortKind::Storage), false, true),
             (run(AbortKind::Protocol), true, false),
             (SyncError::Agent("signal KILL".to_owned()), true, true),
             (SyncError::Overlap, true, false),

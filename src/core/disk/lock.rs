@@ -17,7 +17,7 @@ use rustix::process::geteuid;
 use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::resolve::DIRECTORY;
 use crate::disk::root::Root;
-use crate::disk::stat::{FileKind, Stat};
+use crate::disk::stat::{FileKind, Stat, is_same_inode};
 use crate::disk::state::{StateDir, in_state};
 use crate::tree::path::STATE_DIR;
 
@@ -90,7 +90,7 @@ fn try_to_take(root: &Root, path: &[u8]) -> Result<Option<Held>, DiskError> {
 /// True if `name` leads to the very file or directory of `stat`.
 fn is_named(directory: impl AsFd, name: &str, stat: &RawStat) -> bool {
     let named = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
-    named.is_ok_and(|named| (named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino))
+    named.is_ok_and(|named| is_same_inode(&named, stat))
 }
 
 /// Runs `work`, which changes the entries of a directory, and sets its time back: a run with

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::resolve::{DIRECTORY, PASSAGE, Resolver};
-use crate::disk::stat::{FileKind, Identity, Inode, Stat};
+use crate::disk::stat::{FileKind, Identity, Inode, Stat, check_inode_numbers};
 use crate::tree::path::TreePath;
 
 /// A directory, and the only way to the entries below it.
@@ -73,6 +73,7 @@ impl Root {
     /// Makes a root of the open directory that was found at `path`.
     pub(crate) fn of(descriptor: OwnedFd, path: &Path) -> Result<Self, DiskError> {
         let bytes = path.as_os_str().as_bytes();
+        check_inode_numbers(&descriptor).during("look at", bytes)?;
         let stat = fstat(&descriptor).during("look at", bytes)?;
         let stat =
             Stat::of(&stat).ok_or_else(|| DiskError::new("look at", bytes, DiskErrorKind::OutOfRange))?;

@@ -132,10 +132,10 @@ fn make(state: &StateDir, name: &CString) -> Result<bool, DiskError> {
     }
 }
 
-/// The file or directory that a name leads to, if there is one.
+/// The file or directory that a name leads to, if there is one and the filesystem tells which.
 pub(crate) fn inode_of(directory: impl AsFd, name: &[u8]) -> Option<Inode> {
     let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-    Stat::of(&stat).as_ref().map(Inode::from)
+    Stat::of(&stat).as_ref().and_then(Inode::known)
 }
 
 #[cfg(test)]

@@ -1,7 +1,12 @@
 //! `Stat`, `Identity` and `Inode`: an entry's metadata, and the fields that tell if it is still the
 //! same.
 
-use rustix::fs::{FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
+
+use rustix::fs::{FileType, Mode, Timespec, Timestamps, UTIME_OMIT, fstat};
 
 use crate::tree::entry::{MODE_MASK, Time};
 
@@ -71,7 +76,7 @@ pub fn identity_of(file: &std::fs::File) -> std::io::Result<Identity> {
 pub struct Identity {
     /// The device number of the filesystem.
     pub dev: u64,
-    /// The inode number in that filesystem.
+    /// The inode number in that filesystem; 0 if it does not keep its numbers.
     pub ino: u64,
     /// The kind of the entry.
     pub kind: FileKind,
@@ -92,6 +97,13 @@ pub struct Inode {
     pub ino: u64,
 }
 
+impl Inode {
+    /// `None` if the filesystem does not keep its inode numbers.
+    pub(crate) fn known(stat: &Stat) -> Option<Self> {
+        Some(Self::from(stat)).filter(|inode| inode.ino != 0)
+    }
+}
+
 impl From<&Identity> for Inode {
     fn from(identity: &Identity) -> Self {
         Self { dev: identity.dev, ino: identity.ino }
@@ -102,6 +114,47 @@ impl From<&Stat> for Inode {
     fn from(stat: &Stat) -> Self {
         Self::from(&stat.identity)
     }
+}
+
+/// Device numbers of filesystems whose inode numbers differ at each call, as those of some FUSE
+/// filesystems. All of their numbers count as 0, which is no inode's number.
+static UNSTABLE: RwLock<BTreeSet<u64>> = RwLock::new(BTreeSet::new());
+
+/// True once `UNSTABLE` holds a number: a lock for each `Stat` would cost more.
+static IS_ANY_UNSTABLE: AtomicBool = AtomicBool::new(false);
+
+/// Finds out if the filesystem of an open directory keeps its inode numbers.
+pub(crate) fn check_inode_numbers(directory: impl AsFd) -> rustix::io::Result<()> {
+    let [one, other] = [fstat(&directory)?, fstat(&directory)?];
+    if one.st_ino != other.st_ino {
+        note_unstable(dev_of(&one));
+    }
+    Ok(())
+}
+
+fn note_unstable(dev: u64) {
+    UNSTABLE.write().unwrap_or_else(PoisonError::into_inner).insert(dev);
+    IS_ANY_UNSTABLE.store(true, Ordering::Release);
+}
+
+/// The inode number, or 0 on a filesystem that does not keep its numbers.
+// The field's type differs between systems.
+#[allow(clippy::unnecessary_cast)]
+fn inode_number(raw: &rustix::fs::Stat) -> u64 {
+    let is_unstable = IS_ANY_UNSTABLE.load(Ordering::Acquire)
+        && UNSTABLE.read().unwrap_or_else(PoisonError::into_inner).contains(&dev_of(raw));
+    if is_unstable { 0 } else { raw.st_ino as u64 }
+}
+
+/// True if both describe one inode, as far as the filesystem tells.
+pub(crate) fn is_same_inode(one: &rustix::fs::Stat, other: &rustix::fs::Stat) -> bool {
+    (one.st_dev, inode_number(one)) == (other.st_dev, inode_number(other))
+}
+
+// The field's type differs between systems.
+#[allow(clippy::unnecessary_cast)]
+fn dev_of(raw: &rustix::fs::Stat) -> u64 {
+    raw.st_dev as u64
 }
 
 /// The filesystem's metadata of an entry.
@@ -146,8 +199,8 @@ impl Stat {
     pub(crate) fn of(raw: &rustix::fs::Stat) -> Option<Self> {
         let kind = FileKind::of(FileType::from_raw_mode(raw.st_mode)).unwrap_or(FileKind::Device);
         let identity = Identity {
-            dev: raw.st_dev as u64,
-            ino: raw.st_ino as u64,
+            dev: dev_of(raw),
+            ino: inode_number(raw),
             kind,
             size: if kind == FileKind::File { u64::try_from(raw.st_size).ok()? } else { 0 },
             mtime: Time::new(raw.st_mtime as i64, u32::try_from(raw.st_mtime_nsec).ok()?)?,
@@ -176,5 +229,23 @@ pub(crate) fn times(mtime: Time) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec { tv_sec: mtime.seconds(), tv_nsec: mtime.nanos().into() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inode_numbers_of_an_unstable_filesystem_are_all_0() {
+        let raw = fstat(tempfile::tempfile().unwrap()).unwrap();
+        let mut unstable = raw;
+        // No filesystem of this machine has this number.
+        unstable.st_dev = !0 - 6;
+        note_unstable(dev_of(&unstable));
+        assert_eq!(Stat::of(&unstable).unwrap().identity.ino, 0);
+        assert_eq!(Inode::known(&Stat::of(&unstable).unwrap()), None);
+        assert!(Inode::known(&Stat::of(&raw).unwrap()).is_some_and(|inode| inode.ino != 0));
+        assert!(is_same_inode(&raw, &raw) && !is_same_inode(&raw, &unstable));
     }
 }

@@ -14,7 +14,7 @@ use crate::disk::closing::CloseErrors;
 use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::resolve::DIRECTORY;
 use crate::disk::root::Root;
-use crate::disk::stat::{FileKind, Identity, Stat};
+use crate::disk::stat::{FileKind, Identity, Stat, is_same_inode};
 use crate::disk::swap::{Ready, rename_into};
 use crate::tree::path::{STATE_DIR, TreePath};
 
@@ -109,7 +109,7 @@ impl StateDir {
                     // The previous holder of the lock may have renamed the file into place, where
                     // it must not be written to any more.
                     let named = statat(&self.descriptor, name, AtFlags::SYMLINK_NOFOLLOW);
-                    if !named.is_ok_and(|named| (named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino)) {
+                    if !named.is_ok_and(|named| is_same_inode(&named, &stat)) {
                         continue;
                     }
                     let own = Stat::of(&stat).filter(|stat| {

@@ -17,7 +17,7 @@ impl Root {
     #[must_use]
     pub fn tree_id(&self) -> TreeId {
         let metadata = self.metadata();
-        let inode = metadata.as_ref().map_or(0, |metadata| metadata.ino());
+        let inode = self.inode().ino;
         let born = metadata.and_then(|metadata| metadata.created().ok()?.duration_since(UNIX_EPOCH).ok());
         let born = born.unwrap_or_default().as_nanos().to_le_bytes();
         TreeId {

@@ -48,6 +48,11 @@ const POLL_SHARE: u32 = 20;
 const LONG_ROUND: Duration = Duration::from_millis(200);
 const REST_MAX: Duration = Duration::from_secs(1);
 
+/// Longest time for which a watched file may be missing. Editors move a file away and write it
+/// anew.
+const MISSING_MAX: Duration = Duration::from_secs(1);
+const MISSING_POLL: Duration = Duration::from_millis(20);
+
 /// A round that is over.
 #[derive(Debug, Clone)]
 pub struct Round {
@@ -204,12 +209,24 @@ impl WatchedSource {
                 Idle::Rescan | Idle::Late => self.watched.watch.everything(),
                 Idle::Woken => {
                     match self.watched.watch.take().and_then(|touched| self.of_interest(touched)) {
-                        Some(Touched::Everything) => return Ok(None),
+                        Some(Touched::Everything) => {
+                            self.await_single();
+                            return Ok(None);
+                        }
                         Some(Touched::Subtrees(scope)) => return Ok(Some(scope)),
                         None => {}
                     }
                 }
             }
+        }
+    }
+
+    /// Waits a moment for a watched file that is missing.
+    fn await_single(&self) {
+        let Some(single) = &self.single else { return };
+        let deadline = (self.clock)() + MISSING_MAX;
+        while matches!(self.watched.root.stat(single), Ok(None)) && (self.clock)() < deadline {
+            std::thread::sleep(MISSING_POLL);
         }
     }
 

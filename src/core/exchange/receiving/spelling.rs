@@ -69,5 +69,5 @@ impl PlannedTree {
 }
 
 fn inode(root: &WritableRoot, path: &TreePath) -> Option<Inode> {
-    root.stat(path).ok()?.as_ref().map(Inode::from)
+    root.stat(path).ok()?.as_ref().and_then(Inode::known)
 }
