@@ -134,7 +134,7 @@ mod manifest {
     }
 
     fn measure_compare(bencher: Bencher, wanted: &Manifest, present: &Manifest, changes: usize) {
-        let rules = Rules { delete: true, checksum: false, mode_mask: 0o7777 };
+        let rules = Rules { delete: true, mode_mask: 0o7777, ..Rules::default() };
         bencher.counter(ItemsCount::new(wanted.len())).bench(|| {
             let found = compare(wanted, present, rules, |_| false);
             assert_eq!(found.len(), changes);

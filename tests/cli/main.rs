@@ -28,5 +28,6 @@ mod plan;
 mod reports;
 mod rules;
 mod silence;
+mod times;
 mod transfer;
 mod wire;

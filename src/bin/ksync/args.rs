@@ -158,6 +158,10 @@ pub(crate) struct WhatArgs {
     /// Compare by content, not by size and time
     #[arg(short = 'c', long)]
     pub(crate) checksum: bool,
+    /// Times may differ by N seconds; by default by what DEST's filesystem rounds off, -1 is exact
+    #[arg(short = '@', long, value_name = "N", value_parser = clap::value_parser!(i64).range(-1..=86_400),
+          allow_hyphen_values = true)]
+    pub(crate) modify_window: Option<i64>,
     /// Flush to the disk before reporting success, so the result survives a power cut
     #[arg(long)]
     pub(crate) fsync: bool,

@@ -14,6 +14,7 @@ use ksync::sync::watch::{AfterRound, Live};
 use ksync::sync::{ConnectOptions, Job};
 use ksync::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
 use ksync::tree::path::{TreePath, escape};
+use ksync::tree::time_rule::TimeRule;
 use ksync::wire::hello::{Consent, FORCED_MAX, Links, Options, WatchOptions};
 use serde_bytes::ByteBuf;
 
@@ -92,6 +93,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         fsync: args.what.fsync,
         one_file_system: args.what.one_file_system,
         links: links(&args.what),
+        time_rule: args.what.modify_window.map(time_rule),
         list_changes: (verbose > 0 || itemize_changes || args.what.dry_run || json) && !quiet,
         compress: !args.what.no_compress,
         rules,
@@ -152,6 +154,11 @@ fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, C
     };
     let force_in = what.force_delete_in.iter().map(|text| ByteBuf::from(path(text))).collect();
     Ok(Consent { yes: what.yes, agreed: None, max_delete: what.max_delete, force_in })
+}
+
+/// The rule of `--modify-window`: -1 is exact, as in rsync.
+fn time_rule(window: i64) -> TimeRule {
+    u32::try_from(window).map_or(TimeRule::Exact, TimeRule::Window)
 }
 
 fn links(what: &WhatArgs) -> Links {

@@ -28,6 +28,22 @@ impl WritableRoot {
         self.name_new(path, &file)
     }
 
+    /// Opens an empty anonymous file on the filesystem of the root, if that has any.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn anonymous_file(&self) -> Option<File> {
+        use std::sync::atomic::Ordering;
+
+        use rustix::fs::{Mode, OFlags, openat};
+
+        if !self.has_anonymous.load(Ordering::Relaxed) {
+            return None;
+        }
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let opened = openat(self.descriptor(), c".", flags, Mode::RUSR | Mode::WUSR);
+        self.has_anonymous.store(opened.is_ok(), Ordering::Relaxed);
+        opened.ok().map(File::from)
+    }
+
     /// Creates a whole anonymous temporary file. `None` if that needs a
     /// [`Staging`](crate::disk::stage::Staging).
     ///
@@ -43,20 +59,14 @@ impl WritableRoot {
     ) -> Result<Option<File>, DiskError> {
         use std::sync::atomic::Ordering;
 
-        use rustix::fs::{Mode, OFlags, fsync, openat};
+        use rustix::fs::fsync;
 
         use crate::disk::error::During;
         use crate::disk::stage::{set_metadata, write_all};
 
-        if !self.has_anonymous.load(Ordering::Relaxed) || self.is_beyond_boundary(path) {
-            return Ok(None);
-        }
-        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-        let Ok(descriptor) = openat(self.descriptor(), c".", flags, Mode::RUSR | Mode::WUSR) else {
-            self.has_anonymous.store(false, Ordering::Relaxed);
+        let Some(file) = (!self.is_beyond_boundary(path)).then(|| self.anonymous_file()).flatten() else {
             return Ok(None);
         };
-        let file = File::from(descriptor);
         write_all(&file, content).during("write", path.as_bytes())?;
         self.close_errors.of(&file).during("write", path.as_bytes())?;
         if set_metadata(&file, self, path, metadata)?.is_some() {
@@ -95,6 +105,13 @@ impl WritableRoot {
                 Ok(false)
             }
         }
+    }
+
+    /// This system has no anonymous temporary files.
+    #[cfg(not(target_os = "linux"))]
+    #[allow(clippy::unused_self)]
+    pub(crate) fn anonymous_file(&self) -> Option<File> {
+        None
     }
 
     /// This system has no anonymous temporary files.

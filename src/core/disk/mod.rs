@@ -20,6 +20,7 @@ pub mod directory;
 mod directory_stack;
 mod durability;
 pub mod error;
+mod granularity;
 pub mod holes;
 mod homes;
 pub mod identities;

@@ -24,6 +24,7 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::path_ref::PathRef;
 use crate::tree::spelling::Spelling;
+use crate::tree::time_rule::TimeRule;
 use crate::wire::message::Tally;
 use directories::Touched;
 
@@ -61,6 +62,7 @@ pub(super) struct Plan {
     /// Differences of the root's own mode and time, if they must be set.
     pub(super) root: Option<Differs>,
     mode_mask: u16,
+    time_rule: TimeRule,
 }
 
 /// Facts about a destination besides its manifest.
@@ -87,7 +89,13 @@ impl Plan {
         // A disk that lost file contents may have lost staged ones too.
         let has_staged = has_staged && !doubts.has_lost();
         let twins = spelling.twins().map(|(id, twin)| (id, twin.clone())).collect();
-        let mut plan = Self { has_staged, twins, mode_mask: rules.mode_mask, ..Self::default() };
+        let mut plan = Self {
+            has_staged,
+            twins,
+            mode_mask: rules.mode_mask,
+            time_rule: rules.time_rule,
+            ..Self::default()
+        };
         let mut touched = Touched::new(wanted, present);
         for change in with_respelled(changes, wanted, present, spelling, &mut plan.respelled) {
             let id = change.wanted();
@@ -242,7 +250,7 @@ impl Plan {
         let (present_mode, present_time) = present;
         let differs = Differs {
             size: false,
-            time: time != present_time,
+            time: !self.time_rule.are_same(time, present_time),
             mode: (mode ^ present_mode) & self.mode_mask != 0,
         };
         self.root = Some(differs).filter(|differs| *differs != Differs::default());
@@ -395,7 +403,9 @@ impl Plan {
         }
         let differs = |id, at| {
             let pair = wanted.get(id).zip(present.get(at));
-            pair.map_or(Differs::default(), |(entry, old)| differs(entry, old, self.mode_mask))
+            pair.map_or(Differs::default(), |(entry, old)| {
+                differs(entry, old, self.mode_mask, self.time_rule)
+            })
         };
         for change in &self.changes {
             match *change {
@@ -487,11 +497,11 @@ impl<'a> List<'a> {
     }
 }
 
-fn differs(entry: EntryRef<'_>, old: EntryRef<'_>, mode_mask: u16) -> Differs {
+fn differs(entry: EntryRef<'_>, old: EntryRef<'_>, mode_mask: u16, time_rule: TimeRule) -> Differs {
     let is_link = matches!(entry.kind, Kind::Symlink { .. });
     Differs {
         size: entry.size() != old.size(),
-        time: entry.mtime != old.mtime,
+        time: !time_rule.are_same(entry.mtime, old.mtime),
         mode: !is_link && (entry.mode ^ old.mode) & mode_mask != 0,
     }
 }

@@ -21,6 +21,7 @@ use crate::tree::path::TreePath;
 use crate::tree::record::Record;
 use crate::tree::spelling::{Answers, Questions, Spelling};
 use crate::tree::subtrees::SubtreeSet;
+use crate::tree::time_rule::TimeRule;
 use crate::tree::tree_id::{Pair, TreeId};
 use crate::wire::hello::History;
 use crate::wire::message::{Holes, Op, Reply, Subject, Want};
@@ -319,6 +320,8 @@ pub struct Opened {
     pub unclear: Arc<Vec<TreePath>>,
     /// True if an earlier run left something staged.
     pub has_staged: bool,
+    /// The rule for times on its filesystem.
+    pub time_rule: TimeRule,
     /// Free room of the filesystem; `None` where the figures are not reliable.
     pub room: Option<Room>,
     /// Facts about the destination besides its entries.

@@ -7,6 +7,7 @@ use crate::disk::error::DiskError;
 use crate::disk::root::Pin;
 use crate::disk::writable::WritableRoot;
 use crate::tree::path::TreePath;
+use crate::tree::time_rule::TimeRule;
 use crate::tree::tree_id::Pair;
 use crate::wire::hello::{History, InSession};
 
@@ -26,6 +27,8 @@ pub(super) struct State {
     pub(super) pair: Option<Pair>,
     /// Deletions that the last full round planned and may not do.
     withheld: Arc<Vec<TreePath>>,
+    /// The rule for times on the root's filesystem, once it was needed.
+    pub(super) time_rule: Option<TimeRule>,
     /// Names that the filesystem shows differently, in order, as found by the last full round.
     pub(super) aliases: Arc<Vec<TreePath>>,
 }
@@ -48,6 +51,7 @@ impl State {
         };
         if !is_same {
             self.root = root.map(|root| root.pin()).transpose()?;
+            self.time_rule = None;
         }
         Ok(is_full || is_same)
     }

@@ -28,6 +28,7 @@ use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::manifest::Manifest;
 use crate::tree::path_ref::PathRef;
+use crate::tree::time_rule::TimeRule;
 
 /// Options of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,6 +39,8 @@ pub struct Rules {
     pub checksum: bool,
     /// Mode bits that count; the others are neither compared nor set.
     pub mode_mask: u16,
+    /// Differences between times that do not count.
+    pub time_rule: TimeRule,
 }
 
 /// One decision. `id` is an index into the wanted manifest, `at` into the present one.
@@ -172,7 +175,7 @@ fn decide(
     may_remove: impl Fn() -> bool,
 ) -> Option<Change> {
     let adjust = |same: bool| (!same).then_some(Change::Adjust { id, at });
-    let same_time = entry.mtime == old.mtime;
+    let same_time = rules.time_rule.are_same(entry.mtime, old.mtime);
     let same_mode = (entry.mode ^ old.mode) & rules.mode_mask == 0;
     match (entry.kind, old.kind) {
         (Kind::Directory, Kind::Directory) => adjust(same_time && same_mode),
@@ -280,7 +283,8 @@ mod tests {
     use crate::tree::entry::{Entry, Time};
     use crate::tree::path::TreePath;
 
-    const RULES: Rules = Rules { delete: false, checksum: false, mode_mask: 0o7777 };
+    const RULES: Rules =
+        Rules { delete: false, checksum: false, mode_mask: 0o7777, time_rule: TimeRule::Exact };
     const DELETE: Rules = Rules { delete: true, ..RULES };
 
     /// A tree in a line: `d/` a directory, `l>t` a link to t, `f:3` a file of 3 bytes, `f:3@9` with

@@ -18,4 +18,5 @@ pub mod record;
 pub mod spelling;
 pub mod subtrees;
 mod table;
+pub mod time_rule;
 pub mod tree_id;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::tree::filter::{RULES_BYTES_MAX, RULES_MAX, Rule};
+use crate::tree::time_rule::TimeRule;
 use crate::tree::tree_id::Pair;
 use crate::wire::frame::{FrameError, FrameReader, FrameWriter};
 
@@ -47,6 +48,9 @@ pub struct Options {
     pub links: Links,
     /// Write everything to the disk before it is reported as done.
     pub fsync: bool,
+    /// Differences between times that do not count; `None` is what the destination's filesystem
+    /// makes.
+    pub time_rule: Option<TimeRule>,
     /// Filter rules: they select the entries that take part.
     pub rules: Vec<Rule>,
     /// Path of SOURCE's directory inside the transfer root, at which the rules are anchored. Empty

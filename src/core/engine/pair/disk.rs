@@ -25,6 +25,7 @@ use crate::tree::entry::{Entry, Kind, Time};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::subtrees::{Coverage, SubtreeSet};
+use crate::tree::time_rule::TimeRule;
 use crate::tree::tree_id::Pair;
 
 /// State of a prehash.
@@ -384,6 +385,7 @@ impl DiskState {
             inaccessible: Vec::new(),
             kept: crate::tree::kept::Kept::default(),
             unclear: Arc::default(),
+            time_rule: TimeRule::Exact,
             has_staged: !self.staged.is_empty(),
             room: self.room.clone(),
             destination: Destination { metadata: Some(self.root), ..self.destination.clone() },

@@ -30,8 +30,10 @@ use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
 use crate::tree::filter::Filter;
 use crate::tree::kept::Kept;
+use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::subtrees::SubtreeSet;
+use crate::tree::time_rule::TimeRule;
 use crate::tree::tree_id::Pair;
 use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Subject};
@@ -67,6 +69,7 @@ impl Receiving {
             kept: Kept::default(),
             unclear: Arc::default(),
             has_staged: false,
+            time_rule: TimeRule::Exact,
             room: None,
             destination: self.destination(was_there, tree.root.as_deref().filter(|_| tree.single.is_none())),
         };
@@ -200,9 +203,35 @@ impl Receiving {
         opened.inaccessible = scanned.inaccessible;
         opened.unclear = Arc::new(scanned.unclear);
         opened.manifest = Arc::new(scanned.manifest);
+        opened.time_rule = self.time_rule(root, &opened.manifest);
         opened.doubts = scanned.doubts;
+        if opened.time_rule != TimeRule::Exact {
+            let is_suspect = |at: &u32| {
+                let seen = scanned.identities.get(&opened.manifest, *at);
+                seen.is_some_and(|seen| {
+                    seen.kind == FileKind::File && opened.time_rule.may_hide_a_change(seen.mtime, seen.ctime)
+                })
+            };
+            let suspects: Vec<u32> = opened.manifest.iter().map(|(at, _)| at).filter(is_suspect).collect();
+            opened.doubts.add_unverified(suspects);
+        }
         let doubted = opened.doubts.positions().collect();
         Ok((scanned.identities, doubted, is_complete && which == scan::Subject::Whole))
+    }
+
+    /// The rule for times on the destination's filesystem. Only times that are all coarse need a
+    /// look at it. A dry run writes nothing, so it may have to believe them.
+    fn time_rule(&self, root: &WritableRoot, present: &Manifest) -> TimeRule {
+        let known = self.session.as_ref().and_then(|session| session.state().time_rule);
+        let coarsest = TimeRule::coarsest(present.entries().map(|entry| entry.mtime));
+        if self.options.time_rule.is_some() || coarsest == TimeRule::Exact {
+            return TimeRule::Exact;
+        }
+        let found = known.or_else(|| root.time_rule(!self.options.dry_run));
+        if let Some(session) = &self.session {
+            session.state().time_rule = found;
+        }
+        found.unwrap_or(if self.options.dry_run { coarsest } else { TimeRule::Exact })
     }
 
     /// Locks a directory that will be changed, unless this run holds the lock already.
