@@ -163,6 +163,7 @@ fn messages() -> Vec<(String, Either)> {
     let time = Time::new(-1, 999_999_999).unwrap();
     let mut messages = vec![
         ("subject-directory", Either::Sender(FromSender::Subject(Subject::directory(0o755, time, TREE_ID)))),
+        ("subject-several", Either::Sender(FromSender::Subject(Subject::Several))),
         ("subject-file", Either::Sender(FromSender::Subject(Subject::File { name: b"n\xff".to_vec() }))),
         ("ignores", Either::Sender(FromSender::Ignores(vec![ignore]))),
         ("entries", Either::Sender(FromSender::Entries(data(b"block")))),
@@ -266,6 +267,7 @@ fn request() -> Request {
     Request {
         role: Role::Receiver,
         path: b"~/\xff".to_vec(),
+        further: vec![b"/tmp/b".to_vec().into()],
         options,
         baseline_key: Some([7; 16]),
         watch: Some(WatchOptions { quiet_ms: 300, poll: true }),

@@ -73,7 +73,7 @@ fn serve(argument: &str) -> io::Result<Result<Summary, RunError>> {
     let mut reader = Cursor::new(first).chain(input);
     hello::write(&mut writer, None)?;
     let request = hello::read(&mut reader).map_err(io::Error::other)?.request;
-    let Some(Request { role, path, options, baseline_key, watch, timeout_ms }) = request else {
+    let Some(Request { role, path, further, options, baseline_key, watch, timeout_ms }) = request else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no request"));
     };
     let path = expand_home(&path);
@@ -104,7 +104,8 @@ fn serve(argument: &str) -> io::Result<Result<Summary, RunError>> {
     }
     Ok(match role {
         Role::Sender => {
-            let disk = Sending::new(path, options).with_baseline(baseline());
+            let further = further.iter().map(|path| expand_home(path)).collect();
+            let disk = Sending::new(path, options).with_baseline(baseline()).with_further(further);
             run(incoming, writer, Sender::new(&config), disk, false, compress, &Quiet)
         }
         Role::Receiver => {

@@ -1,9 +1,10 @@
 //! The mapping of a source to its destination path.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use crate::world::{Run, World};
+use crate::world::{Run, World, noise};
 
 fn read(world: &World, name: &str) -> String {
     fs::read_to_string(world.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -87,6 +88,85 @@ fn several_sources_go_into_the_destination_by_name() {
     world.run([one.as_os_str(), two.as_os_str(), "back".as_ref()]).ok();
     world.assert_same("one", "back/one");
     world.assert_same("two", "back/two");
+}
+
+/// The endpoints of an upload, a download and a local copy: of `names` in `src` to `dst`.
+fn three_ways(world: &World, names: &[&str]) -> Vec<(Vec<OsString>, OsString)> {
+    let sources = |far: bool| {
+        let source = |name: &&str| {
+            let path = format!("src/{name}");
+            if far { world.far(path) } else { path.into() }
+        };
+        names.iter().map(source).collect::<Vec<_>>()
+    };
+    let ways =
+        [(sources(false), "dst".into()), (sources(false), world.far("dst")), (sources(true), "dst".into())];
+    ways.into()
+}
+
+#[test]
+fn several_sources_are_one_exchange_with_one_summary() {
+    let names = ["a.txt", "b", "b.d", "l", "z"];
+    for way in 0..3 {
+        let world = World::new();
+        world.tree("src").file("a.txt", "1").file("z", noise(1, 300_000)).link("l", "z").file("skipped", "x");
+        world.tree("src/b").with_everything().file(".ksyncignore", "*.tmp\n/top\n");
+        world.tree("src/b").file("x.tmp", "no").file("top", "no").file("d/top", "yes");
+        world.tree("src/b.d").file("f", "2");
+        world.tree("dst").file("other", "stays").file("b/extra", "stays");
+        let (sources, destination) = three_ways(&world, &names).swap_remove(way);
+        let run = world.run(sources.iter().chain([&destination])).ok();
+        assert_eq!(run.stdout.lines().filter(|line| line.contains(" changed ")).count(), 1, "{}", run.stdout);
+        assert_eq!(run.stderr.matches(" → ").count(), 1, "{}", run.stderr);
+        for (name, content) in
+            [("a.txt", "1"), ("other", "stays"), ("b/extra", "stays"), ("b/d/top", "yes"), ("b.d/f", "2")]
+        {
+            assert_eq!(read(&world, &format!("dst/{name}")), content, "{way} {name}");
+        }
+        assert_eq!(fs::read(world.path("dst/l")).unwrap(), noise(1, 300_000));
+        assert!(!world.path("dst/b/x.tmp").exists() && !world.path("dst/b/top").exists(), "{way}");
+        assert!(!world.path("dst/skipped").exists(), "{way}");
+        let again = world.run(sources.iter().chain([&destination])).ok();
+        assert!(again.summary().starts_with("nothing to do"), "{way}: {}", again.stdout);
+        // A change deep in one of them.
+        world.tree("src").file("z", noise(2, 300_000)).file("b/d/top", "more");
+        world.run(sources.iter().chain([&destination])).ok();
+        assert_eq!(read(&world, "dst/b/d/top"), "more");
+        assert_eq!(fs::read(world.path("dst/z")).unwrap(), noise(2, 300_000));
+    }
+}
+
+#[test]
+fn missing_source_does_not_stop_the_others() {
+    for delete in [false, true] {
+        for way in 0..3 {
+            let world = World::new();
+            world.tree("src").file("a", "1").file("d/f", "2");
+            world.tree("dst").file("gone", "stays");
+            let (sources, destination) = three_ways(&world, &["a", "gone", "d"]).swap_remove(way);
+            let mut args: Vec<OsString> = sources;
+            args.push(destination);
+            args.extend(delete.then(|| "--delete".into()));
+            let run = Run::of(world.ksync(args)).fails(23);
+            assert_eq!((read(&world, "dst/a"), read(&world, "dst/d/f")), ("1".into(), "2".into()), "{way}");
+            assert_eq!(read(&world, "dst/gone"), "stays");
+            let told = run.stderr.lines().filter(|line| line.contains("src/gone")).count();
+            assert!(told >= 1, "{way}: {}", run.stderr);
+        }
+    }
+}
+
+#[test]
+fn rules_of_several_sources_are_anchored_at_their_common_root() {
+    for way in 0..3 {
+        let world = World::new();
+        world.tree("src").file("a/x", "1").file("a/y", "2").file("b/x", "3").file("c", "4");
+        let (sources, destination) = three_ways(&world, &["a", "b", "c"]).swap_remove(way);
+        let rules = ["--exclude=/a/x", "--exclude=c"].map(OsString::from);
+        world.run(rules.iter().chain(&sources).chain([&destination])).ok();
+        assert!(!world.path("dst/a/x").exists() && !world.path("dst/c").exists(), "{way}");
+        assert_eq!((read(&world, "dst/a/y"), read(&world, "dst/b/x")), ("2".into(), "3".into()));
+    }
 }
 
 #[test]

@@ -86,6 +86,7 @@ fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, RunError>, Result
     let request = Request {
         role: Role::Receiver,
         path: Vec::new(),
+        further: Vec::new(),
         options: world.options.clone(),
         baseline_key: None,
         watch: None,

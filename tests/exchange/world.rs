@@ -190,6 +190,7 @@ fn one_side<E: Engine>(
     let request = Request {
         role: Role::Receiver,
         path: Vec::new(),
+        further: Vec::new(),
         options: options.clone(),
         baseline_key: None,
         watch: None,

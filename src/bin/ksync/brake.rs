@@ -143,6 +143,7 @@ mod tests {
     fn words(destination: &str, of: In) -> Words {
         let job = Job {
             source: Endpoint::parse("./src".as_ref()).unwrap(),
+            further: Vec::new(),
             destination: Endpoint::parse(destination.as_ref()).unwrap(),
             options: Options { dry_run: of == In::DryRun, ..Options::default() },
             connect_options: ConnectOptions::new(ksync::agent(), ksync::bridge()),

@@ -142,6 +142,7 @@ fn round_trip(session: &str, connect_options: &ConnectOptions) -> Result<(), Cli
     let there = Endpoint::Session { name: session.to_owned(), path: format!("/tmp/{name}").into_bytes() };
     let job = |source: Endpoint, destination: Endpoint| Job {
         source,
+        further: Vec::new(),
         destination,
         options: Options::default(),
         connect_options: connect_options.clone(),

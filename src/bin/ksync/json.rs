@@ -38,10 +38,13 @@ pub(crate) struct Json {
 impl Json {
     /// Prints the start of a job.
     pub(crate) fn begin(job: &Job, watches: bool) -> Self {
-        tell(
-            "start",
-            json!({ "source": job.source.to_string(), "destination": job.destination.to_string() }),
-        );
+        let mut start =
+            json!({ "source": job.source.to_string(), "destination": job.destination.to_string() });
+        if !job.further.is_empty() {
+            let all = std::iter::once(&job.source).chain(&job.further);
+            start["sources"] = all.map(ToString::to_string).collect();
+        }
+        tell("start", start);
         Self {
             is_mapped: AtomicBool::default(),
             is_ready: AtomicBool::default(),

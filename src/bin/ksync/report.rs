@@ -16,8 +16,12 @@ use crate::units::{bytes, count, counted, span};
 
 /// Exit code: wrong usage.
 pub(crate) const USAGE: u8 = 1;
+/// Exit code: SOURCE cannot be read.
+pub(crate) const SELECTION: u8 = 3;
 /// Exit code: something could not be started.
 pub(crate) const NOT_STARTED: u8 = 5;
+/// Exit code: some entries failed.
+pub(crate) const PARTIAL: u8 = 23;
 /// Exit code: deletions wait for consent, and everything else is done.
 pub(crate) const BRAKE: u8 = 25;
 /// Exit code: a timeout.
@@ -26,8 +30,6 @@ pub(crate) const TIMEOUT: u8 = 30;
 pub(crate) const COMMAND: u8 = 47;
 /// Exit code: ended by a signal.
 pub(crate) const SIGNAL: u8 = 20;
-/// Exit code: some entries failed.
-const PARTIAL: u8 = 23;
 /// Exit code: source files vanished, and nothing else failed.
 const VANISHED: u8 = 24;
 

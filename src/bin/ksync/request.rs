@@ -38,7 +38,7 @@ const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The request of a command line.
 #[derive(Debug)]
 pub(crate) struct Request {
-    /// One job for each SOURCE, in order.
+    /// Jobs in order: one for all SOURCEs on one machine, or one for each, see `together`.
     pub(crate) jobs: Vec<Job>,
     /// The settings of `--watch`.
     pub(crate) live: Option<Live>,
@@ -112,10 +112,12 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
             // SOURCE goes into DEST, the transfer root, by this name.
             options.anchor = destination.name().unwrap_or_default().to_vec();
         }
-        Job { source, destination, options, connect_options: connect_options.clone() }
+        let (further, connect_options) = (Vec::new(), connect_options.clone());
+        Job { source, further, destination, options, connect_options }
     };
+    let jobs: Vec<Job> = pairs.into_iter().map(job).filter(|job| !is_excluded(job)).collect();
     Ok(Request {
-        jobs: pairs.into_iter().map(job).filter(|job| !is_excluded(job)).collect(),
+        jobs: if several { together(jobs, args.endpoints.last())? } else { jobs },
         live,
         after,
         show: Show {
@@ -127,6 +129,53 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
             json,
         },
     })
+}
+
+/// Most bytes of the paths of one job: they go with the request.
+const SOURCE_BYTES_MAX: usize = 64 << 10;
+
+/// Joins jobs whose SOURCEs are on one machine: one connection, one exchange, one summary. With
+/// `--delete` each directory stays a job, since each is a copy of its own: the brake knows them by
+/// source and destination.
+fn together(jobs: Vec<Job>, destination: Option<&OsString>) -> Result<Vec<Job>, CliError> {
+    let Some(destination) = destination.map(|text| endpoint(text)).transpose()? else { return Ok(jobs) };
+    let stays_alone = |job: &Job| match &job.source {
+        Endpoint::Local(path) => job.options.delete && path.is_dir(),
+        _ => job.options.delete,
+    };
+    let machine = |endpoint: &Endpoint| endpoint.clone().with_path(b"");
+    let path_bytes =
+        |job: &Job| std::iter::once(&job.source).chain(&job.further).map(|source| source.path().len()).sum();
+    let mut joined: Vec<Job> = Vec::new();
+    for job in jobs {
+        let with = joined.iter_mut().find(|other| {
+            let bytes: usize = path_bytes(other);
+            !stays_alone(&job)
+                && !stays_alone(other)
+                && machine(&other.source) == machine(&job.source)
+                && bytes + job.source.path().len() <= SOURCE_BYTES_MAX
+        });
+        let Some(other) = with else {
+            joined.push(job);
+            continue;
+        };
+        other.further.push(job.source);
+        // Every SOURCE now goes into DEST, the transfer root, by its name.
+        other.options.anchor.clear();
+        other.destination.clone_from(&destination);
+    }
+    Ok(joined)
+}
+
+/// The SOURCEs of a job, for a person.
+pub(crate) fn sources(job: &Job) -> String {
+    const NAMED_MAX: usize = 3;
+    let all = std::iter::once(&job.source).chain(&job.further);
+    let named: Vec<String> = all.take(NAMED_MAX).map(ToString::to_string).collect();
+    match (1 + job.further.len()).checked_sub(NAMED_MAX) {
+        None | Some(0) => named.join(", "),
+        Some(more) => format!("{} and {more} more", named.join(", ")),
+    }
 }
 
 /// True if the rules exclude a SOURCE as a whole, as far as this side can tell. Only the remote

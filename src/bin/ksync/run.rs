@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::report::{self, CliError};
 use crate::request::Request;
 use crate::view::{self, View};
-use crate::{brake, json};
+use crate::{brake, json, out};
 
 /// Runs `future` on this thread. By measurement, a single-threaded runtime is the cheapest for a
 /// single connection; blocking work has threads of its own.
@@ -29,13 +29,21 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, CliError>>) -> 
     done
 }
 
-/// Runs the request and returns the exit code. An error in one sync skips the later ones.
+/// Runs the request and returns the exit code. An error in one sync skips the later ones, but a
+/// SOURCE that is missing does not stop the others.
 pub(crate) fn run(request: &Request) -> Result<u8, CliError> {
     let done = block_on(async {
         let mut signals = Signals::new()?;
         let mut exit = 0;
         for job in &request.jobs {
-            exit = worse(exit, with_consent(job, request, &mut signals).await?);
+            let ended = match with_consent(job, request, &mut signals).await {
+                Err(error) if error.exit == report::SELECTION && request.jobs.len() > 1 => {
+                    out::note(&error.to_string());
+                    report::PARTIAL
+                }
+                ended => ended?,
+            };
+            exit = worse(exit, ended);
         }
         Ok(exit)
     });

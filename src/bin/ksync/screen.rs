@@ -19,7 +19,7 @@ use crate::brake::Words;
 use crate::list::visible;
 use crate::progress::{Progress, RateMeter};
 use crate::report::{self, Direction};
-use crate::request::Show;
+use crate::request::{self, Show};
 use crate::units::counted;
 use crate::view::View;
 use crate::{list, live, out};
@@ -53,7 +53,7 @@ enum Mode {
 
 /// The view for people.
 pub(crate) struct Screen {
-    source: Endpoint,
+    sources: String,
     destination: Endpoint,
     direction: Direction,
     checksum: bool,
@@ -82,7 +82,7 @@ impl Screen {
             (true, false) => Mode::Lines,
         };
         Self {
-            source: job.source.clone(),
+            sources: request::sources(job),
             destination: job.destination.clone(),
             direction: direction(job),
             checksum: job.options.checksum,
@@ -113,7 +113,7 @@ impl Screen {
     /// Source and destination, with the path that the destination resolved to. The user typed the
     /// endpoints; the resolved path comes from the receiver.
     fn mapping(&self, path: &[u8]) -> String {
-        format!("{} → {}", self.source, self.destination.clone().with_path(path))
+        format!("{} → {}", self.sources, self.destination.clone().with_path(path))
     }
 
     /// The line for a change.
@@ -323,6 +323,7 @@ mod tests {
         let connect_options = ConnectOptions::new(ksync::agent(), ksync::bridge());
         let job = Job {
             source: Endpoint::parse("./dir".as_ref()).unwrap(),
+            further: Vec::new(),
             destination: Endpoint::parse("sandbox:x".as_ref()).unwrap(),
             options: Options::default(),
             connect_options,

@@ -25,6 +25,10 @@ const ID_BYTES: usize = 16;
 /// Jobs that offer different entries of the same tree have different keys. So have the same paths
 /// on different clients. Otherwise each job would overwrite a baseline that another one needs.
 pub(super) fn key(job: &Job, role: Role, local: &Path) -> Option<Key> {
+    if !job.further.is_empty() {
+        // Their offer is a part of the destination, and parts have no baseline.
+        return None;
+    }
     let id = client_id(&state_dir().ok()?).ok()?;
     let local = fs::canonicalize(local).or_else(|_| std::path::absolute(local)).ok()?;
     let remote = if role == Role::Sender { &job.destination } else { &job.source };

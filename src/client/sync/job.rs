@@ -15,12 +15,30 @@ use crate::wire::hello::Options;
 pub struct Job {
     /// The endpoint with the files.
     pub source: Endpoint,
+    /// Further sources on the same machine: all of them go into the destination by their names.
+    pub further: Vec<Endpoint>,
     /// The endpoint that receives them.
     pub destination: Endpoint,
     /// Options that both sides follow.
     pub options: Options,
     /// Connect options for the remote endpoint.
     pub connect_options: ConnectOptions,
+}
+
+impl Job {
+    /// The local paths of all sources.
+    pub(crate) fn further_local(&self) -> Vec<PathBuf> {
+        let local = |endpoint: &Endpoint| match endpoint {
+            Endpoint::Local(path) => Some(path.clone()),
+            _ => None,
+        };
+        self.further.iter().filter_map(local).collect()
+    }
+
+    /// The paths of the further sources on the other machine.
+    pub(crate) fn further_remote(&self) -> Vec<Vec<u8>> {
+        self.further.iter().map(|endpoint| endpoint.path().to_vec()).collect()
+    }
 }
 
 /// Connect options for a remote endpoint.

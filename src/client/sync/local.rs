@@ -66,6 +66,7 @@ pub(super) async fn live(
 /// Copies `from` to `to`. The receiving side plays the agent: it reports its events over the wire.
 pub(super) async fn exchange(
     from: &Path,
+    further: &[PathBuf],
     to: &Path,
     options: &Options,
     monitor: SharedMonitor,
@@ -80,7 +81,7 @@ pub(super) async fn exchange(
         exchange::run(Incoming::alone(up_reader), down_writer, receiver, receiving, false, false, &Quiet)
     });
 
-    let sending = Sending::new(from.to_owned(), options.clone());
+    let sending = Sending::new(from.to_owned(), options.clone()).with_further(further.to_vec());
     let sender = Sender::new(&Config { options, relay: false, ..Config::default() });
     let run = move || {
         exchange::run(Incoming::alone(down_reader), up_writer, sender, sending, false, false, &*monitor)

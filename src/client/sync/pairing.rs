@@ -231,6 +231,7 @@ mod tests {
         let bridge = BridgeImage { sha256: "", gzip: &[] };
         Job {
             source: endpoint(source),
+            further: Vec::new(),
             destination: endpoint(destination),
             options: Options::default(),
             connect_options: ConnectOptions::new(agent, bridge),

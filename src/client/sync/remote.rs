@@ -135,10 +135,11 @@ impl<'a> LazyConnection<'a> {
         }
     }
 
-    /// Uploads `from` to `to` on the other machine.
+    /// Uploads `from` to `to` on the other machine; with further sources, all of them into `to`.
     pub(super) async fn upload(
         &self,
         from: &Path,
+        further: &[PathBuf],
         to: &[u8],
         options: &Options,
         key: Option<Key>,
@@ -146,7 +147,9 @@ impl<'a> LazyConnection<'a> {
     ) -> Result<Round, SyncError> {
         let config = sending(options);
         let engine = Sender::new(&config);
-        let disk = Sending::new(from.to_owned(), config.options.clone()).with_baseline(baseline::open(key));
+        let disk = Sending::new(from.to_owned(), config.options.clone())
+            .with_baseline(baseline::open(key))
+            .with_further(further.to_vec());
         let request = request(Role::Receiver, to, &config, key, None);
         self.exchange(request, engine, disk, monitor).await
     }
@@ -214,9 +217,11 @@ impl<'a> LazyConnection<'a> {
 
     /// Downloads `from` on the other machine to `to`. The other machine is not trusted: set-id bits
     /// and links that lead out of the tree are not created.
+    #[allow(clippy::too_many_arguments)]
     pub(super) async fn download(
         &self,
         from: &[u8],
+        further: &[Vec<u8>],
         to: &Path,
         options: &Options,
         key: Option<Key>,
@@ -225,10 +230,11 @@ impl<'a> LazyConnection<'a> {
         let config = receiving(options);
         let engine = Receiver::new(&config);
         let name = from.rsplit(|&byte| byte == b'/').next().map(<[u8]>::to_vec);
-        let disk = Receiving::new(PathBuf::from(to), config.options.clone())
-            .with_baseline(baseline::open(key))
-            .prehashing(name, SystemTime::now());
-        let request = request(Role::Sender, from, &config, key, None);
+        let disk =
+            Receiving::new(PathBuf::from(to), config.options.clone()).with_baseline(baseline::open(key));
+        // Several sources go into a directory of which they may be a small part.
+        let disk = if further.is_empty() { disk.prehashing(name, SystemTime::now()) } else { disk };
+        let request = request(Role::Sender, from, &config, key, None).with_further(further);
         self.exchange(request, engine, disk, monitor).await
     }
 
@@ -342,7 +348,16 @@ fn request(
     baseline_key: Option<Key>,
     watch: Option<WatchOptions>,
 ) -> Request {
-    Request { role, path: path.to_vec(), options: config.options.clone(), baseline_key, watch, timeout_ms: 0 }
+    let further = Vec::new();
+    Request {
+        role,
+        path: path.to_vec(),
+        further,
+        options: config.options.clone(),
+        baseline_key,
+        watch,
+        timeout_ms: 0,
+    }
 }
 
 /// Explains why an agent's stream ended, from the connection's error and the agent's exit report.

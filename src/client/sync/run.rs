@@ -55,15 +55,19 @@ async fn run_once(
     let monitor = pairing.observing(monitor);
     let mut report = match (source, destination) {
         (Endpoint::Local(from), Endpoint::Local(to)) => {
-            check_apart(from, to)?;
-            let round = async |monitor| local::exchange(from, to, &pairing.options(options), monitor).await;
+            let further = job.further_local();
+            std::iter::once(from).chain(&further).try_for_each(|from| check_apart(from, to))?;
+            let round =
+                async |monitor| local::exchange(from, &further, to, &pairing.options(options), monitor).await;
             then(repeat(monitor, round).await, after, None, &listener).await?
         }
         (Endpoint::Local(path), remote) => {
-            let key = baseline::key(job, Role::Sender, path);
+            let (key, further) = (baseline::key(job, Role::Sender, path), job.further_local());
             let round = async |connection: &LazyConnection<'_>, monitor| {
                 connection.meet(options, &monitor).await?;
-                connection.upload(path, remote.path(), &pairing.options(options), key, monitor).await
+                connection
+                    .upload(path, &further, remote.path(), &pairing.options(options), key, monitor)
+                    .await
             };
             let (connection, result) =
                 over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round).await;
@@ -72,10 +76,12 @@ async fn run_once(
             result?
         }
         (remote, Endpoint::Local(path)) => {
-            let key = baseline::key(job, Role::Receiver, path);
+            let (key, further) = (baseline::key(job, Role::Receiver, path), job.further_remote());
             let round = async |connection: &LazyConnection<'_>, monitor| {
                 connection.meet(options, &monitor).await?;
-                connection.download(remote.path(), path, &pairing.options(options), key, monitor).await
+                connection
+                    .download(remote.path(), &further, path, &pairing.options(options), key, monitor)
+                    .await
             };
             let (connection, result) =
                 over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round).await;

@@ -119,6 +119,16 @@ impl Root {
         there.is_some_and(|stat| (stat.identity.dev, stat.identity.ino) == (self.dev, self.ino))
     }
 
+    /// The metadata of the root itself.
+    ///
+    /// # Errors
+    /// The system does not report it, or it is out of range.
+    pub fn own_stat(&self) -> Result<Stat, DiskError> {
+        let path = self.path.as_os_str().as_bytes();
+        let stat = fstat(&self.descriptor).during("look at", path)?;
+        Stat::of(&stat).ok_or_else(|| DiskError::new("look at", path, DiskErrorKind::OutOfRange))
+    }
+
     /// Opens a directory for listing; `None` is the root.
     ///
     /// # Errors

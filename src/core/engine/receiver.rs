@@ -279,7 +279,7 @@ impl<T: Target> Receiver<T> {
                 self.outbox.report(event);
             }
         }
-        if self.offer.is_partial && !self.config.options.delete {
+        if self.is_increment() && !self.config.options.delete {
             for event in self.plan.left(&self.wanted, present, &self.filter) {
                 self.outbox.report(event);
             }
@@ -419,7 +419,7 @@ impl<T: Target> Receiver<T> {
     // Looking up.
 
     fn is_directory(&self) -> bool {
-        matches!(self.offer.subject, Some(Subject::Directory { .. }))
+        matches!(self.offer.subject, Some(Subject::Directory { .. } | Subject::Several))
     }
 
     /// True if no present entry has this entry's path.
@@ -427,6 +427,11 @@ impl<T: Target> Receiver<T> {
         let present = self.opened.as_ref().map(|opened| &opened.manifest);
         let entry = self.wanted.get(id);
         entry.zip(present).is_some_and(|(entry, present)| present.position(entry.path).is_none())
+    }
+
+    /// True in an incremental round of a watch, which follows rounds about the same tree.
+    fn is_increment(&self) -> bool {
+        self.offer.is_partial && !matches!(self.offer.subject, Some(Subject::Several))
     }
 
     fn size(&self, id: u32) -> u64 {

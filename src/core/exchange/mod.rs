@@ -8,6 +8,7 @@
 
 mod adaptive_level;
 mod common;
+mod found;
 pub mod lanes;
 mod liveness;
 mod mailbox;
@@ -19,6 +20,7 @@ pub mod rounds;
 mod run;
 mod send_queue;
 mod sending;
+mod several;
 mod tails;
 
 pub use common::chain;

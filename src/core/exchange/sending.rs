@@ -2,11 +2,11 @@
 
 use std::cmp::{Ordering, Reverse};
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -21,7 +21,7 @@ use crate::disk::holes::SparseFile;
 use crate::disk::identities::Identities;
 use crate::disk::root::Root;
 use crate::disk::scan::{self, Look, ScanOptions, Skipped, Sparse, scan};
-use crate::disk::set_id::{Owner, mode_for};
+use crate::disk::set_id::mode_for;
 use crate::disk::stat::{Identity, identity_of};
 use crate::engine::transfer::send::{changed, read_error};
 use crate::engine::transfer::{Difference, Source, SourceFile};
@@ -30,19 +30,20 @@ use crate::engine::{
     WorkError,
 };
 use crate::exchange::common::{chain, renamed, scan_options, store_baseline, work_error};
+use crate::exchange::found::{self, Found, Part, listing_problems};
 use crate::exchange::prefetch::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
 use crate::exchange::run::Perform;
+use crate::exchange::several::{self, FoundSeveral, ListedSeveral};
 use crate::exchange::tails::Tails;
 use crate::log::{self, debug};
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::change;
-use crate::tree::entry::{Kind, Time};
+use crate::tree::entry::Kind;
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::record;
 use crate::tree::subtrees::SubtreeSet;
-use crate::tree::tree_id::TreeId;
 use crate::watch::Watch;
 use crate::wire::hello::Options;
 use crate::wire::message::{
@@ -55,6 +56,8 @@ pub type FileSender = Sender<Arc<Listing>>;
 /// Performs the works on a source: a directory, or one file.
 pub struct Sending {
     path: PathBuf,
+    /// Further sources: all of them go into the destination by their names.
+    further: Vec<PathBuf>,
     options: Options,
     baseline: Option<Baseline>,
     round: Option<RoundContext>,
@@ -76,27 +79,39 @@ struct RoundContext {
     scope: Option<SubtreeSet>,
 }
 
-/// Location of a source.
+/// Location of the sources.
 #[derive(Debug)]
-pub struct FoundSource {
-    root: Root,
-    /// A single file: its local name, and the name under which it is offered.
-    single: Option<Single>,
-    /// The digest of the baseline's record.
-    baseline: Option<Hash>,
-}
+pub struct FoundSource(Sources);
 
 #[derive(Debug)]
-struct Single {
-    local: TreePath,
-    offered: TreePath,
+enum Sources {
+    One {
+        found: Found,
+        /// The digest of the baseline's record.
+        baseline: Option<Hash>,
+    },
+    Several(FoundSeveral),
+}
+
+/// Sources as they were listed.
+struct Listed {
+    parts: Vec<Part>,
+    manifest: Manifest,
+    identities: Identities,
+    ignores: Vec<IgnoreFile>,
+    problems: Vec<Problem>,
+    is_complete: bool,
+    skipped: Skipped,
+    holes: Sparse,
+    /// The parts of the offered tree; `None` is everything.
+    scope: Option<SubtreeSet>,
+    baseline: Option<Hash>,
 }
 
 /// A listed source.
 pub struct Listing {
-    root: Root,
-    /// The local name of a single file.
-    single: Option<TreePath>,
+    /// The sources, in the order of their entries.
+    parts: Vec<Part>,
     manifest: Arc<Manifest>,
     identities: Identities,
     prehashes: Prehashes,
@@ -121,10 +136,17 @@ impl Listing {
     /// Opens a listed file, whatever is there now.
     fn open_now(&self, id: u32) -> Result<(File, Identity), WorkError> {
         let path = self.manifest.path(id).ok_or_else(changed)?;
-        let path = self.single.clone().unwrap_or_else(|| path.to_path());
-        let opened = self.root.open_file(&path);
+        let part = self.parts.partition_point(|part| part.first <= id).checked_sub(1);
+        let part = part.and_then(|part| self.parts.get(part)).ok_or_else(changed)?;
+        let path = part.local(path.to_path()).map_err(read_error)?;
+        let opened = part.root.open_file(&path);
         let (file, stat) = opened.map_err(|error| work_error(&error, ProblemKind::Unreadable))?;
         Ok((file, stat.identity))
+    }
+
+    /// True if the source is a single file.
+    fn is_single(&self) -> bool {
+        matches!(&*self.parts, [Part { single: Some(_), prefix: None, .. }])
     }
 }
 
@@ -203,13 +225,19 @@ impl Sending {
     /// Makes a sender of the tree at `path`.
     #[must_use]
     pub fn new(path: PathBuf, options: Options) -> Self {
-        Self { path, options, baseline: None, round: None }
+        Self { path, further: Vec::new(), options, baseline: None, round: None }
     }
 
     /// Sets the store of the baseline, if there is one.
     #[must_use]
     pub fn with_baseline(self, baseline: Option<Baseline>) -> Self {
         Self { baseline, ..self }
+    }
+
+    /// Sends these entries too. All of them go into the destination by their names.
+    #[must_use]
+    pub fn with_further(self, further: Vec<PathBuf>) -> Self {
+        Self { further, ..self }
     }
 
     /// Makes this a round of a watched source; without a scope, a full one.
@@ -233,37 +261,111 @@ impl Sending {
 
     fn find(&self) -> Result<(engine::Found, FoundSource), WorkError> {
         self.check_still_there()?;
+        if !self.further.is_empty() {
+            let found = several::find(std::iter::once(&self.path).chain(&self.further));
+            let engine = engine::Found { subject: Subject::Several, baseline: None, is_partial: true };
+            return Ok((engine, FoundSource(Sources::Several(found))));
+        }
         let missing = |error: &dyn std::error::Error| {
             let shown = escape(self.path.as_os_str().as_bytes());
             WorkError::Fatal(AbortKind::Selection, format!("cannot read {shown}: {}", chain(error)))
         };
-        let metadata = fs::metadata(&self.path).map_err(|error| missing(&error))?;
-        let (found, subject) = if metadata.is_dir() {
-            let root = Root::open(&self.path).map_err(|error| missing(&error))?;
-            let subject = directory_subject(&metadata, self.options.set_id_owner, root.tree_id())
-                .map_err(|error| missing(&error))?;
-            // An incremental round has no store of the baseline, so it names no base.
-            let baseline = self.baseline.as_ref().and_then(Baseline::digest);
-            (FoundSource { root, single: None, baseline }, subject)
-        } else {
-            let (found, name) = find_single(&self.path).map_err(|error| missing(&*error))?;
-            (found, Subject::File { name })
+        let found = found::find(&self.path).map_err(|error| missing(&*error))?;
+        let (subject, baseline) = match &found.single {
+            None => {
+                let stat = found.root.own_stat().map_err(|error| missing(&error))?;
+                let mode = self.options.set_id_owner;
+                let mode = mode.map_or(stat.mode, |owner| mode_for(stat.mode, (stat.uid, stat.gid), owner));
+                let subject = Subject::directory(mode, stat.mtime(), found.root.tree_id());
+                // An incremental round has no store of the baseline, so it names no base.
+                (subject, self.baseline.as_ref().and_then(Baseline::digest))
+            }
+            Some(single) => (Subject::File { name: single.offered.as_bytes().to_vec() }, None),
         };
         let is_partial = self.scope().is_some();
-        Ok((engine::Found { subject, baseline: found.baseline, is_partial }, found))
+        Ok((engine::Found { subject, baseline, is_partial }, FoundSource(Sources::One { found, baseline })))
     }
 
     fn scan(&self, found: FoundSource) -> Result<(Scanned, Arc<Listing>), WorkError> {
         let begin = Instant::now();
+        let listed = match found.0 {
+            Sources::One { found, baseline } => self.list_one(found, baseline)?,
+            Sources::Several(found) => self.list_several(found)?,
+        };
+        let Listed { parts, manifest, identities, ignores, problems, is_complete, skipped, .. } = listed;
+        let manifest = Arc::new(manifest);
+        debug!(
+            "scan role=sender entries={} bytes={} excluded={} problems={} ms={}",
+            manifest.len(),
+            manifest.content_bytes(),
+            skipped.excluded,
+            problems.len(),
+            begin.elapsed().as_millis()
+        );
+        let (prehashes, tails) = Default::default();
+        let mut source = Listing { parts, manifest: Arc::clone(&manifest), identities, prehashes, tails };
+        let holes = holes(listed.holes, &manifest, source.is_single());
+        let is_whole = listed.scope.is_none() && !source.is_single();
+        let (changed, is_new) = self.compare_with_baseline(is_whole, listed.baseline, &manifest, &ignores);
+        if !self.options.dry_run {
+            let open = |id| source.open_now(id).ok().map(|(file, _)| file);
+            source.tails = Tails::of(&manifest, SystemTime::now(), open);
+        }
+        let source = Arc::new(source);
+        let sampled = if self.options.dry_run { Vec::new() } else { self.prehash(&source, changed.as_ref()) };
+        let pushed = self.push(&source);
+        if log::is_on() {
+            self.log_offer(&source, listed.baseline, changed.as_ref(), pushed.len(), sampled.len());
+        }
+        let scanned = Scanned {
+            ignores,
+            complete: is_complete,
+            excluded: skipped.excluded,
+            state_directories: skipped.state,
+            problems,
+            changed,
+            is_new,
+            scope: listed.scope.map(|scope| scope.as_found(&manifest)),
+            pushed,
+            sampled,
+            holes,
+            manifest,
+        };
+        Ok((scanned, source))
+    }
+
+    fn scan_options(&self, subject: &scan::Subject) -> ScanOptions {
+        ScanOptions {
+            set_id_owner: self.options.set_id_owner,
+            cross_mounts: !self.options.one_file_system,
+            ..scan_options(self.options.checksum, subject)
+        }
+    }
+
+    fn list_several(&self, found: FoundSeveral) -> Result<Listed, WorkError> {
+        let options = self.scan_options(&scan::Subject::Whole);
+        let listed = several::list(found, &self.options.rules, &options)
+            .map_err(|error| WorkError::Fatal(AbortKind::Selection, error.to_string()))?;
+        let ListedSeveral { parts, manifest, identities, ignores, problems, skipped, .. } = listed;
+        Ok(Listed {
+            parts,
+            manifest,
+            identities,
+            ignores,
+            problems,
+            is_complete: listed.is_complete,
+            skipped,
+            holes: listed.sparse,
+            scope: Some(listed.scope),
+            baseline: None,
+        })
+    }
+
+    fn list_one(&self, found: Found, baseline: Option<Hash>) -> Result<Listed, WorkError> {
         let subject = match (&found.single, self.scope()) {
             (Some(single), _) => scan::Subject::One(single.local.clone()),
             (None, Some(scope)) => scan::Subject::Subtrees(scope.clone(), Arc::default()),
             (None, None) => scan::Subject::Whole,
-        };
-        let options = ScanOptions {
-            set_id_owner: self.options.set_id_owner,
-            cross_mounts: !self.options.one_file_system,
-            ..scan_options(self.options.checksum, &subject)
         };
         // A single file lies in the transfer root itself.
         let anchor = if found.single.is_some() { &b""[..] } else { &self.options.anchor };
@@ -279,7 +381,7 @@ impl Sending {
                 ..scan::Scanned::default()
             }
         } else {
-            scan(&found.root, &subject, &options, Some(&mut filter), &mut entering)
+            scan(&found.root, &subject, &self.scan_options(&subject), Some(&mut filter), &mut entering)
                 .map_err(|error| WorkError::Fatal(AbortKind::Selection, chain(&error)))?
         };
         if let Some(round) = self.round.as_ref().filter(|_| !scanned.unclear.is_empty()) {
@@ -291,86 +393,44 @@ impl Sending {
             scanned.manifest = renamed(&scanned.manifest, &single.offered)
                 .map_err(|error| WorkError::Fatal(AbortKind::Selection, error.to_string()))?;
         }
-        let manifest = Arc::new(scanned.manifest);
-        debug!(
-            "scan role=sender entries={} bytes={} excluded={} problems={} ms={}",
-            manifest.len(),
-            manifest.content_bytes(),
-            scanned.skipped.excluded,
-            scanned.problems.len(),
-            begin.elapsed().as_millis()
-        );
-        let unreadable = scanned.problems.iter().map(|error| Problem {
-            kind: ProblemKind::Unreadable,
-            path: error.path().to_vec(),
-            cause: chain(error),
-        });
-        let unsupported = scanned.unsupported.iter().map(|(path, kind)| Problem {
-            kind: ProblemKind::Unsupported,
-            path: path.as_bytes().to_vec(),
-            cause: format!("{kind} are not copied"),
-        });
-        let holes = holes(scanned.sparse, &manifest, found.single.is_some());
         let ignores = filter.files().to_vec();
         if let Some(round) = self.round.as_ref().filter(|round| round.scope.is_none()) {
             *round.watched.filter.lock().unwrap_or_else(PoisonError::into_inner) = filter;
         }
-        let (changed, is_new) = self.compare_with_baseline(&found, &manifest, &ignores);
-        let mut source = Listing {
-            root: found.root,
-            single: found.single.map(|single| single.local),
-            manifest: Arc::clone(&manifest),
-            identities: scanned.identities,
-            prehashes: Prehashes::default(),
-            tails: Tails::default(),
-        };
-        if !self.options.dry_run {
-            let open = |id| source.open_now(id).ok().map(|(file, _)| file);
-            source.tails = Tails::of(&manifest, SystemTime::now(), open);
-        }
-        let source = Arc::new(source);
-        let sampled = if self.options.dry_run { Vec::new() } else { self.prehash(&source, changed.as_ref()) };
-        let pushed = self.push(&source);
-        if log::is_on() {
-            self.log_offer(&source, found.baseline, changed.as_ref(), pushed.len(), sampled.len());
-        }
-        let scanned = Scanned {
+        let single = found.single.map(|single| single.local);
+        Ok(Listed {
             ignores,
-            complete: scanned.problems.is_empty(),
-            excluded: scanned.skipped.excluded,
-            state_directories: scanned.skipped.state,
-            problems: unreadable.chain(unsupported).collect(),
-            changed,
-            is_new,
-            scope: self.scope().map(|scope| scope.as_found(&manifest)),
-            pushed,
-            sampled,
-            holes,
-            manifest,
-        };
-        Ok((scanned, source))
+            problems: listing_problems(&scanned).collect(),
+            is_complete: scanned.problems.is_empty(),
+            parts: vec![Part { first: 0, root: found.root, single, prefix: None }],
+            manifest: scanned.manifest,
+            identities: scanned.identities,
+            skipped: scanned.skipped,
+            holes: scanned.sparse,
+            scope: self.scope().cloned(),
+            baseline,
+        })
     }
 
     /// Compares the source with the baseline. Returns the changes, and true if the source must be
     /// stored as the new baseline.
     fn compare_with_baseline(
         &self,
-        found: &FoundSource,
+        is_whole: bool,
+        known: Option<Hash>,
         manifest: &Manifest,
         ignores: &[IgnoreFile],
     ) -> (Option<Changed>, bool) {
         // Offering a single file takes fewer bytes than a digest.
-        let is_whole = found.single.is_none() && self.scope().is_none();
         let Some(baseline) = self.baseline.as_ref().filter(|_| is_whole) else {
             return (None, false);
         };
         let digest = record::digest(manifest, ignores);
         // If nothing changed, the digest alone suffices and the record need not be read.
-        if found.baseline == Some(digest) {
+        if known == Some(digest) {
             return (Some(Changed { changes: Vec::new(), ignores: false, digest }), false);
         }
-        let record =
-            found.baseline.and_then(|digest| baseline.load().filter(|record| record.digest() == digest));
+        let record = known.and_then(|digest| baseline.load().filter(|record| record.digest() == digest));
         let changed = record.and_then(|record| {
             let (known_ignores, entries) = record.into_parts();
             let changes = change::between(entries, manifest)?;
@@ -392,7 +452,7 @@ impl Sending {
             (Some(changed), _) if changed.changes.is_empty() => "baseline why=unchanged",
             (Some(_), _) => "baseline why=changed",
             _ if self.scope().is_some() => "nothing why=incremental-round",
-            _ if source.single.is_some() => "nothing why=single-file",
+            _ if source.is_single() => "nothing why=single-file",
             (None, None) => "nothing why=no-store",
             _ if baseline.is_none() => "nothing why=no-baseline",
             _ => "nothing why=baseline-damaged-or-too-different",
@@ -440,7 +500,7 @@ impl Sending {
 
     /// Contents of small touched files, to go with the offer.
     fn push(&self, source: &Arc<Listing>) -> Vec<PushedFile> {
-        let is_single = source.single.is_some();
+        let is_single = source.is_single();
         if self.round.is_none() || self.scope().is_none() && !is_single || self.options.dry_run {
             return Vec::new();
         }
@@ -523,37 +583,6 @@ impl Look for Entering<'_> {
             watch.enter(directory, path);
         }
     }
-}
-
-fn directory_subject(
-    metadata: &fs::Metadata,
-    set_id_owner: Option<Owner>,
-    tree_id: TreeId,
-) -> io::Result<Subject> {
-    use std::os::unix::fs::MetadataExt;
-    let nanos = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
-    let mtime = Time::new(metadata.mtime(), nanos)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its time is out of range"))?;
-    // The mask keeps only bits that fit.
-    #[allow(clippy::cast_possible_truncation)]
-    let mode = (metadata.mode() & 0o7777) as u16;
-    let of = (metadata.uid(), metadata.gid());
-    Ok(Subject::directory(set_id_owner.map_or(mode, |owner| mode_for(mode, of, owner)), mtime, tree_id))
-}
-
-/// Finds a single file. A link that is named as source stands for its target, under the link's own
-/// name, as with `scp`.
-fn find_single(path: &Path) -> Result<(FoundSource, Vec<u8>), Box<dyn std::error::Error>> {
-    let name_of = |path: &Path| -> Result<TreePath, Box<dyn std::error::Error>> {
-        let name = path.file_name().ok_or("it has no name")?;
-        Ok(TreePath::new(name.as_bytes())?)
-    };
-    let offered = name_of(path)?;
-    let real = fs::canonicalize(path)?;
-    let local = name_of(&real)?;
-    let root = Root::open(real.parent().unwrap_or(Path::new("/")))?;
-    let name = offered.as_bytes().to_vec();
-    Ok((FoundSource { root, single: Some(Single { local, offered }), baseline: None }, name))
 }
 
 /// Converts the holes of the files to their wire form.

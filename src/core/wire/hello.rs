@@ -117,6 +117,8 @@ pub struct Request {
     /// The path as bytes, as the user typed it; relative to the home directory.
     #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
+    /// Further sources: all of them go into the destination by their names.
+    pub further: Vec<ByteBuf>,
     /// Options that both sides follow.
     pub options: Options,
     /// Name under which the agent stores its baseline, if the client stores one too. It is not
@@ -126,6 +128,14 @@ pub struct Request {
     pub watch: Option<WatchOptions>,
     /// Timeout: milliseconds of silence after which the client gives the agent up; 0 means never.
     pub timeout_ms: u32,
+}
+
+impl Request {
+    /// Requests further sources, at these paths.
+    #[must_use]
+    pub fn with_further(self, paths: &[Vec<u8>]) -> Self {
+        Self { further: paths.iter().map(|path| ByteBuf::from(path.clone())).collect(), ..self }
+    }
 }
 
 /// A sender's way to watch its tree.
@@ -217,6 +227,7 @@ mod tests {
         Request {
             role: Role::Receiver,
             path: b"/tmp/\xff".to_vec(),
+            further: vec![ByteBuf::from(b"b".to_vec())],
             options: Options::default(),
             baseline_key: Some([7; 16]),
             watch: None,

@@ -82,6 +82,8 @@ pub enum Subject {
         #[serde(with = "serde_bytes")]
         name: Vec<u8>,
     },
+    /// Several entries that go into the destination directory by their names: a part of its tree.
+    Several,
 }
 
 impl Subject {
@@ -428,7 +430,11 @@ impl Message for FromSender {
             Self::Holes(Holes { files, .. }) => {
                 files.len() <= HOLES_MAX && files.is_sorted_by(|(one, _), (next, _)| one < next)
             }
-            Self::Entries(_) | Self::Offered { .. } | Self::Baseline { .. } | Self::Changed { .. } => true,
+            Self::Subject(Subject::Several)
+            | Self::Entries(_)
+            | Self::Offered { .. }
+            | Self::Baseline { .. }
+            | Self::Changed { .. } => true,
         }
     }
 }

@@ -181,7 +181,7 @@ impl<T: Target> Receiver<T> {
         let options = &self.config.options;
         let has_staged = self.opened.as_ref().is_some_and(|opened| opened.has_staged);
         // An incremental round must not do what a full round was not allowed to.
-        let waits: &[TreePath] = if self.offer.is_partial { &destination.withheld } else { &[] };
+        let waits: &[TreePath] = if self.is_increment() { &destination.withheld } else { &[] };
         let protects = |entry: EntryRef<'_>| {
             let path = entry.path.to_path();
             is_at_or_below(waits, &path)
@@ -227,7 +227,7 @@ impl<T: Target> Receiver<T> {
         }
         let source = self.source().map(|(source, _)| source).unwrap_or_default();
         let is_protected = |entry: &EntryRef<'_>| self.protects(&entry.path.to_path(), entry.is_directory());
-        let is_counted = going >= MANY && !consent.yes && !self.offer.is_partial;
+        let is_counted = going >= MANY && !consent.yes && !self.is_increment();
         // Where their number decides nothing, skip evaluating the rules for each entry.
         let protected = if is_counted { present.entries().filter(is_protected).count() as u64 } else { 0 };
         let facts = Facts {
@@ -235,7 +235,7 @@ impl<T: Target> Receiver<T> {
             lost: self.plan.lost(present),
             held: (present.len() as u64).saturating_sub(protected),
             is_empty: self.wanted.is_empty(),
-            is_seen: self.offer.is_partial,
+            is_seen: self.is_increment(),
             known,
             source,
             yes: consent.yes,

@@ -34,6 +34,9 @@ impl<T: Target> Receiver<T> {
         if self.offer.is_partial && !self.is_directory() {
             return self.outbox.protocol_error("parts of what is no directory");
         }
+        if !self.offer.is_partial && subject == Subject::Several {
+            return self.outbox.protocol_error("several entries without their names");
+        }
         let scope = if self.offer.is_partial { SubtreeSet::decode(subtrees).map(Some) } else { Ok(None) };
         match scope {
             Ok(scope) => {

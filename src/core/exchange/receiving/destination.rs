@@ -47,7 +47,7 @@ impl Receiving {
     ) -> Result<(Opened, Arc<OpenTree>), WorkError> {
         let (was_there, begin) = (self.path.exists(), Instant::now());
         let mut tree = match subject {
-            Subject::Directory { .. } => self.open_directory()?,
+            Subject::Directory { .. } | Subject::Several => self.open_directory()?,
             Subject::File { name } => self.open_parent(name)?,
         };
         if let Some(session) = &self.session
