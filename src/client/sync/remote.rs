@@ -24,6 +24,7 @@ use crate::sync::meter::Count;
 use crate::sync::pairing::Pairing;
 use crate::sync::report::Round;
 use crate::sync::target;
+use crate::tree::path::TreePath;
 use crate::wire::hello::{self, Links, Options, Request, Role, WatchOptions};
 use crate::wire::message::AbortKind;
 
@@ -227,7 +228,9 @@ impl<'a> LazyConnection<'a> {
         key: Option<Key>,
         monitor: SharedMonitor,
     ) -> Result<Round, SyncError> {
-        let config = receiving(options);
+        let names = std::iter::once(from).chain(further.iter().map(Vec::as_slice)).map(name_of);
+        let asked = if further.is_empty() { Vec::new() } else { names.flatten().collect() };
+        let config = Config { asked, ..receiving(options) };
         let engine = Receiver::new(&config);
         let name = from.rsplit(|&byte| byte == b'/').next().map(<[u8]>::to_vec);
         let disk =
@@ -339,6 +342,12 @@ fn receiving(options: &Options) -> Config {
     let links = if options.links == Links::ByDirection { Links::Safe } else { options.links };
     let options = Options { set_id_owner: None, links, ..options.clone() };
     Config { options, relay: false, ..Config::default() }
+}
+
+/// The name that an entry of the other machine has in a directory.
+fn name_of(path: &[u8]) -> Option<TreePath> {
+    let name = path.rsplit(|&byte| byte == b'/').find(|name| !name.is_empty() && *name != b".")?;
+    TreePath::new(name).ok()
 }
 
 fn request(

@@ -2,6 +2,7 @@
 
 use crate::engine::limits::Limits;
 use crate::monitor::{Braked, Event, Problem};
+use crate::tree::path::TreePath;
 use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Message, Tally};
 
@@ -60,6 +61,9 @@ pub struct Config {
     pub options: Options,
     /// True on the agent: events go to the peer instead of to a local observer.
     pub relay: bool,
+    /// The names of the several entries that a receiver on this side asked for. The sender is not
+    /// trusted: it may put no others into the destination, as scp servers could (CVE-2019-6111).
+    pub asked: Vec<TreePath>,
     /// Lengths of contents from which something is done.
     pub limits: Limits,
 }

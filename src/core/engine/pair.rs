@@ -280,8 +280,10 @@ struct Ended {
 impl Pair {
     fn new(source: SenderDisk, target: ReceiverDisk, options: &Options, order: Order, seed: u64) -> Self {
         // In this jar the sender is the client, so the receiver relays.
-        let client = Config { options: options.clone(), relay: false, limits: source.limits };
-        let agent = Config { options: options.clone(), relay: true, limits: source.limits };
+        let client =
+            Config { options: options.clone(), relay: false, limits: source.limits, ..Config::default() };
+        let agent =
+            Config { options: options.clone(), relay: true, limits: source.limits, ..Config::default() };
         Self {
             sender: Side::new(Sender::new(&client)),
             receiver: Side::new(Receiver::new(&agent)),

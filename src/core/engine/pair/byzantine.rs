@@ -15,6 +15,7 @@ use crate::engine::{Config, Engine, Input, Receiver, ReceiverWork, Sender};
 use crate::monitor::Event;
 use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
+use crate::tree::subtrees::Subtree;
 use crate::tree::tree_id::TreeId;
 use crate::wire::message::{
     AbortKind, Answer, BasisReport, Blocks, Common, FromReceiver, FromSender, Holes, Message, Op, Reply,
@@ -511,6 +512,24 @@ fn pieces_without_content_do_not_pile_up() {
         }
         victim.end_where(|work| matches!(work, ReceiverWork::Step(..)));
         assert!(!victim.side.only_outcomes, "and then it goes on");
+    }
+}
+
+#[test]
+fn several_entries_are_those_that_were_asked_for() {
+    let scope = |names: &[&str]| {
+        names.iter().map(|name| Subtree { path: name.as_bytes().to_vec(), recursive: true }).collect()
+    };
+    for (names, is_offence) in
+        [(&["a", "b"][..], false), (&["a"], false), (&[".bashrc"], true), (&["a", "b/c"], true), (&[], true)]
+    {
+        let asked = ["a", "b"].map(path).to_vec();
+        let mut victim = receiver(&Config { asked, ..config() }, Tree::new());
+        if !names.is_empty() {
+            victim.hear(FromSender::Scope(scope(names)));
+        }
+        victim.hear(FromSender::Subject(Subject::Several));
+        assert_eq!(victim.is_offended(), is_offence, "{names:?}");
     }
 }
 

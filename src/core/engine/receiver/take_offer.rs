@@ -13,6 +13,7 @@ use crate::engine::work::ReceiverWork;
 use crate::tree::change::{Change, ChangeError, Rebuild};
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
+use crate::tree::path::TreePath;
 use crate::tree::record::{self, Record};
 use crate::tree::subtrees::{SUBTREES_MAX, Subtree, SubtreeSet};
 use crate::wire::message::{AbortKind, FromReceiver, PUSHED_BYTES_MAX, SAMPLED_MAX, Subject};
@@ -38,7 +39,14 @@ impl<T: Target> Receiver<T> {
             return self.outbox.protocol_error("several entries without their names");
         }
         let scope = if self.offer.is_partial { SubtreeSet::decode(subtrees).map(Some) } else { Ok(None) };
+        let is_asked = |path: &TreePath| self.config.relay || self.config.asked.contains(path);
         match scope {
+            Ok(scope)
+                if subject == Subject::Several
+                    && !scope.iter().flat_map(SubtreeSet::subtrees).all(|(path, _)| is_asked(path)) =>
+            {
+                self.outbox.protocol_error("entries that nobody asked for");
+            }
             Ok(scope) => {
                 self.offer.scope.clone_from(&scope);
                 self.outbox.start(ReceiverWork::Open { subject, scope, inaccessible: Vec::new() });
