@@ -6,8 +6,10 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
 
+mod config;
 mod cut;
 mod install;
+mod keys;
 mod links;
 mod server;
 #[path = "../peers/tls.rs"]

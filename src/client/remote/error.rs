@@ -36,6 +36,14 @@ pub enum RemoteError {
         /// The cause.
         source: russh::keys::Error,
     },
+    /// A file holds the public half of a key, whose private half is nowhere.
+    #[error(
+        "could not use the key {name}: it is only a public half, and ssh-agent does not hold the private one"
+    )]
+    OnlyPublic {
+        /// The file.
+        name: String,
+    },
     /// Other users can read a private key file.
     #[error("the private key {} can be read by others (mode {mode:04o}), so it is not used", path.display())]
     Unprotected {
@@ -95,6 +103,21 @@ pub enum RemoteError {
         endpoint: String,
         /// The cause.
         source: russh::Error,
+    },
+    /// The server and ksync have no algorithm in common.
+    #[error(
+        "could not agree on {what} with {endpoint}: it has only {}, and ksync has {}",
+        theirs.join(", "), ours.join(", ")
+    )]
+    NoCommonAlgorithm {
+        /// The kind of algorithm.
+        what: &'static str,
+        /// The server.
+        endpoint: String,
+        /// The server's algorithms, escaped and cut.
+        theirs: Vec<String>,
+        /// Those of ksync.
+        ours: Vec<String>,
     },
     /// The host key is not trusted.
     #[error("could not trust {endpoint}")]
@@ -197,9 +220,10 @@ impl RemoteError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Url { .. } | Self::CaCert { .. } => ErrorKind::Usage,
-            Self::Identity { .. } | Self::Unprotected { .. } | Self::NotAuthorised { .. } => {
-                ErrorKind::NotAuthorised
-            }
+            Self::Identity { .. }
+            | Self::OnlyPublic { .. }
+            | Self::Unprotected { .. }
+            | Self::NotAuthorised { .. } => ErrorKind::NotAuthorised,
             Self::HostKey { .. } => ErrorKind::HostKey,
             Self::TimedOut { .. } => ErrorKind::ConnectTimeout,
             Self::Lost { source: DisconnectReason::Silence(_), .. } => ErrorKind::Timeout,
@@ -211,6 +235,7 @@ impl RemoteError {
             | Self::WebSocket { .. }
             | Self::Redirected { .. }
             | Self::Handshake { .. }
+            | Self::NoCommonAlgorithm { .. }
             | Self::Lost { .. } => ErrorKind::Socket,
             Self::Channel { .. }
             | Self::Noise { .. }
@@ -271,8 +296,12 @@ impl RemoteError {
             Self::Identity { source: russh::keys::Error::KeyIsEncrypted, .. } => {
                 "Add the key to ssh-agent with ssh-add: passphrases are not asked for.".into()
             }
+            Self::Identity { source: russh::keys::Error::IO(_), .. } => "Check the path of the key.".into(),
             Self::Identity { .. } => {
-                "Use an Ed25519 or ECDSA key in OpenSSH's format (ssh-keygen -t ed25519 makes one).".into()
+                "Use an Ed25519, ECDSA or RSA key as ssh-keygen makes it (ssh-keygen -t ed25519).".into()
+            }
+            Self::OnlyPublic { .. } => {
+                "Give the file without .pub, or add the key to ssh-agent with ssh-add.".into()
             }
             Self::Unprotected { path, .. } => format!("Run chmod 600 {}.", path.display()),
             Self::Connect { .. } => "Check the host, the port, and that the network leads there.".into(),
@@ -284,9 +313,7 @@ impl RemoteError {
             Self::TimedOut { .. } => {
                 "Try again; --contimeout gives it more time. A VM that sleeps needs a moment to wake.".into()
             }
-            Self::Handshake { source: russh::Error::NoCommonAlgo { .. }, .. } => {
-                "The server must offer AES-GCM or ChaCha20, no compression, and an Ed25519 or ECDSA host key.".into()
-            }
+            Self::NoCommonAlgorithm { .. } => "Let the server offer one of these algorithms, too.".into(),
             Self::Handshake { .. } => "Check that an SSH server listens behind that address.".into(),
             Self::HostKey { source, .. } => source.hint(),
             Self::NotAuthorised { .. } => {

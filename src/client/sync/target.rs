@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::kernel::bridge_url;
 use crate::private;
-use crate::remote::{HostKeys, Target, Transport, ssh_config};
+use crate::remote::ssh_config::{self, Query};
+use crate::remote::{HostKeys, Keys, Target, Transport};
 use crate::sync::endpoint::Endpoint;
 use crate::sync::error::SyncError;
 use crate::sync::job::ConnectOptions;
@@ -47,26 +48,43 @@ fn ssh_target(
     port: Option<u16>,
     connect_options: &ConnectOptions,
 ) -> Result<Target, SyncError> {
-    let home = home("keys and settings")?;
-    let config = ssh_config::load(host, &home).map_err(SyncError::SshConfig)?;
+    let is_all_given = !connect_options.identities.is_empty() && connect_options.host_key.is_some();
+    let home = match home("keys and settings") {
+        // Nothing is read from there.
+        Err(_) if is_all_given => PathBuf::from("/nonexistent"),
+        home => home?,
+    };
+    let config = ssh_config::load(&Query { host, user, port, home: &home }, &ssh_config::files(&home))?;
     if let Some(proxy) = config.proxy {
         return Err(SyncError::Proxy { host: host.to_owned(), proxy });
     }
-    let files = config.known_hosts_files(&home);
-    let real_host = config.host_name.unwrap_or_else(|| host.to_owned());
-    let port = port.or(config.port).unwrap_or(SSH_PORT);
-    let known_as = config.host_key_alias.unwrap_or_else(|| real_host.clone());
-    let user = user.map(str::to_owned).or(config.user).or_else(|| std::env::var("USER").ok());
+    let port = config.port.unwrap_or(SSH_PORT);
     let host_keys = match &connect_options.host_key {
         Some(key) => HostKeys::Exactly(key.clone()),
-        None => HostKeys::KnownHosts { files, host: known_as, port },
+        None => HostKeys::KnownHosts {
+            files: config.known_hosts_files(&home),
+            host: config.host_key_alias.unwrap_or_else(|| config.host_name.clone()),
+            port,
+        },
     };
     let mut target = common(connect_options, host_keys);
-    target.transport = Transport::Tcp { host: real_host, port };
+    let user = config.user.or_else(ssh_config::local_user).or_else(|| std::env::var("USER").ok());
     target.user = user.unwrap_or_else(|| "root".to_owned());
-    if target.identities.is_empty() {
-        target.identities = config.identity_files.into_iter().filter(|file| file.exists()).collect();
+    if connect_options.identities.is_empty() {
+        target.keys = Keys {
+            files: config.identity_files.unwrap_or(target.keys.files),
+            certificates: config.certificate_files,
+            only_files: config.identities_only,
+            ..target.keys
+        };
     }
+    target.keys.ssh_agent = config.ssh_agent;
+    target.transport = Transport::Tcp {
+        host: config.host_name,
+        port,
+        family: config.address_family,
+        from: config.bind_address,
+    };
     Ok(target)
 }
 
@@ -88,21 +106,23 @@ fn bridge_target(
     if let Some(user) = user {
         target.user = user.to_owned();
     }
-    if target.identities.is_empty() {
-        target.identities = identities;
+    if connect_options.identities.is_empty() && !identities.is_empty() {
+        target.keys = Keys::named(identities);
     }
     Ok(target)
 }
 
 /// The settings that all targets share.
 pub(super) fn common(connect_options: &ConnectOptions, host_keys: HostKeys) -> Target {
+    let keys = match connect_options.identities.as_slice() {
+        [] => Keys::usual(&std::env::home_dir().unwrap_or_default()),
+        named => Keys::named(named.to_vec()),
+    };
     Target {
-        transport: Transport::Tcp { host: String::new(), port: SSH_PORT },
+        transport: Transport::tcp(String::new(), SSH_PORT),
         user: "root".to_owned(),
         host_keys,
-        identities: connect_options.identities.clone(),
-        identity_text: None,
-        use_ssh_agent: connect_options.identities.is_empty(),
+        keys,
         connect_timeout: connect_options.connect_timeout,
         silence_timeout: connect_options.timeout.max(SILENCE_MIN),
     }
