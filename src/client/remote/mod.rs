@@ -38,6 +38,7 @@ pub mod ssh_config;
 mod tcp;
 mod timeout;
 mod tls;
+mod upgrade;
 mod websocket;
 
 pub use agent::{Agent, AgentEnd, AgentReader, AgentWriter, End, Heard, Installed};
