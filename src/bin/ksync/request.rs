@@ -11,7 +11,7 @@ use std::time::Duration;
 use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
 use ksync::sync::endpoint::{Endpoint, EndpointError};
 use ksync::sync::watch::{AfterRound, Live};
-use ksync::sync::{ConnectOptions, Job};
+use ksync::sync::{self, ConnectOptions, Job};
 use ksync::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
 use ksync::tree::path::{TreePath, escape};
 use ksync::wire::hello::{Consent, FORCED_MAX, Options, WatchOptions};
@@ -109,6 +109,8 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
             // SOURCE goes into DEST, the transfer root, by this name.
             options.anchor = destination.name().unwrap_or_default().to_vec();
         }
+        let resolve = |endpoint| sync::resolve(endpoint, &connect_options);
+        let (source, destination) = (resolve(source), resolve(destination));
         Job { source, destination, options, connect_options: connect_options.clone() }
     };
     Ok(Request {

@@ -93,7 +93,12 @@ impl KernelError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Api(error) => return Some(error.hint()),
-            Self::NoKey(_) | Self::NoApi => "set KERNEL_API_KEY to a key of your Kernel account",
+            Self::NoKey(name) => {
+                return Some(format!(
+                    "Set KERNEL_API_KEY to a key of your Kernel account; an SSH host is written user@{name}:/path, or has a Host entry in ~/.ssh/config."
+                ));
+            }
+            Self::NoApi => "set KERNEL_API_KEY to a key of your Kernel account",
             Self::NoCurrent => "name one: ksync session use ID, or KSYNC_SESSION=ID",
             Self::Name(_) => "ksync session list shows those that there are",
             Self::Key(_) => "name another one with --identity",

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::kernel::bridge_url;
+use crate::kernel::{CURRENT, SessionStore, bridge_url};
 use crate::private;
 use crate::remote::ssh_config::{self, Query};
 use crate::remote::{HostKeys, Keys, Target, Transport};
@@ -18,6 +18,29 @@ const SILENCE_MIN: Duration = Duration::from_secs(30);
 
 /// The port of OpenSSH.
 const SSH_PORT: u16 = 22;
+
+/// Decides what `NAME:/path` means: a session that was used from here, else a host that the SSH
+/// configuration names, else a session that only the platform knows.
+#[must_use]
+pub fn resolve(endpoint: Endpoint, connect_options: &ConnectOptions) -> Endpoint {
+    match endpoint {
+        Endpoint::Session { name, path } if !is_session(&name, connect_options) && is_host(&name) => {
+            Endpoint::Ssh { user: None, host: name, port: None, path }
+        }
+        endpoint => endpoint,
+    }
+}
+
+/// True if this name was used for a session from here, or is the current one's.
+fn is_session(name: &str, connect_options: &ConnectOptions) -> bool {
+    let stores =
+        || state_dir().is_ok_and(|state| SessionStore::new(state.join("sessions")).find(name).is_some());
+    name == CURRENT || connect_options.session.as_deref() == Some(name) || stores()
+}
+
+fn is_host(name: &str) -> bool {
+    home("settings").is_ok_and(|home| ssh_config::names(name, &home, &ssh_config::files(&home)))
+}
 
 /// The target of an endpoint that is neither local nor the sandbox nor a session.
 pub(super) fn target(endpoint: &Endpoint, connect_options: &ConnectOptions) -> Result<Target, SyncError> {
