@@ -62,18 +62,56 @@ fn a_match_block_leads_to_the_host_that_ssh_finds() {
 }
 
 #[test]
+fn a_host_of_the_configuration_needs_no_user_and_no_scheme() {
+    let Some(machine) = machine("") else { return };
+    let host = "Host vm *.vm\n HostName 127.0.0.1\n Port PORT\n User root\n";
+    machine.configure(host);
+    let run = machine.world.run(["src", &machine.dst("vm:")]).ok();
+    assert!(run.stderr.starts_with(&format!("src → {}", machine.dst("vm:"))), "{}", run.stderr);
+    machine.rsync_finds_no_difference("src", "dst");
+    machine.world.run([&machine.dst("vm:"), "back"]).ok();
+    machine.rsync_finds_no_difference("src", "back");
+    // A pattern names no host.
+    let run = machine.world.run(["src", &machine.dst("a.vm:")]).fails(40);
+    assert!(run.stderr.contains("user@a.vm:/path"), "{}", run.stderr);
+    // A session that was used from here goes before the host.
+    let known = serde_json::json!({
+        "session_id": "abc",
+        "name": "vm",
+        "vm_domain": "127.0.0.1",
+        "host_key": fs::read_to_string(machine.world.path("host-key.pub")).unwrap().trim(),
+        "key_file": machine.world.path("key"),
+        "cdp_ws_url": "ws://127.0.0.1:1/",
+        "base_url": "https://api.example",
+    });
+    machine.world.tree("state/ksync/sessions").file("abc.json", known.to_string());
+    let run = machine.world.run(["src", &machine.dst("vm:")]).fails(10);
+    assert!(run.stderr.contains("wss://127.0.0.1:2222"), "{}", run.stderr);
+}
+
+#[test]
 fn addresses_are_those_of_the_configuration() {
     let Some(machine) = machine("") else { return };
     let host = "Host vm\n HostName localhost\n HostKeyAlias 127.0.0.1\n Port PORT\n User root\n";
     machine.configure(&format!("{host} AddressFamily inet\n BindAddress 127.0.0.9\n"));
     machine.world.tree("home/.ssh").file("rc", "");
     let exec = format!("echo $SSH_CONNECTION >{}", machine.world.path("from").display());
-    machine.world.run(["--exec", &exec, "src", &machine.dst("ssh://vm")]).ok();
+    machine.world.run(["--exec", &exec, "src", &machine.dst("vm:")]).ok();
     let from = fs::read_to_string(machine.world.path("from")).unwrap();
     assert!(from.starts_with("127.0.0.9 "), "{from}");
     machine.configure(&format!("{host} AddressFamily inet6\n"));
-    let run = machine.world.run(["src", &machine.dst("ssh://vm")]).fails(10);
+    let run = machine.world.run(["src", &machine.dst("vm:")]).fails(10);
     assert!(run.stderr.contains("could not connect to localhost"), "{}", run.stderr);
+}
+
+#[test]
+fn a_command_runs_where_the_server_allows_one_session() {
+    let Some(machine) = machine("MaxSessions 1") else { return };
+    let ran = machine.world.path("ran");
+    let exec = format!("echo ran >>{}", ran.display());
+    machine.run(["--exec", &exec, "src", &machine.ssh("dst")]).ok();
+    machine.rsync_finds_no_difference("src", "dst");
+    assert_eq!(fs::read_to_string(ran).unwrap(), "ran\n");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod install;
 mod keys;
 mod links;
 mod server;
+mod shell;
 #[path = "../peers/tls.rs"]
 #[allow(dead_code)]
 mod tls;

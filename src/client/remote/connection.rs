@@ -20,6 +20,7 @@ use crate::remote::bridge;
 use crate::remote::error::{ConnectionStatus, RemoteError};
 use crate::remote::hostkey::HostKeys;
 use crate::remote::keys::Keys;
+use crate::remote::probe::Probe;
 use crate::remote::pump::{self, Waiting};
 use crate::remote::secrets::Secrets;
 use crate::remote::ssh::{self, Client, Shown};
@@ -102,7 +103,7 @@ impl Transport {
 
 /// An SSH session.
 pub struct Connection {
-    pub(super) session: Handle<Client>,
+    pub(super) session: Arc<Handle<Client>>,
     /// The task that owns the WebSocket; `None` over plain TCP.
     socket: Option<JoinHandle<()>>,
     pub(super) endpoint: String,
@@ -113,7 +114,8 @@ pub struct Connection {
     round_trip: AtomicU64,
     /// Round trips from the TCP connect until an agent is started.
     round_trips: u32,
-    user: String,
+    /// The target, for a further connection to it.
+    pub(super) target: Target,
     shown: Shown,
     secrets: Option<Secrets>,
 }
@@ -160,9 +162,9 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         .await?;
     let budget = Arc::new(Semaphore::new(UNREAD_BYTES_MAX));
     let round_trip = AtomicU64::new(u64::MAX);
-    let (user, secrets) = (target.user.clone(), None);
+    let (target, secrets) = (target.clone(), None);
     let connection = Connection {
-        session,
+        session: Arc::new(session),
         socket,
         endpoint,
         timeout,
@@ -170,7 +172,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         connection_status,
         round_trip,
         round_trips,
-        user,
+        target,
         shown,
         secrets,
     };
@@ -185,7 +187,7 @@ impl Connection {
     /// secret the first bytes arrive one round trip later.
     #[must_use]
     pub fn with_secrets(self, file: PathBuf) -> Self {
-        let secrets = self.shown.get().map(|key| Secrets::of(file, key, &self.user));
+        let secrets = self.shown.get().map(|key| Secrets::of(file, key, &self.target.user));
         Self { secrets, ..self }
     }
 
@@ -258,11 +260,19 @@ impl Connection {
         let (timeout, round_trip) = (self.timeout, self.round_trip());
         let (budget, connection_status, secrets) =
             (self.budget.clone(), self.connection_status.clone(), self.secrets.clone());
-        waiting.start(
-            read,
-            write,
-            pump::Start { image, marker, endpoint, timeout, round_trip, budget, connection_status, secrets },
-        );
+        let probe = Some(Probe::new(&self.session, round_trip));
+        let start = pump::Start {
+            image,
+            marker,
+            endpoint,
+            timeout,
+            round_trip,
+            budget,
+            connection_status,
+            secrets,
+            probe,
+        };
+        waiting.start(read, write, start);
         Ok(())
     }
 
@@ -301,7 +311,9 @@ impl Connection {
         let goodbye = async {
             // These calls fail if the session is already gone, which does no harm.
             let _ = self.session.disconnect(Disconnect::ByApplication, "", "").await;
-            let _ = self.session.await;
+            if let Some(session) = Arc::into_inner(self.session) {
+                let _ = session.await;
+            }
             if let Some(socket) = self.socket {
                 let _ = socket.await;
             }

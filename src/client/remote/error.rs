@@ -171,6 +171,14 @@ pub enum RemoteError {
         /// The command's exit status or signal, and its output.
         reason: String,
     },
+    /// The login shell, or a ForceCommand, did not run the command.
+    #[error("could not start the agent on {endpoint}: its login shell {}", no_run(*after))]
+    NotRun {
+        /// The server.
+        endpoint: String,
+        /// How long the shell was silent; `None` if another program runs in its place.
+        after: Option<Duration>,
+    },
     /// The connection was lost.
     #[error("lost the connection to {endpoint}")]
     Lost {
@@ -240,6 +248,7 @@ impl RemoteError {
             Self::Channel { .. }
             | Self::Noise { .. }
             | Self::NotInstalled { .. }
+            | Self::NotRun { .. }
             | Self::NotStarted { .. } => ErrorKind::CouldNotStart,
         }
     }
@@ -248,7 +257,10 @@ impl RemoteError {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::TimedOut { .. } | Self::Lost { .. } => true,
+            Self::Connect { .. }
+            | Self::TimedOut { .. }
+            | Self::NotRun { after: Some(_), .. }
+            | Self::Lost { .. } => true,
             // While a VM wakes up, the proxy in front of its bridge answers with these statuses.
             Self::WebSocket { source, .. } => match source.as_ref() {
                 tungstenite::Error::Http(response) => {
@@ -328,9 +340,18 @@ impl RemoteError {
                 "The other side needs x86-64 Linux, gzip, sha256sum, and a private directory where programs may run (XDG_CACHE_HOME names one)."
                     .into()
             }
-            Self::NotStarted { .. } => "Check that the account may run commands over SSH.".into(),
+            Self::NotStarted { .. } | Self::NotRun { .. } => {
+                "The account must be able to run commands over SSH: look for an exec or a question in the start files of its shell (such as ~/.bashrc), and for a ForceCommand of the server.".into()
+            }
             Self::Lost { .. } => "Run the same command again: what has arrived is not sent twice.".into(),
         }
+    }
+}
+
+fn no_run(after: Option<Duration>) -> String {
+    match after {
+        Some(after) => format!("did not run the command within {} s", after.as_secs_f32()),
+        None => "does not run commands, but something else that takes their input".to_owned(),
     }
 }
 

@@ -29,6 +29,7 @@ mod keys;
 mod known_hosts;
 mod lines;
 mod pins;
+mod probe;
 mod pump;
 mod secrets;
 mod send_window;
