@@ -92,9 +92,14 @@ fn a_host_of_the_configuration_needs_no_user_and_no_scheme() {
 #[test]
 fn addresses_are_those_of_the_configuration() {
     let Some(machine) = machine("") else { return };
-    let host = "Host vm\n HostName localhost\n HostKeyAlias 127.0.0.1\n Port PORT\n User root\n";
+    let host = "Host vm\n HostName localhost\n HostKeyAlias machine\n Port PORT\n User root\n";
     machine.configure(&format!("{host} AddressFamily inet\n BindAddress 127.0.0.9\n"));
-    machine.world.tree("home/.ssh").file("rc", "");
+    let known = fs::read_to_string(machine.world.path("host-key.pub")).unwrap();
+    machine
+        .world
+        .tree("home/.ssh")
+        .file("known_hosts", format!("machine {known}"))
+        .mode("known_hosts", 0o600);
     let exec = format!("echo $SSH_CONNECTION >{}", machine.world.path("from").display());
     machine.world.run(["--exec", &exec, "src", &machine.dst("vm:")]).ok();
     let from = fs::read_to_string(machine.world.path("from")).unwrap();

@@ -124,11 +124,7 @@ async fn a_certificate_logs_in_where_its_key_alone_does_not() {
     {
         let file = make(&server, name, args);
         assert!(login(&server, Keys::named(vec![file.clone()])).await.is_err());
-        let signed = Command::new("ssh-keygen")
-            .args(["-q", "-I", "me", "-n", &crate::server::user(), "-s"])
-            .args([server.path("authority"), server.path(&format!("{name}.pub"))])
-            .status();
-        assert!(signed.unwrap().success());
+        sign(&server, "authority", name, &["-n", &crate::server::user()]);
         ok(login(&server, Keys::named(vec![file.clone()])).await, name);
         let beside = server.path(&format!("{name}-cert.pub"));
         if let Some(agent) = &agent {
@@ -287,5 +283,83 @@ async fn an_error_names_the_algorithms_of_both_sides() {
         );
         assert!(error.to_string().starts_with(&start) && error.kind() == ErrorKind::Socket, "{error}");
         assert!(!error.to_string().contains("kex-strict") && !error.is_retryable(), "{error}");
+    }
+}
+
+/// Signs the public half of `key`, which makes `KEY-cert.pub`.
+fn sign(server: &Server, authority: &str, key: &str, args: &[&str]) {
+    let mut command = Command::new("ssh-keygen");
+    command.args(["-q", "-I", "it"]).args(args).arg("-s").arg(server.path(authority));
+    assert!(command.arg(server.path(&format!("{key}.pub"))).status().unwrap().success());
+}
+
+#[tokio::test]
+async fn a_host_certificate_is_trusted_by_its_authority() {
+    let Some(mut server) = Server::new() else { return };
+    make(&server, "authority", &["-t", "ed25519"]);
+    make(&server, "rsa-authority", &["-t", "rsa", "-b", "2048"]);
+    make(&server, "host-rsa", &["-t", "rsa", "-b", "2048"]);
+    let (ed25519, rsa, plain) =
+        (server.text("authority.pub"), server.text("rsa-authority.pub"), server.text("host.pub"));
+    let port = server.port();
+    let authority = |key: &str| format!("@cert-authority [127.0.0.1]:{port},other {key}");
+    let named = ["-h", "-n", "vm,127.0.0.1"];
+    let cases: [(&str, &str, &[&str], String, Option<&str>); 12] = [
+        ("host", "authority", &named, authority(&ed25519), None),
+        ("host", "rsa-authority", &named, authority(&ed25519) + &authority(&rsa), None),
+        ("host-rsa", "authority", &named, authority(&ed25519), None),
+        ("host", "authority", &["-h", "-n", "127.0.*"], format!("@cert-authority 127.0.0.1 {ed25519}"), None),
+        // The certificate of an unknown authority counts as its plain key.
+        ("host", "rsa-authority", &named, authority(&ed25519) + &format!("127.0.0.1 {plain}"), None),
+        (
+            "host",
+            "rsa-authority",
+            &named,
+            authority(&ed25519),
+            Some("it has no certificate of that authority"),
+        ),
+        ("host", "authority", &["-h", "-n", "vm"], authority(&ed25519), Some("it does not name this host")),
+        ("host", "authority", &["-h"], authority(&ed25519), Some("it does not name this host")),
+        (
+            "host",
+            "authority",
+            &["-h", "-n", "127.0.0.1", "-V", "20200101:20210101"],
+            authority(&ed25519),
+            Some("this is not its time"),
+        ),
+        ("host", "authority", &["-n", "127.0.0.1"], authority(&ed25519), Some("it is not one of a host")),
+        (
+            "host",
+            "authority",
+            &named,
+            authority(&ed25519) + &format!("@revoked * {ed25519}"),
+            Some("is revoked"),
+        ),
+        (
+            "host",
+            "authority",
+            &named,
+            authority(&ed25519) + &format!("@revoked * {plain}"),
+            Some("is revoked"),
+        ),
+    ];
+    for (key, signer, args, known, wrong) in cases {
+        sign(&server, signer, key, args);
+        let path = |name: &str| server.path(name).display().to_string();
+        let key_lines =
+            format!("HostKey {}\nHostCertificate {}", path(key), path(&format!("{key}-cert.pub")));
+        server.start(&key_lines);
+        let file = server.path("known_hosts");
+        std::fs::write(&file, &known).unwrap();
+        let host_keys = HostKeys::KnownHosts { files: vec![file], host: "127.0.0.1".into(), port };
+        let result = connect(&Target { host_keys, ..server.target() }).await.map(|_| ());
+        match (wrong, result) {
+            (None, result) => ok(result, &format!("{key} {signer} {args:?}")),
+            (Some(wrong), Err(error @ RemoteError::HostKey { .. })) => {
+                let cause = std::error::Error::source(&error).unwrap().to_string();
+                assert!(cause.contains(wrong) && error.kind() == ErrorKind::HostKey, "{args:?}: {cause}");
+            }
+            (Some(wrong), other) => panic!("{wrong}: {other:?}"),
+        }
     }
 }

@@ -415,8 +415,18 @@ pub enum HostKeyError {
         /// Line number in that file.
         line: usize,
     },
+    /// The host's certificate is wrong, although a trusted authority is said to have signed it.
+    #[error("its certificate of the authority in {}:{line} is not valid: {reason}", path.display())]
+    Certificate {
+        /// File with the authority.
+        path: PathBuf,
+        /// Line number in that file.
+        line: usize,
+        /// The reason.
+        reason: &'static str,
+    },
     /// The records know the host by a certificate authority only.
-    #[error("{}:{line} knows it by a certificate authority only, which ksync does not support", path.display())]
+    #[error("{}:{line} knows it by a certificate authority, but it has no certificate of that authority", path.display())]
     Authority {
         /// File with that record.
         path: PathBuf,
@@ -450,7 +460,9 @@ impl HostKeyError {
                 "Somebody may be listening in. If the host was made anew, or has got a key of another type, compare the fingerprint and replace the line.".into()
             }
             Self::Revoked { .. } => "The key may be stolen: do not connect.".into(),
-            Self::Authority { .. } => "Connect once with ssh -o HostKeyAlgorithms=ssh-ed25519 to learn its plain key.".into(),
+            Self::Certificate { .. } | Self::Authority { .. } => {
+                "Somebody may be listening in, or the host needs a new certificate.".into()
+            }
             Self::NotExpected { .. } => {
                 "Somebody may be listening in. If the VM was made anew, look up its key again.".into()
             }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use russh::client::{self, Config, Handle, Handler, RemoteDisconnectInfo, connect_stream};
+use russh::client::{self, Config, GexParams, Handle, Handler, RemoteDisconnectInfo, connect_stream};
 use russh::keys::ssh_key::Algorithm;
 use russh::keys::{EcdsaCurve, HashAlg, PublicKeyOrCertificate};
 use russh::{AlgorithmKind, Disconnect, Preferred, SshId, cipher, compression, kex, mac};
@@ -58,7 +58,7 @@ const MACS: &[mac::Name] = &[
 const COMPRESSIONS: &[compression::Name] = &[compression::NONE];
 
 /// Supported host key types, in order of preference. RSA with SHA-1 (`ssh-rsa`) is missing.
-const HOST_KEYS: [Algorithm; 6] = [
+static HOST_KEYS: [Algorithm; 6] = [
     Algorithm::Ed25519,
     Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 },
     Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 },
@@ -66,6 +66,10 @@ const HOST_KEYS: [Algorithm; 6] = [
     Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
     Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
 ];
+
+/// Sizes of a group for Diffie-Hellman, as OpenSSH's client asks for them.
+const DH_BITS_MIN: usize = 2048;
+const DH_BITS_MAX: usize = 8192;
 
 /// Algorithms of a server that an error names.
 const ALGORITHMS_SHOWN: usize = 8;
@@ -110,7 +114,8 @@ pub(super) async fn handshake(
 ) -> Result<Handle<Client>, RemoteError> {
     let untrusted = |error| RemoteError::HostKey { endpoint: endpoint.into(), source: Box::new(error) };
     let known_kinds = host_keys.known_kinds().map_err(untrusted)?;
-    let config = Arc::new(config(known_kinds, window_bytes(round_trip), silence));
+    let certified = host_keys.has_authority().map_err(untrusted)?;
+    let config = Arc::new(config(known_kinds, certified, window_bytes(round_trip), silence));
     let client = Client { host_keys, silence, connection_status: connection_status.clone(), shown };
     connect_stream(config, stream, client).await.map_err(|error| match error {
         ClientError::HostKey(source) => untrusted(source),
@@ -145,10 +150,10 @@ fn no_common_algorithm(
     RemoteError::NoCommonAlgorithm { what, endpoint: endpoint.into(), theirs, ours }
 }
 
-fn config(known_kinds: Vec<Algorithm>, window_size: u32, silence: Duration) -> Config {
+fn config(known_kinds: Vec<Algorithm>, certified: bool, window_size: u32, silence: Duration) -> Config {
     // A known RSA key is known for each hash.
     let is_known = |kind: &Algorithm| known_kinds.iter().any(|known| known.as_str() == key_type(kind));
-    let (mut host_keys, others): (Vec<_>, Vec<_>) = HOST_KEYS.into_iter().partition(is_known);
+    let (mut host_keys, others): (Vec<_>, Vec<_>) = HOST_KEYS.iter().cloned().partition(is_known);
     host_keys.extend(others);
     Config {
         client_id: SshId::Standard(Cow::Borrowed(concat!("SSH-2.0-ksync_", env!("CARGO_PKG_VERSION")))),
@@ -158,10 +163,12 @@ fn config(known_kinds: Vec<Algorithm>, window_size: u32, silence: Duration) -> C
             kex: Cow::Borrowed(KEY_EXCHANGES),
             mac: Cow::Borrowed(MACS),
             key: Cow::Owned(host_keys),
+            host_key_certificates: if certified { Cow::Borrowed(&HOST_KEYS) } else { Cow::Borrowed(&[]) },
             cipher: Cow::Borrowed(CIPHERS),
             compression: Cow::Borrowed(COMPRESSIONS),
             ..Preferred::default()
         },
+        gex: GexParams::new(DH_BITS_MIN, DH_BITS_MAX, DH_BITS_MAX).unwrap_or_default(),
         // The keepalive after the last unanswered one ends the session: 20 s each for a silence of
         // 60 s.
         keepalive_interval: Some(silence / (KEEPALIVES + 1)),
@@ -203,14 +210,15 @@ impl Handler for Client {
     type Error = ClientError;
 
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, ClientError> {
-        let PublicKeyOrCertificate::PublicKey { key, .. } = key else {
-            // ksync asked for no certificate.
-            return Ok(false);
-        };
         // The check reads files, and another run may hold a lock on one.
-        let (host_keys, key, shown) = (self.host_keys.clone(), key.clone(), key.to_openssh());
-        let (by, kind) = (host_keys.kind(), key.algorithm());
-        let checked = tokio::task::spawn_blocking(move || host_keys.check(&key)).await;
+        let (host_keys, plain) = (self.host_keys.clone(), key.public_key());
+        let (certificate, shown) = (key.certificate().cloned(), plain.to_openssh());
+        let (by, kind) = (host_keys.kind(), plain.algorithm());
+        let checked = tokio::task::spawn_blocking(move || match certificate {
+            Some(certificate) => host_keys.check_certificate(&certificate),
+            None => host_keys.check(&plain),
+        })
+        .await;
         let checked = checked.map_err(|error| russh::Error::IO(std::io::Error::other(error)))?;
         debug!("hostkey ok={} type={kind} by={by}", checked.is_ok());
         checked?;
@@ -280,7 +288,7 @@ mod tests {
     fn a_known_type_of_key_is_asked_for_first_and_sha1_never() {
         let first = |kind: &str| {
             let known_kinds = vec![Algorithm::new(kind).unwrap()];
-            let config = config(known_kinds, WINDOW_BYTES_MIN, Duration::from_secs(60));
+            let config = config(known_kinds, false, WINDOW_BYTES_MIN, Duration::from_secs(60));
             assert_eq!(config.preferred.key.len(), HOST_KEYS.len());
             assert!(!config.preferred.key.contains(&Algorithm::Rsa { hash: None }));
             config.preferred.key.first().unwrap().to_string()

@@ -82,13 +82,12 @@ fn ssh_target(
         return Err(SyncError::Proxy { host: host.to_owned(), proxy });
     }
     let port = config.port.unwrap_or(SSH_PORT);
-    let host_keys = match &connect_options.host_key {
-        Some(key) => HostKeys::Exactly(key.clone()),
-        None => HostKeys::KnownHosts {
-            files: config.known_hosts_files(&home),
-            host: config.host_key_alias.unwrap_or_else(|| config.host_name.clone()),
-            port,
-        },
+    let files = config.known_hosts_files(&home);
+    let host_keys = match (&connect_options.host_key, config.host_key_alias) {
+        (Some(key), _) => HostKeys::Exactly(key.clone()),
+        // An alias is a name without a port.
+        (None, Some(host)) => HostKeys::KnownHosts { files, host, port: SSH_PORT },
+        (None, None) => HostKeys::KnownHosts { files, host: config.host_name.clone(), port },
     };
     let mut target = common(connect_options, host_keys);
     let user = config.user.or_else(ssh_config::local_user).or_else(|| std::env::var("USER").ok());
