@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ksync::remote::{ErrorKind, RemoteError, Target, connect};
+use ksync::remote::{ErrorKind, RemoteError, ShellFault, Target, connect};
 
 use crate::server::{ECHO, MAGIC, Server, echoes, talk};
 use crate::world::noise;
@@ -31,7 +31,10 @@ async fn a_program_in_the_place_of_the_shell_is_recognised_at_once() {
     for program in ["cat", "/bin/sh", "cat >/dev/null", "while read -r line; do :; done", "wc -c"] {
         server.start(&format!("ForceCommand {program}"));
         let (error, after) = error_of(&mut server, Duration::from_secs(60)).await;
-        assert!(matches!(&*error, RemoteError::NotRun { after: None, .. }), "{program}: {error:?}");
+        assert!(
+            matches!(&*error, RemoteError::NotRun { fault: ShellFault::RunsNothing, .. }),
+            "{program}: {error:?}"
+        );
         assert!(after < Duration::from_secs(12), "{program}: {after:?}");
         assert_eq!(error.kind(), ErrorKind::CouldNotStart);
         assert!(error.hint().contains("ForceCommand") && !error.is_retryable(), "{}", error.hint());
@@ -42,7 +45,7 @@ async fn a_program_in_the_place_of_the_shell_is_recognised_at_once() {
 async fn a_silent_shell_is_given_half_of_the_timeout() {
     let Some(mut server) = Server::with("ForceCommand sleep 1000") else { return };
     let (error, after) = error_of(&mut server, Duration::from_secs(8)).await;
-    assert!(matches!(&*error, RemoteError::NotRun { after: Some(_), .. }), "{error:?}");
+    assert!(matches!(&*error, RemoteError::NotRun { fault: ShellFault::Silent(_), .. }), "{error:?}");
     assert_eq!(
         error.to_string(),
         format!(
@@ -51,6 +54,16 @@ async fn a_silent_shell_is_given_half_of_the_timeout() {
         )
     );
     assert!(after >= Duration::from_secs(4) && after < Duration::from_secs(8), "{after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_that_takes_the_input_before_the_command_is_recognised() {
+    let Some(mut server) = Server::with("ForceCommand cat >/dev/null; eval \"$SSH_ORIGINAL_COMMAND\"") else {
+        return;
+    };
+    let (error, after) = error_of(&mut server, Duration::from_secs(60)).await;
+    assert!(matches!(&*error, RemoteError::NotRun { fault: ShellFault::WaitsForInput, .. }), "{error:?}");
+    assert!(after < Duration::from_secs(20), "{after:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -172,12 +172,12 @@ pub enum RemoteError {
         reason: String,
     },
     /// The login shell, or a ForceCommand, did not run the command.
-    #[error("could not start the agent on {endpoint}: its login shell {}", no_run(*after))]
+    #[error("could not start the agent on {endpoint}: its login shell {fault}")]
     NotRun {
         /// The server.
         endpoint: String,
-        /// How long the shell was silent; `None` if another program runs in its place.
-        after: Option<Duration>,
+        /// The behaviour of the shell.
+        fault: ShellFault,
     },
     /// The connection was lost.
     #[error("lost the connection to {endpoint}")]
@@ -187,6 +187,20 @@ pub enum RemoteError {
         /// The cause.
         source: DisconnectReason,
     },
+}
+
+/// Behaviour of a login shell that does not run the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ShellFault {
+    /// Another program runs in its place and takes the input.
+    #[error("does not run commands, but something else that takes their input")]
+    RunsNothing,
+    /// A start file reads the input that is meant for the command.
+    #[error("waits for input before it runs the command")]
+    WaitsForInput,
+    /// It said nothing for this long.
+    #[error("did not run the command within {} s", .0.as_secs_f32())]
+    Silent(Duration),
 }
 
 /// Disconnect reason.
@@ -259,7 +273,7 @@ impl RemoteError {
         match self {
             Self::Connect { .. }
             | Self::TimedOut { .. }
-            | Self::NotRun { after: Some(_), .. }
+            | Self::NotRun { fault: ShellFault::Silent(_), .. }
             | Self::Lost { .. } => true,
             // While a VM wakes up, the proxy in front of its bridge answers with these statuses.
             Self::WebSocket { source, .. } => match source.as_ref() {
@@ -345,13 +359,6 @@ impl RemoteError {
             }
             Self::Lost { .. } => "Run the same command again: what has arrived is not sent twice.".into(),
         }
-    }
-}
-
-fn no_run(after: Option<Duration>) -> String {
-    match after {
-        Some(after) => format!("did not run the command within {} s", after.as_secs_f32()),
-        None => "does not run commands, but something else that takes their input".to_owned(),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Host key verification.
 //!
-//! There are three proofs and no way to switch the check off. They are OpenSSH's `known_hosts` with
-//! keys and certificate authorities, a key read over another trusted channel, and ksync's own store,
-//! which pins the first key it sees.
+//! There are three proofs and no way to switch the check off. They are OpenSSH's `known_hosts`,
+//! with keys and certificate authorities; a key read over another trusted channel; and ksync's own
+//! store, which pins the first key it sees.
 
 use std::path::PathBuf;
 

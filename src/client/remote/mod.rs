@@ -47,7 +47,7 @@ pub use agent_image::{AgentImage, BLOCK_BYTES};
 pub use bootstrap::token;
 pub use bridge::{hold_open, proxy};
 pub use connection::{Connection, Target, Transport, connect};
-pub use error::{DisconnectReason, ErrorKind, HostKeyError, RemoteError};
+pub use error::{DisconnectReason, ErrorKind, HostKeyError, RemoteError, ShellFault};
 pub use hostkey::HostKeys;
 pub use keys::Keys;
 pub use lines::Lines;

@@ -3,16 +3,18 @@
 //! A start file of the shell may exec another program, and a ForceCommand may be a menu. Such a
 //! program takes the bytes that are meant for the agent, and answers nothing. ksync must not end
 //! its input, because a slow shell would then get no agent. It does so on another channel instead.
-//! There the program ends, and the command has not been run.
+//! There the program ends, and the command has not been run. A start file that only reads a line
+//! goes on there, and the command is run.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use russh::ChannelMsg;
 use russh::client::Handle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::log::debug;
+use crate::remote::error::ShellFault;
 use crate::remote::ssh::Client;
 
 /// Silence of the shell after which ksync asks. Start files of most shells take less than a second.
@@ -20,6 +22,13 @@ const ASK_AFTER: Duration = Duration::from_secs(2);
 
 /// Round trips that starting an agent takes at most, beside the work on the other side.
 const ROUND_TRIPS: u32 = 4;
+
+/// Time for the agent to start, after another shell has answered. That shell found no input, so the
+/// agent's one must be waiting for some.
+const AGENT_STARTS_WITHIN: Duration = Duration::from_secs(5);
+
+/// The same, as a multiple of the time that the other shell took.
+const AGENT_PER_PROBE: u32 = 10;
 
 /// The answer of a shell that runs commands.
 const ANSWER: &[u8] = b"KSYNC-HERE";
@@ -41,14 +50,21 @@ impl Probe {
         Self { session: Arc::downgrade(session), after: ASK_AFTER + ROUND_TRIPS * round_trip }
     }
 
-    /// Asks after a while, and returns if the login shell runs no commands. Otherwise, and if
-    /// nothing is known, this waits for ever.
-    pub(super) async fn finds_no_shell(self) {
+    /// Asks after a while, and returns once it is clear that the agent will not start. Otherwise,
+    /// and if nothing is known, this waits for ever.
+    pub(super) async fn finds_no_agent(self) -> ShellFault {
         sleep(self.after).await;
+        let begin = Instant::now();
         let runs = self.asks().await;
-        debug!("agent step=probe runs_commands={runs:?}");
-        if runs != Some(false) {
-            std::future::pending().await
+        let took = begin.elapsed();
+        debug!("agent step=probe runs_commands={runs:?} ms={}", took.as_millis());
+        match runs {
+            Some(false) => ShellFault::RunsNothing,
+            Some(true) => {
+                sleep(AGENT_STARTS_WITHIN.max(AGENT_PER_PROBE * took)).await;
+                ShellFault::WaitsForInput
+            }
+            None => std::future::pending().await,
         }
     }
 

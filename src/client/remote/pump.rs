@@ -21,7 +21,7 @@ use crate::remote::agent::{
 };
 use crate::remote::agent_image::AgentImage;
 use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner, seal};
-use crate::remote::error::{ConnectionStatus, RemoteError};
+use crate::remote::error::{ConnectionStatus, RemoteError, ShellFault};
 use crate::remote::lines::Lines;
 use crate::remote::probe::Probe;
 use crate::remote::secrets::Secrets;
@@ -256,9 +256,9 @@ impl Receiving {
 
     async fn receive(&mut self, read: &mut ChannelReadHalf) -> (Option<RemoteError>, bool) {
         let probe = self.start.probe.take();
-        let mut no_shell = pin!(async {
+        let mut no_agent = pin!(async {
             match probe {
-                Some(probe) => probe.finds_no_shell().await,
+                Some(probe) => probe.finds_no_agent().await,
                 None => std::future::pending().await,
             }
         });
@@ -268,14 +268,14 @@ impl Receiving {
                 () = sleep_until(self.deadline), if self.scanner.is_some() => {
                     let (endpoint, after) = (self.start.endpoint.clone(), self.start.timeout);
                     return (Some(if self.is_silent {
-                        RemoteError::NotRun { endpoint, after: Some(after / SHELL_SHARE) }
+                        RemoteError::NotRun { endpoint, fault: ShellFault::Silent(after / SHELL_SHARE) }
                     } else {
                         RemoteError::TimedOut { verb: "start the agent on", endpoint, after }
                     }), false);
                 }
-                () = &mut no_shell, if self.is_silent => {
+                fault = &mut no_agent, if self.is_silent => {
                     let endpoint = self.start.endpoint.clone();
-                    return (Some(RemoteError::NotRun { endpoint, after: None }), false);
+                    return (Some(RemoteError::NotRun { endpoint, fault }), false);
                 }
             };
             match message {
@@ -356,7 +356,7 @@ impl Receiving {
                     }
                 }
                 Found::Agent(bytes) if is_echo(&bytes, self.beginning.get()) => {
-                    return Err(RemoteError::NotRun { endpoint, after: None });
+                    return Err(RemoteError::NotRun { endpoint, fault: ShellFault::RunsNothing });
                 }
                 Found::Agent(bytes) => {
                     self.scanner = None;
