@@ -81,7 +81,8 @@ fn an_unknown_session_without_an_api_key_has_a_hint() {
     );
     world().run(["src", "other:/tmp/dir"]).fails(40).says(
         "ksync: session \"other\" was never used from here, and there is no API key to look it up\n  \
-         hint: set KERNEL_API_KEY to a key of your Kernel account\n",
+         hint: Set KERNEL_API_KEY to a key of your Kernel account; an SSH host is written user@other:/path, or has \
+         a Host entry in ~/.ssh/config.\n",
     );
 }
 

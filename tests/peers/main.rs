@@ -12,6 +12,7 @@ mod tls;
 mod world;
 
 mod command_lines;
+mod config;
 mod emulator;
 mod lanes;
 mod login;

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 use std::time::Duration;
 
-use ksync::remote::{AgentImage, ErrorKind, RemoteError, Target, connect};
+use ksync::remote::{AgentImage, ErrorKind, Keys, RemoteError, Target, connect};
 
 use crate::server::{ECHO, Server};
 use crate::world::link::{Cut, Link};
@@ -32,7 +32,7 @@ async fn a_login_cut_at_any_byte_is_a_lost_connection() {
     let image = server.image(ECHO);
     // The wrong key comes first, so that the login contains refusals that do not end it.
     let target = |address| Target {
-        identities: vec![server.path("other"), server.path("key")],
+        keys: Keys::named(vec![server.path("other"), server.path("key")]),
         connect_timeout: Duration::from_secs(10),
         ..server.target_at(address)
     };
@@ -70,7 +70,7 @@ async fn a_server_without_a_matching_key_refuses_in_or_out_of_session() {
     for tries in [6, 2, 1] {
         let Some(server) = Server::with(&format!("MaxAuthTries {tries}\n")) else { return };
         let identities = vec![server.path("other"), server.path("host"), server.path("host_ecdsa")];
-        let target = Target { identities, ..server.target() };
+        let target = Target { keys: Keys::named(identities), ..server.target() };
         let error = connect(&target).await.map(|_| ()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotAuthorised, "{tries}: {error:?}");
     }

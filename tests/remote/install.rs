@@ -229,7 +229,7 @@ async fn an_account_that_may_not_run_commands_is_reported() {
         error.to_string(),
         format!(
             "could not start the agent on 127.0.0.1:{}: the command ended with 7 before the agent answered: \
-             why: This account is not available.\\n",
+             why: This account is not available.",
             server.port()
         )
     );

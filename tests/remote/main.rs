@@ -6,10 +6,13 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
 
+mod config;
 mod cut;
 mod install;
+mod keys;
 mod links;
 mod server;
+mod shell;
 #[path = "../peers/tls.rs"]
 #[allow(dead_code)]
 mod tls;

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flate2::{Compression, GzBuilder};
-use ksync::remote::{Agent, AgentImage, BLOCK_BYTES, Connection, End, HostKeys, Target, Transport, connect};
+use ksync::remote::{
+    Agent, AgentImage, BLOCK_BYTES, Connection, End, HostKeys, Keys, Target, Transport, connect,
+};
 
 use crate::world::service::{Service, Sshd, make_key, websocat};
 use crate::world::skip::needs_programs;
@@ -99,12 +101,10 @@ impl Server {
 
     pub(crate) fn target_at(&self, address: SocketAddr) -> Target {
         Target {
-            transport: Transport::Tcp { host: address.ip().to_string(), port: address.port() },
+            transport: Transport::tcp(address.ip().to_string(), address.port()),
             user: user(),
             host_keys: HostKeys::Exactly(self.text("host.pub")),
-            identities: vec![self.path("key")],
-            identity_text: None,
-            use_ssh_agent: false,
+            keys: Keys::named(vec![self.path("key")]),
             connect_timeout: Duration::from_secs(20),
             silence_timeout: Duration::from_secs(60),
         }

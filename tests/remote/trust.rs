@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
-use ksync::remote::{ErrorKind, HostKeyError, HostKeys, RemoteError, Target, connect};
+use ksync::remote::{ErrorKind, HostKeyError, HostKeys, Keys, RemoteError, Target, connect};
 
 use crate::server::{ECHO, Server, echoes};
 use crate::world::noise;
@@ -101,7 +101,7 @@ async fn the_first_key_is_kept_and_a_later_one_refused() {
 #[tokio::test]
 async fn a_key_that_the_server_does_not_know_is_not_authorised() {
     let Some(server) = Server::new() else { return };
-    let target = Target { identities: vec![server.path("other")], ..server.target() };
+    let target = Target { keys: Keys::named(vec![server.path("other")]), ..server.target() };
     let error = connect(&target).await.map(|_| ()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotAuthorised, "{error:?}");
     let user = target.user.clone();
@@ -111,11 +111,11 @@ async fn a_key_that_the_server_does_not_know_is_not_authorised() {
     );
     assert_eq!(error.to_string(), expected);
     // The same server accepts the right key, also from memory, and after a wrong one.
-    connect(&Target { identities: vec![server.path("other"), server.path("key")], ..server.target() })
+    connect(&Target { keys: Keys::named(vec![server.path("other"), server.path("key")]), ..server.target() })
         .await
         .unwrap();
-    let identity_text = Some(server.text("key"));
-    connect(&Target { identities: Vec::new(), identity_text, ..server.target() }).await.unwrap();
+    let keys = Keys { text: Some(server.text("key")), ..Keys::named(Vec::new()) };
+    connect(&Target { keys, ..server.target() }).await.unwrap();
 }
 
 #[tokio::test]
@@ -127,10 +127,12 @@ async fn a_key_that_cannot_be_used_is_named() {
     assert!(making.status().unwrap().success());
     // Not a key, but protected like one.
     std::fs::set_permissions(server.path("sshd.log"), PermissionsExt::from_mode(0o600)).unwrap();
-    for (file, hint) in
-        [(secret, "ssh-add"), (server.path("missing"), "ssh-keygen"), (server.path("sshd.log"), "ssh-keygen")]
-    {
-        let target = Target { identities: vec![file.clone()], ..server.target() };
+    for (file, hint) in [
+        (secret, "ssh-add"),
+        (server.path("missing"), "Check the path"),
+        (server.path("sshd.log"), "ssh-keygen"),
+    ] {
+        let target = Target { keys: Keys::named(vec![file.clone()]), ..server.target() };
         let error = connect(&target).await.map(|_| ()).unwrap_err();
         assert!(error.to_string().contains(&file.display().to_string()), "{error}");
         assert!(error.hint().contains(hint), "{}", error.hint());
@@ -146,8 +148,8 @@ async fn a_key_in_ssh_agent_logs_in() {
     if let Some(key) = std::env::var_os(INNER) {
         std::fs::copy(std::path::Path::new(&key).with_extension("pub"), server.path("key.pub")).unwrap();
         let image = server.image(ECHO);
-        for identities in [Vec::new(), vec![key.into()]] {
-            let target = Target { identities, use_ssh_agent: true, ..server.target() };
+        for keys in [Keys::default(), Keys::named(vec![key.into()])] {
+            let target = Target { keys, ..server.target() };
             let connection = connect(&target).await.unwrap();
             echoes(connection.agent(image.clone()).await.unwrap(), noise(1, 100)).await;
         }

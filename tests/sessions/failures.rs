@@ -58,6 +58,23 @@ fn a_missing_key_is_reported_with_the_variable() {
 }
 
 #[test]
+fn a_name_that_no_session_has_may_be_that_of_an_ssh_host() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").with_everything();
+    let (code, said) = code_of(&platform, &world, &["src", "web1:/srv"]);
+    assert_eq!(code, 41, "{said}");
+    assert!(said.contains("there is no session \"web1\"") && said.contains("user@web1:/path"), "{said}");
+    // A session that was used from here and is gone is no SSH host.
+    let id = platform.create(&world, &[]);
+    platform.run(&world, &["src", &endpoint(&world, &id, "there")]).ok();
+    assert_eq!(platform.ask("DELETE", &format!("/browsers/{id}"), &Value::Null).0, 204);
+    let (code, said) = code_of(&platform, &world, &["src", &endpoint(&world, &id, "there")]);
+    assert_eq!(code, 41, "{said}");
+    assert!(!said.contains("SSH host"), "{said}");
+}
+
+#[test]
 fn a_session_recreated_under_the_same_name_is_found() {
     let world = World::new();
     let platform = Platform::start(&world);

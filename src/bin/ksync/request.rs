@@ -11,7 +11,7 @@ use std::time::Duration;
 use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
 use ksync::sync::endpoint::{Endpoint, EndpointError};
 use ksync::sync::watch::{AfterRound, Live};
-use ksync::sync::{ConnectOptions, Job};
+use ksync::sync::{self, ConnectOptions, Job};
 use ksync::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
 use ksync::tree::path::{TreePath, escape};
 use ksync::tree::time_rule::TimeRule;
@@ -106,18 +106,21 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     }
     let connect_options = connect_options(connection_args)?;
     let several = pairs.len() > 1;
+    let resolve = |endpoint| sync::resolve(endpoint, &connect_options);
     let job = |(source, destination): (Endpoint, Endpoint)| {
         let mut options = options.clone();
         if several {
             // SOURCE goes into DEST, the transfer root, by this name.
             options.anchor = destination.name().unwrap_or_default().to_vec();
         }
+        let (source, destination) = (resolve(source), resolve(destination));
         let (further, connect_options) = (Vec::new(), connect_options.clone());
         Job { source, further, destination, options, connect_options }
     };
     let jobs: Vec<Job> = pairs.into_iter().map(job).filter(|job| !is_excluded(job)).collect();
+    let destination = args.endpoints.last().map(|text| endpoint(text)).transpose()?.map(resolve);
     Ok(Request {
-        jobs: if several { together(jobs, args.endpoints.last())? } else { jobs },
+        jobs: if several { together(jobs, destination.as_ref()) } else { jobs },
         live,
         after,
         show: Show {
@@ -137,8 +140,8 @@ const SOURCE_BYTES_MAX: usize = 64 << 10;
 /// Joins jobs whose SOURCEs are on one machine: one connection, one exchange, one summary. With
 /// `--delete` each directory stays a job, since each is a copy of its own: the brake knows them by
 /// source and destination.
-fn together(jobs: Vec<Job>, destination: Option<&OsString>) -> Result<Vec<Job>, CliError> {
-    let Some(destination) = destination.map(|text| endpoint(text)).transpose()? else { return Ok(jobs) };
+fn together(jobs: Vec<Job>, destination: Option<&Endpoint>) -> Vec<Job> {
+    let Some(destination) = destination else { return jobs };
     let stays_alone = |job: &Job| match &job.source {
         Endpoint::Local(path) => job.options.delete && path.is_dir(),
         _ => job.options.delete,
@@ -162,9 +165,9 @@ fn together(jobs: Vec<Job>, destination: Option<&OsString>) -> Result<Vec<Job>, 
         other.further.push(job.source);
         // Every SOURCE now goes into DEST, the transfer root, by its name.
         other.options.anchor.clear();
-        other.destination.clone_from(&destination);
+        other.destination.clone_from(destination);
     }
-    Ok(joined)
+    joined
 }
 
 /// The SOURCEs of a job, for a person.

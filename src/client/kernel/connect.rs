@@ -38,6 +38,14 @@ pub enum KernelError {
     /// The API is needed to look the session up, and there is no key for it.
     #[error("session \"{0}\" was never used from here, and there is no API key to look it up")]
     NoKey(String),
+    /// The platform has no such session, and none was used under this name from here.
+    #[error("there is no session \"{name}\"")]
+    NoSuch {
+        /// The name.
+        name: String,
+        /// The API's answer.
+        source: Box<ApiError>,
+    },
     /// There is no API key.
     #[error("there is no API key")]
     NoApi,
@@ -82,7 +90,7 @@ impl KernelError {
         match self {
             Self::NoKey(_) | Self::NoApi => 40,
             Self::NoCurrent | Self::Name(_) => 1,
-            Self::Api(error) => error.exit_code(),
+            Self::Api(error) | Self::NoSuch { source: error, .. } => error.exit_code(),
             Self::Key(_) | Self::State { .. } => 11,
             Self::Provision(_) | Self::NotBrought(_) => 42,
         }
@@ -93,7 +101,14 @@ impl KernelError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Api(error) => return Some(error.hint()),
-            Self::NoKey(_) | Self::NoApi => "set KERNEL_API_KEY to a key of your Kernel account",
+            Self::NoKey(name) => {
+                let way = ssh_way(name);
+                return Some(format!("Set KERNEL_API_KEY to a key of your Kernel account; {way}."));
+            }
+            Self::NoSuch { name, .. } => {
+                return Some(format!("List what is there with ksync session list; {}.", ssh_way(name)));
+            }
+            Self::NoApi => "set KERNEL_API_KEY to a key of your Kernel account",
             Self::NoCurrent => "name one: ksync session use ID, or KSYNC_SESSION=ID",
             Self::Name(_) => "ksync session list shows those that there are",
             Self::Key(_) => "name another one with --identity",
@@ -114,6 +129,11 @@ impl KernelError {
     pub fn is_gone(&self) -> bool {
         self.exit_code() == 41
     }
+}
+
+/// The way to write an endpoint that is no session.
+fn ssh_way(name: &str) -> String {
+    format!("an SSH host is written user@{name}:/path, or has a Host entry in ~/.ssh/config")
 }
 
 /// Progress of reaching a session.
@@ -186,7 +206,12 @@ impl Access {
         }
         let api = self.api()?;
         say(Step::LookUp);
-        let browser = api.browser(id_or_name)?;
+        let browser = api.browser(id_or_name).map_err(|error| match error.kind() {
+            ApiErrorKind::SessionGone if self.store().find(id_or_name).is_none() => {
+                KernelError::NoSuch { name: id_or_name.to_owned(), source: Box::new(error) }
+            }
+            _ => error.into(),
+        })?;
         self.set_up(&api, &browser, say)
     }
 

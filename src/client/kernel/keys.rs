@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use russh::keys::key::safe_rng;
 use russh::keys::ssh_key::LineEnding;
-use russh::keys::{Algorithm, PrivateKey, PublicKey};
+use russh::keys::{Algorithm, PrivateKey, PublicKey, decode_secret_key};
 
 use crate::private;
 
@@ -60,9 +60,7 @@ impl Key {
             Ok(text) => PublicKey::from_openssh(text.trim()).map_err(|error| failed(Box::new(error)))?,
             Err(_) => {
                 let text = private::read(file).map_err(|error| failed(Box::new(error)))?;
-                // OpenSSH's format shows the public half even if the private one has a passphrase.
-                let key = PrivateKey::from_openssh(&text).map_err(|error| failed(Box::new(error)))?;
-                key.public_key().clone()
+                public_half(&text).map_err(|error| failed(Box::new(error)))?
             }
         };
         let public = line(&public).map_err(|error| failed(Box::new(error)))?;
@@ -85,6 +83,17 @@ impl Key {
     /// Deletes one of ksync's own keys.
     pub fn forget(directory: &Path, name: &str) {
         let _ = fs::remove_file(directory.join(name));
+    }
+}
+
+/// The public half in the text of a key file, or of a `.pub` file whose private half ssh-agent
+/// holds.
+fn public_half(text: &str) -> Result<PublicKey, russh::keys::Error> {
+    // OpenSSH's format shows the public half even if the private one has a passphrase.
+    let private = || PrivateKey::from_openssh(text).ok().map(|key| key.public_key().clone());
+    match PublicKey::from_openssh(text.trim()).ok().or_else(private) {
+        Some(public) => Ok(public),
+        None => decode_secret_key(text, None).map(|key| key.public_key().clone()),
     }
 }
 
@@ -137,6 +146,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(Key::named(&key.file).unwrap().public, other.public);
+        assert_eq!(Key::named(&folder.path().join("own.pub")).unwrap().public, other.public);
         fs::write(folder.path().join("own.pub"), "nonsense").unwrap();
         assert!(matches!(Key::named(&key.file), Err(KeyError::Unreadable { .. })));
         assert!(Key::named(&folder.path().join("none")).is_err());

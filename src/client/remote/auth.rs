@@ -1,56 +1,34 @@
-//! Login with key files, a key in memory, and ssh-agent.
+//! Login with the keys of files and of ssh-agent.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{RSA_PKCS1_SHA256, RSA_PKCS1_SHA512, RsaKeyPair};
 use russh::client::{AuthResult, Handle};
 use russh::keys::agent::AgentIdentity;
 use russh::keys::agent::client::{AgentClient, AgentStream};
-use russh::keys::ssh_key::Algorithm;
-use russh::keys::{
-    Error as KeyError, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, decode_secret_key,
-};
+use russh::keys::pkcs8::encode_pkcs8;
+use russh::keys::signature::Signer as _;
+use russh::keys::ssh_encoding::Encode;
+use russh::keys::ssh_key::{Error as SshKeyError, Signature};
+use russh::keys::{Algorithm, HashAlg, PrivateKey};
 
 use crate::log::debug;
 use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
+use crate::remote::keys::{self, Keys, Offer, Shown};
 use crate::remote::ssh::Client;
+use crate::remote::ssh_config;
 use crate::tree::path::escape;
-
-/// Default key files below the home directory: OpenSSH's names, for the supported types.
-const DEFAULT_FILES: [&str; 2] = [".ssh/id_ed25519", ".ssh/id_ecdsa"];
 
 /// Time for an ended session to store its disconnect reason.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Problems of skipped key files that an error names.
+const SKIPPED_SHOWN: usize = 3;
+
 type SshAgent = AgentClient<Box<dyn AgentStream + Send + Unpin>>;
-
-/// Credentials of a login.
-pub(super) struct Credentials<'a> {
-    pub(super) user: &'a str,
-    pub(super) files: &'a [PathBuf],
-    pub(super) text: Option<&'a str>,
-    pub(super) use_ssh_agent: bool,
-}
-
-/// A key to offer.
-enum Key {
-    /// A private key that ksync holds.
-    Private(Arc<PrivateKey>),
-    /// A private key that ssh-agent holds.
-    InAgent(PublicKey),
-}
-
-impl Key {
-    /// Type of the key and its signer, for the log.
-    fn kind(&self) -> (Algorithm, &'static str) {
-        match self {
-            Self::Private(key) => (key.algorithm(), "ksync"),
-            Self::InAgent(key) => (key.algorithm(), "ssh-agent"),
-        }
-    }
-}
 
 /// Logs in with the first key that the server accepts.
 ///
@@ -58,26 +36,41 @@ impl Key {
 /// copy files to a server that lets everybody in.
 pub(super) async fn authenticate(
     session: &mut Handle<Client>,
-    credentials: &Credentials<'_>,
+    user: &str,
+    keys: &Keys,
     endpoint: &str,
     timeout: Duration,
     connection_status: &ConnectionStatus,
 ) -> Result<(), RemoteError> {
-    let mut agent = if credentials.use_ssh_agent { ssh_agent(session).await } else { None };
-    let keys = keys(credentials, agent.as_mut()).await?;
-    let refused = |reason: String| RemoteError::NotAuthorised {
-        endpoint: endpoint.into(),
-        user: escape(credentials.user.as_bytes()).into_owned(),
-        reason,
+    let loaded = keys::load(keys)?;
+    let mut agent = if loaded.needs_ssh_agent() { ssh_agent(session, &keys.ssh_agent).await } else { None };
+    let in_agent = match &mut agent {
+        // An agent that cannot list its identities counts as empty.
+        Some(agent) => agent.request_identities().await.unwrap_or_default(),
+        None => Vec::new(),
     };
-    if keys.is_empty() {
+    let (offers, skipped) = loaded.offers(&in_agent)?;
+    if let (true, [_]) = (offers.is_empty(), skipped.as_slice()) {
+        // The only key that there is.
+        return skipped.into_iter().next().map_or(Ok(()), Err);
+    }
+    let refused = |reason: String| {
+        let skipped = skipped.iter().take(SKIPPED_SHOWN).map(|problem| format!("; {}", with_cause(problem)));
+        RemoteError::NotAuthorised {
+            endpoint: endpoint.into(),
+            user: escape(user.as_bytes()).into_owned(),
+            reason: reason + &skipped.collect::<String>(),
+        }
+    };
+    if offers.is_empty() {
         return Err(refused("there is no key to try".into()));
     }
     let mut accepts = String::new();
-    let tried = keys.len();
-    for (index, key) in keys.into_iter().enumerate() {
-        let (kind, signer) = key.kind();
-        let attempt = offer(session, credentials.user, key, agent.as_mut());
+    let tried = offers.len();
+    let hash = if offers.iter().any(Offer::is_rsa) { rsa_hash(session).await } else { HashAlg::Sha512 };
+    for (index, offer) in offers.into_iter().enumerate() {
+        let (kind, signer) = offer.kind();
+        let attempt = attempt(session, user, offer, hash, agent.as_mut());
         let result = tokio::time::timeout(timeout, attempt).await.map_err(|_| RemoteError::TimedOut {
             verb: "log in on",
             endpoint: endpoint.into(),
@@ -109,7 +102,7 @@ pub(super) async fn authenticate(
                 }
                 accepts = remaining_methods.iter().map(<&str>::from).collect::<Vec<_>>().join(", ");
             }
-            // ssh-agent did not sign; another key may work.
+            // The key did not sign; another one may.
             None => {}
         }
     }
@@ -117,6 +110,13 @@ pub(super) async fn authenticate(
         1 => format!("it did not accept the key (it accepts: {accepts})"),
         _ => format!("it accepted none of {tried} keys (it accepts: {accepts})"),
     }))
+}
+
+fn with_cause(problem: &RemoteError) -> String {
+    match problem.source() {
+        Some(cause) => format!("{problem}: {cause}"),
+        None => problem.to_string(),
+    }
 }
 
 /// Waits for the disconnect reason of a session that is ending. Its task stores the reason as its
@@ -131,104 +131,93 @@ async fn ended(
     connection_status.known()
 }
 
-async fn offer(
+/// The hash for signatures of RSA keys: one that the server names, never SHA-1. Most servers name
+/// their algorithms before the login; for the others russh waits a second.
+async fn rsa_hash(session: &Handle<Client>) -> HashAlg {
+    let named = session.best_supported_rsa_hash().await.ok().flatten().flatten();
+    named.unwrap_or(HashAlg::Sha512)
+}
+
+/// Offers a key, and signs with it if the server accepts it. Returns `None` if it did not sign.
+async fn attempt(
     session: &mut Handle<Client>,
     user: &str,
-    key: Key,
+    offer: Offer,
+    hash: HashAlg,
     agent: Option<&mut SshAgent>,
 ) -> Option<AuthResult> {
-    match (key, agent) {
-        (Key::Private(key), _) => {
-            session.authenticate_publickey(user, PrivateKeyWithHashAlg::new(key, None)).await.ok()
-        }
-        (Key::InAgent(key), Some(agent)) => {
-            // An agent signs with RSA keys too. Without a named hash it would use SHA-1, which
-            // every server refuses.
-            let hash = matches!(key.algorithm(), Algorithm::Rsa { .. }).then_some(HashAlg::Sha512);
-            session.authenticate_publickey_with(user, key, hash, agent).await.ok()
-        }
-        (Key::InAgent(_), None) => None,
+    let hash = offer.is_rsa().then_some(hash);
+    match (offer.private, agent) {
+        (Some(key), _) => login(session, user, offer.shown, hash, &mut PrivateSigner(key)).await,
+        (None, Some(agent)) => login(session, user, offer.shown, hash, agent).await,
+        (None, None) => None,
     }
 }
 
-/// Keys to offer, in order: the named ones, or else those of ssh-agent and the default files.
-async fn keys(credentials: &Credentials<'_>, agent: Option<&mut SshAgent>) -> Result<Vec<Key>, RemoteError> {
-    let in_agent = match agent {
-        // An agent that cannot list its identities counts as empty.
-        Some(agent) => agent.request_identities().await.unwrap_or_default(),
-        None => Vec::new(),
-    };
-    let in_agent = in_agent.into_iter().filter_map(|identity| match identity {
-        AgentIdentity::PublicKey { key, .. } => Some(key),
-        AgentIdentity::Certificate { .. } => None,
-    });
-    let in_agent: Vec<PublicKey> = in_agent.collect();
-    let mut keys = Vec::new();
-    if let Some(text) = credentials.text {
-        let failed = |source| RemoteError::Identity { name: "given as text".into(), source };
-        keys.push(parse(text, &in_agent).map_err(failed)?);
-    }
-    for file in credentials.files {
-        check_protected(file)?;
-        let failed = |source| RemoteError::Identity { name: file.display().to_string(), source };
-        keys.push(load(file, &in_agent).map_err(failed)?);
-    }
-    if keys.is_empty() {
-        let home = std::env::home_dir().unwrap_or_default();
-        let files: Vec<_> = DEFAULT_FILES.iter().map(|file| home.join(file)).collect();
-        keys.extend(in_agent.iter().cloned().map(Key::InAgent));
-        // The user did not ask for the default files, so a missing or encrypted one is no error.
-        let mut unprotected = None;
-        for file in &files {
-            match check_protected(file) {
-                Ok(()) => keys.extend(load(file, &[]).ok()),
-                Err(error) => unprotected = Some(error),
-            }
-        }
-        if let Some(error) = unprotected.filter(|_| keys.is_empty()) {
-            return Err(error);
+async fn login<S: russh::Signer>(
+    session: &mut Handle<Client>,
+    user: &str,
+    shown: Shown,
+    hash: Option<HashAlg>,
+    signer: &mut S,
+) -> Option<AuthResult> {
+    match shown {
+        Shown::Key(key) => session.authenticate_publickey_with(user, key, hash, signer).await.ok(),
+        Shown::Certificate(certificate) => {
+            session.authenticate_certificate_with(user, *certificate, hash, signer).await.ok()
         }
     }
-    Ok(keys)
 }
 
-/// Rejects a private key file that others can read. As in OpenSSH (`sshkey_perm_ok`), only a file
-/// of the current user counts; the mode of another owner's file is that owner's business.
-fn check_protected(file: &Path) -> Result<(), RemoteError> {
-    let Ok(data) = std::fs::metadata(file) else { return Ok(()) };
-    let mode = data.mode() & 0o7777;
-    if data.uid() == rustix::process::getuid().as_raw() && mode & 0o077 != 0 {
-        return Err(RemoteError::Unprotected { path: file.to_owned(), mode });
+/// Signs with a private key that ksync holds.
+struct PrivateSigner(Arc<PrivateKey>);
+
+/// Reason why [`PrivateSigner`] did not sign.
+#[derive(Debug, thiserror::Error)]
+enum SignError {
+    #[error(transparent)]
+    Send(#[from] russh::SendError),
+    #[error(transparent)]
+    Key(#[from] SshKeyError),
+}
+
+impl russh::Signer for PrivateSigner {
+    type Error = SignError;
+
+    /// Appends the signature of `data` to it, as a login request holds it.
+    async fn auth_sign(
+        &mut self,
+        _: &AgentIdentity,
+        hash: Option<HashAlg>,
+        mut data: Vec<u8>,
+    ) -> Result<Vec<u8>, SignError> {
+        let signature = match hash {
+            Some(hash) => sign_rsa(&self.0, hash, &data)?,
+            None => self.0.try_sign(&data).map_err(SshKeyError::from)?,
+        };
+        signature.encode_prefixed(&mut data).map_err(SshKeyError::from)?;
+        Ok(data)
     }
-    Ok(())
 }
 
-fn load(file: &Path, in_agent: &[PublicKey]) -> Result<Key, KeyError> {
-    let text = std::fs::read_to_string(file)?;
-    parse(&text, in_agent)
-}
-
-/// Parses a private key. A key with a passphrase works only if ssh-agent holds it.
-fn parse(text: &str, in_agent: &[PublicKey]) -> Result<Key, KeyError> {
-    match decode_secret_key(text, None) {
-        Ok(key) => Ok(Key::Private(Arc::new(key))),
-        Err(error) => {
-            // OpenSSH's format shows the public half of a key that is encrypted or of an unknown
-            // type.
-            let public = PrivateKey::from_openssh(text).ok().map(|key| key.public_key().key_data().clone());
-            let held = in_agent.iter().find(|key| Some(key.key_data()) == public.as_ref());
-            held.cloned().map(Key::InAgent).ok_or(error)
-        }
-    }
+/// Signs with an RSA key in constant time, which the crate that russh would use does not promise.
+fn sign_rsa(key: &PrivateKey, hash: HashAlg, data: &[u8]) -> Result<Signature, SshKeyError> {
+    let der = encode_pkcs8(key).map_err(|_| SshKeyError::FormatEncoding)?;
+    let pair = RsaKeyPair::from_pkcs8(&der).map_err(|_| SshKeyError::Crypto)?;
+    let scheme = if hash == HashAlg::Sha256 { &RSA_PKCS1_SHA256 } else { &RSA_PKCS1_SHA512 };
+    let mut signature = vec![0; pair.public_modulus_len()];
+    pair.sign(scheme, &SystemRandom::new(), data, &mut signature).map_err(|_| SshKeyError::Crypto)?;
+    Signature::new(Algorithm::Rsa { hash: Some(hash) }, signature)
 }
 
 /// Connects to ssh-agent and binds the connection to this session, so that keys restricted to some
 /// hosts can be used.
-async fn ssh_agent(session: &Handle<Client>) -> Option<SshAgent> {
-    #[cfg(unix)]
-    let mut agent = AgentClient::connect_env().await.ok()?.dynamic();
-    #[cfg(windows)]
-    let mut agent = AgentClient::connect_named_pipe(r"\\.\pipe\openssh-ssh-agent").await.ok()?.dynamic();
+async fn ssh_agent(session: &Handle<Client>, which: &ssh_config::SshAgent) -> Option<SshAgent> {
+    let mut agent = match which {
+        ssh_config::SshAgent::OfEnvironment => AgentClient::connect_env().await.ok()?.dynamic(),
+        ssh_config::SshAgent::At(socket) => AgentClient::connect_uds(socket).await.ok()?.dynamic(),
+        ssh_config::SshAgent::Off => return None,
+    };
     if let Some(binding) = session.agent_session_binding() {
         // An agent without this extension refuses the request, and holds no such keys.
         let _ = agent.bind_session(binding, false).await;

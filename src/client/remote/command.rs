@@ -1,8 +1,10 @@
 //! A command on the other side, with its output read line by line.
 
-use russh::ChannelMsg;
+use russh::client::Msg;
+use russh::{Channel, ChannelMsg};
 
-use crate::remote::connection::Connection;
+use crate::log::debug;
+use crate::remote::connection::{Connection, connect};
 use crate::remote::error::{DisconnectReason, RemoteError};
 use crate::remote::lines::Lines;
 use crate::remote::timeout::within;
@@ -12,11 +14,28 @@ pub(super) const BY_SIGNAL: u32 = 128;
 
 impl Connection {
     /// Runs a command with empty input, and returns its exit status. `hear` gets its stdout and
-    /// stderr line by line.
+    /// stderr line by line. If the server allows no further channel beside the agent's
+    /// (MaxSessions 1), the command gets a connection of its own.
     ///
     /// # Errors
     /// The server opens no channel, or the connection is lost.
     pub async fn run(&self, command: &[u8], hear: &mut impl FnMut(&[u8])) -> Result<u32, RemoteError> {
+        match self.start_command(command).await {
+            Ok(channel) => self.finish_command(channel, hear).await,
+            Err(RemoteError::Channel { .. }) => {
+                debug!("command step=connect why=no-further-channel");
+                let own = connect(&self.target).await?;
+                let channel = own.start_command(command).await?;
+                let result = own.finish_command(channel, hear).await;
+                own.close().await;
+                result
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Starts a command, and ends its input.
+    async fn start_command(&self, command: &[u8]) -> Result<Channel<Msg>, RemoteError> {
         let failed = |source| self.channel_error(source);
         let opening = async {
             let channel = self.session.channel_open_session().await.map_err(failed)?;
@@ -24,7 +43,15 @@ impl Connection {
             channel.eof().await.map_err(failed)?;
             Ok(channel)
         };
-        let mut channel = within(self.timeout, "open a channel to", &self.endpoint, opening).await?;
+        within(self.timeout, "open a channel to", &self.endpoint, opening).await
+    }
+
+    /// Reads the output of a command to its end.
+    async fn finish_command(
+        &self,
+        mut channel: Channel<Msg>,
+        hear: &mut impl FnMut(&[u8]),
+    ) -> Result<u32, RemoteError> {
         let (mut out, mut err) = (Lines::default(), Lines::default());
         let mut status = None;
         while let Some(message) = channel.wait().await {

@@ -14,14 +14,17 @@ use tokio::time::Instant;
 use crate::log::debug;
 use crate::remote::agent::Agent;
 use crate::remote::agent_image::AgentImage;
-use crate::remote::auth::{self, Credentials};
+use crate::remote::auth;
 use crate::remote::bootstrap::{self, Purpose};
 use crate::remote::bridge;
 use crate::remote::error::{ConnectionStatus, RemoteError};
 use crate::remote::hostkey::HostKeys;
+use crate::remote::keys::Keys;
+use crate::remote::probe::Probe;
 use crate::remote::pump::{self, Waiting};
 use crate::remote::secrets::Secrets;
 use crate::remote::ssh::{self, Client, Shown};
+use crate::remote::ssh_config::AddressFamily;
 use crate::remote::tcp::{self, ByteStream, GuardedStream};
 use crate::remote::timeout::{GOODBYE_TIMEOUT, within};
 use crate::remote::websocket::Address;
@@ -59,13 +62,8 @@ pub struct Target {
     pub user: String,
     /// Proof that the host must give of its identity.
     pub host_keys: HostKeys,
-    /// Private key files. If this list is empty and `identity_text` is `None`, ksync tries
-    /// ssh-agent, then `~/.ssh/id_ed25519` and `~/.ssh/id_ecdsa`.
-    pub identities: Vec<PathBuf>,
-    /// A private key in memory. ksync offers it first.
-    pub identity_text: Option<String>,
-    /// Permission to ask ssh-agent for keys.
-    pub use_ssh_agent: bool,
+    /// The keys to log in with.
+    pub keys: Keys,
     /// Timeout of each step of connecting.
     pub connect_timeout: Duration,
     /// Silence after which ksync gives the connection up.
@@ -81,6 +79,10 @@ pub enum Transport {
         host: String,
         /// The server's port.
         port: u16,
+        /// The kind of addresses to connect to.
+        family: AddressFamily,
+        /// The local address to connect from.
+        from: Option<String>,
     },
     /// A bridge that carries the bytes in binary WebSocket messages.
     WebSocket {
@@ -91,9 +93,17 @@ pub enum Transport {
     },
 }
 
+impl Transport {
+    /// A direct TCP connection from any local address to any address of `host`.
+    #[must_use]
+    pub fn tcp(host: String, port: u16) -> Self {
+        Self::Tcp { host, port, family: AddressFamily::Any, from: None }
+    }
+}
+
 /// An SSH session.
 pub struct Connection {
-    pub(super) session: Handle<Client>,
+    pub(super) session: Arc<Handle<Client>>,
     /// The task that owns the WebSocket; `None` over plain TCP.
     socket: Option<JoinHandle<()>>,
     pub(super) endpoint: String,
@@ -104,7 +114,8 @@ pub struct Connection {
     round_trip: AtomicU64,
     /// Round trips from the TCP connect until an agent is started.
     round_trips: u32,
-    user: String,
+    /// The target, for a further connection to it.
+    pub(super) target: Target,
     shown: Shown,
     secrets: Option<Secrets>,
 }
@@ -118,10 +129,11 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
     let timeout = target.connect_timeout;
     let mut round_trips = TCP_ROUND_TRIPS + HANDSHAKE_ROUND_TRIPS + LOGIN_ROUND_TRIPS + CHANNEL_ROUND_TRIPS;
     let (mut session, socket, endpoint) = match &target.transport {
-        Transport::Tcp { host, port } => {
+        Transport::Tcp { host, port, family, from } => {
             let endpoint = format!("{}:{port}", escape(host.as_bytes()));
             let begin = Instant::now();
-            let stream = tcp::connect(host, *port, &endpoint, timeout).await?;
+            let stream =
+                tcp::connect_from(from.as_deref(), *family, (host, *port), &endpoint, timeout).await?;
             let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
             (
                 handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown)
@@ -145,19 +157,14 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             (session, Some(socket), endpoint)
         }
     };
-    let credentials = Credentials {
-        user: &target.user,
-        files: &target.identities,
-        text: target.identity_text.as_deref(),
-        use_ssh_agent: target.use_ssh_agent,
-    };
     let begin = Instant::now();
-    auth::authenticate(&mut session, &credentials, &endpoint, timeout, &connection_status).await?;
+    auth::authenticate(&mut session, &target.user, &target.keys, &endpoint, timeout, &connection_status)
+        .await?;
     let budget = Arc::new(Semaphore::new(UNREAD_BYTES_MAX));
     let round_trip = AtomicU64::new(u64::MAX);
-    let (user, secrets) = (target.user.clone(), None);
+    let (target, secrets) = (target.clone(), None);
     let connection = Connection {
-        session,
+        session: Arc::new(session),
         socket,
         endpoint,
         timeout,
@@ -165,7 +172,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         connection_status,
         round_trip,
         round_trips,
-        user,
+        target,
         shown,
         secrets,
     };
@@ -180,7 +187,7 @@ impl Connection {
     /// secret the first bytes arrive one round trip later.
     #[must_use]
     pub fn with_secrets(self, file: PathBuf) -> Self {
-        let secrets = self.shown.get().map(|key| Secrets::of(file, key, &self.user));
+        let secrets = self.shown.get().map(|key| Secrets::of(file, key, &self.target.user));
         Self { secrets, ..self }
     }
 
@@ -253,11 +260,19 @@ impl Connection {
         let (timeout, round_trip) = (self.timeout, self.round_trip());
         let (budget, connection_status, secrets) =
             (self.budget.clone(), self.connection_status.clone(), self.secrets.clone());
-        waiting.start(
-            read,
-            write,
-            pump::Start { image, marker, endpoint, timeout, round_trip, budget, connection_status, secrets },
-        );
+        let probe = Some(Probe::new(&self.session, round_trip));
+        let start = pump::Start {
+            image,
+            marker,
+            endpoint,
+            timeout,
+            round_trip,
+            budget,
+            connection_status,
+            secrets,
+            probe,
+        };
+        waiting.start(read, write, start);
         Ok(())
     }
 
@@ -296,7 +311,9 @@ impl Connection {
         let goodbye = async {
             // These calls fail if the session is already gone, which does no harm.
             let _ = self.session.disconnect(Disconnect::ByApplication, "", "").await;
-            let _ = self.session.await;
+            if let Some(session) = Arc::into_inner(self.session) {
+                let _ = session.await;
+            }
             if let Some(socket) = self.socket {
                 let _ = socket.await;
             }

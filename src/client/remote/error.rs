@@ -36,6 +36,14 @@ pub enum RemoteError {
         /// The cause.
         source: russh::keys::Error,
     },
+    /// A file holds the public half of a key, whose private half is nowhere.
+    #[error(
+        "could not use the key {name}: it is only a public half, and ssh-agent does not hold the private one"
+    )]
+    OnlyPublic {
+        /// The file.
+        name: String,
+    },
     /// Other users can read a private key file.
     #[error("the private key {} can be read by others (mode {mode:04o}), so it is not used", path.display())]
     Unprotected {
@@ -96,6 +104,21 @@ pub enum RemoteError {
         /// The cause.
         source: russh::Error,
     },
+    /// The server and ksync have no algorithm in common.
+    #[error(
+        "could not agree on {what} with {endpoint}: it has only {}, and ksync has {}",
+        theirs.join(", "), ours.join(", ")
+    )]
+    NoCommonAlgorithm {
+        /// The kind of algorithm.
+        what: &'static str,
+        /// The server.
+        endpoint: String,
+        /// The server's algorithms, escaped and cut.
+        theirs: Vec<String>,
+        /// Those of ksync.
+        ours: Vec<String>,
+    },
     /// The host key is not trusted.
     #[error("could not trust {endpoint}")]
     HostKey {
@@ -148,6 +171,14 @@ pub enum RemoteError {
         /// The command's exit status or signal, and its output.
         reason: String,
     },
+    /// The login shell, or a ForceCommand, did not run the command.
+    #[error("could not start the agent on {endpoint}: its login shell {fault}")]
+    NotRun {
+        /// The server.
+        endpoint: String,
+        /// The behaviour of the shell.
+        fault: ShellFault,
+    },
     /// The connection was lost.
     #[error("lost the connection to {endpoint}")]
     Lost {
@@ -156,6 +187,20 @@ pub enum RemoteError {
         /// The cause.
         source: DisconnectReason,
     },
+}
+
+/// Behaviour of a login shell that does not run the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ShellFault {
+    /// Another program runs in its place and takes the input.
+    #[error("does not run commands, but something else that takes their input")]
+    RunsNothing,
+    /// A start file reads the input that is meant for the command.
+    #[error("waits for input before it runs the command")]
+    WaitsForInput,
+    /// It said nothing for this long.
+    #[error("did not run the command within {} s", .0.as_secs_f32())]
+    Silent(Duration),
 }
 
 /// Disconnect reason.
@@ -197,9 +242,10 @@ impl RemoteError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Url { .. } | Self::CaCert { .. } => ErrorKind::Usage,
-            Self::Identity { .. } | Self::Unprotected { .. } | Self::NotAuthorised { .. } => {
-                ErrorKind::NotAuthorised
-            }
+            Self::Identity { .. }
+            | Self::OnlyPublic { .. }
+            | Self::Unprotected { .. }
+            | Self::NotAuthorised { .. } => ErrorKind::NotAuthorised,
             Self::HostKey { .. } => ErrorKind::HostKey,
             Self::TimedOut { .. } => ErrorKind::ConnectTimeout,
             Self::Lost { source: DisconnectReason::Silence(_), .. } => ErrorKind::Timeout,
@@ -211,10 +257,12 @@ impl RemoteError {
             | Self::WebSocket { .. }
             | Self::Redirected { .. }
             | Self::Handshake { .. }
+            | Self::NoCommonAlgorithm { .. }
             | Self::Lost { .. } => ErrorKind::Socket,
             Self::Channel { .. }
             | Self::Noise { .. }
             | Self::NotInstalled { .. }
+            | Self::NotRun { .. }
             | Self::NotStarted { .. } => ErrorKind::CouldNotStart,
         }
     }
@@ -223,7 +271,10 @@ impl RemoteError {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::TimedOut { .. } | Self::Lost { .. } => true,
+            Self::Connect { .. }
+            | Self::TimedOut { .. }
+            | Self::NotRun { fault: ShellFault::Silent(_), .. }
+            | Self::Lost { .. } => true,
             // While a VM wakes up, the proxy in front of its bridge answers with these statuses.
             Self::WebSocket { source, .. } => match source.as_ref() {
                 tungstenite::Error::Http(response) => {
@@ -271,8 +322,12 @@ impl RemoteError {
             Self::Identity { source: russh::keys::Error::KeyIsEncrypted, .. } => {
                 "Add the key to ssh-agent with ssh-add: passphrases are not asked for.".into()
             }
+            Self::Identity { source: russh::keys::Error::IO(_), .. } => "Check the path of the key.".into(),
             Self::Identity { .. } => {
-                "Use an Ed25519 or ECDSA key in OpenSSH's format (ssh-keygen -t ed25519 makes one).".into()
+                "Use an Ed25519, ECDSA or RSA key as ssh-keygen makes it (ssh-keygen -t ed25519).".into()
+            }
+            Self::OnlyPublic { .. } => {
+                "Give the file without .pub, or add the key to ssh-agent with ssh-add.".into()
             }
             Self::Unprotected { path, .. } => format!("Run chmod 600 {}.", path.display()),
             Self::Connect { .. } => "Check the host, the port, and that the network leads there.".into(),
@@ -284,9 +339,7 @@ impl RemoteError {
             Self::TimedOut { .. } => {
                 "Try again; --contimeout gives it more time. A VM that sleeps needs a moment to wake.".into()
             }
-            Self::Handshake { source: russh::Error::NoCommonAlgo { .. }, .. } => {
-                "The server must offer AES-GCM or ChaCha20, no compression, and an Ed25519 or ECDSA host key.".into()
-            }
+            Self::NoCommonAlgorithm { .. } => "Let the server offer one of these algorithms, too.".into(),
             Self::Handshake { .. } => "Check that an SSH server listens behind that address.".into(),
             Self::HostKey { source, .. } => source.hint(),
             Self::NotAuthorised { .. } => {
@@ -301,7 +354,9 @@ impl RemoteError {
                 "The other side needs x86-64 Linux, gzip, sha256sum, and a private directory where programs may run (XDG_CACHE_HOME names one)."
                     .into()
             }
-            Self::NotStarted { .. } => "Check that the account may run commands over SSH.".into(),
+            Self::NotStarted { .. } | Self::NotRun { .. } => {
+                "The account must be able to run commands over SSH: look for an exec or a question in the start files of its shell (such as ~/.bashrc), and for a ForceCommand of the server.".into()
+            }
             Self::Lost { .. } => "Run the same command again: what has arrived is not sent twice.".into(),
         }
     }
@@ -367,8 +422,18 @@ pub enum HostKeyError {
         /// Line number in that file.
         line: usize,
     },
+    /// The host's certificate is wrong, although a trusted authority is said to have signed it.
+    #[error("its certificate of the authority in {}:{line} is not valid: {reason}", path.display())]
+    Certificate {
+        /// File with the authority.
+        path: PathBuf,
+        /// Line number in that file.
+        line: usize,
+        /// The reason.
+        reason: &'static str,
+    },
     /// The records know the host by a certificate authority only.
-    #[error("{}:{line} knows it by a certificate authority only, which ksync does not support", path.display())]
+    #[error("{}:{line} knows it by a certificate authority, but it has no certificate of that authority", path.display())]
     Authority {
         /// File with that record.
         path: PathBuf,
@@ -402,7 +467,9 @@ impl HostKeyError {
                 "Somebody may be listening in. If the host was made anew, or has got a key of another type, compare the fingerprint and replace the line.".into()
             }
             Self::Revoked { .. } => "The key may be stolen: do not connect.".into(),
-            Self::Authority { .. } => "Connect once with ssh -o HostKeyAlgorithms=ssh-ed25519 to learn its plain key.".into(),
+            Self::Certificate { .. } | Self::Authority { .. } => {
+                "Somebody may be listening in, or the host needs a new certificate.".into()
+            }
             Self::NotExpected { .. } => {
                 "Somebody may be listening in. If the VM was made anew, look up its key again.".into()
             }

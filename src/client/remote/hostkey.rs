@@ -1,15 +1,16 @@
 //! Host key verification.
 //!
-//! There are three proofs and no way to switch the check off. They are OpenSSH's `known_hosts`, a
-//! key read over another trusted channel, and ksync's own store, which pins the first key it sees.
+//! There are three proofs and no way to switch the check off. They are OpenSSH's `known_hosts`,
+//! with keys and certificate authorities; a key read over another trusted channel; and ksync's own
+//! store, which pins the first key it sees.
 
 use std::path::PathBuf;
 
-use russh::keys::ssh_key::Algorithm;
-use russh::keys::{HashAlg, PublicKey};
+use russh::keys::ssh_key::certificate::CertType;
+use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey};
 
 use crate::remote::error::HostKeyError;
-use crate::remote::known_hosts::{KeyText, Meaning, Record, read, records};
+use crate::remote::known_hosts::{KeyText, Meaning, Record, pattern_matches, read, records};
 use crate::remote::pins::{pin, pins};
 use crate::tree::path::escape;
 
@@ -65,11 +66,47 @@ impl HostKeys {
         Ok(kinds.iter().filter_map(|kind| Algorithm::new(kind).ok()).collect())
     }
 
+    /// Reports if the host is known by a certificate authority, so that it is asked for a
+    /// certificate.
+    pub(super) fn has_authority(&self) -> Result<bool, HostKeyError> {
+        Ok(match self {
+            Self::KnownHosts { files, host, port } => {
+                known(files, host, *port)?.iter().any(|record| record.meaning == Meaning::Authority)
+            }
+            Self::Exactly(_) | Self::PinOnFirstUse { .. } => false,
+        })
+    }
+
+    /// Checks a certificate of a key of which the host has proved possession. As in OpenSSH, a
+    /// certificate of an unknown authority counts as its plain key.
+    pub(super) fn check_certificate(&self, certificate: &Certificate) -> Result<(), HostKeyError> {
+        if let Self::KnownHosts { files, host, port } = self {
+            let records = known(files, host, *port)?;
+            let signed_by = text(&PublicKey::from(certificate.signature_key().clone()))?;
+            let find = |meaning, key: &KeyText| {
+                records.iter().find(|record| record.meaning == meaning && record.key == *key)
+            };
+            if let Some(record) = find(Meaning::Authority, &signed_by) {
+                let (path, line) = (record.file.clone(), record.line);
+                if let Some(record) = find(Meaning::Revoked, &signed_by) {
+                    let fingerprint = certificate.signature_key().fingerprint(HashAlg::Sha256).to_string();
+                    let (path, line) = (record.file.clone(), record.line);
+                    return Err(HostKeyError::Revoked { kind: signed_by.kind, fingerprint, path, line });
+                }
+                let key = text(&PublicKey::from(certificate.public_key().clone()))?;
+                if find(Meaning::Revoked, &key).is_none() {
+                    let wrong = |reason| HostKeyError::Certificate { path, line, reason };
+                    return valid(certificate, host).map_err(wrong);
+                }
+            }
+        }
+        self.check(&PublicKey::from(certificate.public_key().clone()))
+    }
+
     /// Checks `key`, of which the host has proved possession.
     pub(super) fn check(&self, key: &PublicKey) -> Result<(), HostKeyError> {
         let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
-        let text =
-            key.to_openssh().ok().and_then(|text| KeyText::parse(&text)).ok_or(HostKeyError::Malformed)?;
+        let text = text(key)?;
         match self {
             Self::KnownHosts { files, host, port } => {
                 judge(&known(files, host, *port)?, host, *port, text, fingerprint)
@@ -78,6 +115,30 @@ impl HostKeys {
             Self::Exactly(_) => Err(HostKeyError::NotExpected { kind: text.kind, fingerprint }),
             Self::PinOnFirstUse { store, endpoint } => pin(store, endpoint, text, fingerprint),
         }
+    }
+}
+
+fn text(key: &PublicKey) -> Result<KeyText, HostKeyError> {
+    key.to_openssh().ok().and_then(|text| KeyText::parse(&text)).ok_or(HostKeyError::Malformed)
+}
+
+/// Checks a certificate that a trusted authority is said to have signed, as OpenSSH's
+/// `sshkey_cert_check_host` does.
+fn valid(certificate: &Certificate, host: &str) -> Result<(), &'static str> {
+    let host = host.to_ascii_lowercase();
+    let is_named = |name: &String| pattern_matches(&name.to_ascii_lowercase(), &host);
+    if certificate.cert_type() != CertType::Host {
+        Err("it is not one of a host")
+    } else if !certificate.valid_principals().iter().any(is_named) {
+        Err("it does not name this host")
+    } else if !certificate.critical_options().is_empty() {
+        Err("it has an option that ksync does not know")
+    } else if certificate.signature().algorithm() == (Algorithm::Rsa { hash: None }) {
+        Err("it is signed with SHA-1")
+    } else if certificate.validate(&[certificate.signature_key().fingerprint(HashAlg::Sha256)]).is_err() {
+        Err("its signature is wrong, or this is not its time")
+    } else {
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@
 //! The sending task sends. Queues bounded in bytes connect the tasks to the reader and writer.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -20,12 +21,14 @@ use crate::remote::agent::{
 };
 use crate::remote::agent_image::AgentImage;
 use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner, seal};
-use crate::remote::error::{ConnectionStatus, RemoteError};
+use crate::remote::error::{ConnectionStatus, RemoteError, ShellFault};
 use crate::remote::lines::Lines;
+use crate::remote::probe::Probe;
 use crate::remote::secrets::Secrets;
 use crate::remote::send_window::SendWindow;
 use crate::tree::path::escape;
 use crate::wire::flight::{Sealed, Secret};
+use crate::wire::hello::MAGIC;
 
 /// Writes that may queue for the sending task.
 const WRITES_QUEUED: usize = 8;
@@ -38,6 +41,14 @@ const STDERR_BYTES_MAX: usize = 8 * 1024;
 
 /// Slowest link on which ksync can install an agent. On a slower one the deadline expires first.
 const INSTALL_BYTES_PER_SECOND_MIN: u64 = 8 * 1024;
+
+/// Part of the timeout in which the shell must run the command: 15 s of 30 s. The login is over by
+/// then, so nothing has to wake up any more.
+const SHELL_SHARE: u32 = 2;
+
+/// Bytes of the input by which its echo is recognised: the magic word, and the length of the hello,
+/// which differs between client and agent.
+const ECHO_BYTES: usize = MAGIC.len() + 4;
 
 /// Timeout for closing a channel of a busy session. Closing it is only a courtesy.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -67,6 +78,8 @@ pub(super) struct Start {
     pub(super) connection_status: ConnectionStatus,
     /// Store of the agent's secret.
     pub(super) secrets: Option<Secrets>,
+    /// The question to a shell that stays silent.
+    pub(super) probe: Option<Probe>,
 }
 
 /// A first flight that travelled in the command line.
@@ -150,6 +163,7 @@ impl Waiting {
         let (step_sender, steps) = mpsc::unbounded_channel();
         let (over_sender, over) = watch::channel(false);
         let send_window = Arc::new(SendWindow::over(start.round_trip, std::time::Instant::now));
+        let beginning = Arc::new(OnceLock::new());
         let sending = Sending {
             write,
             writes: self.writes,
@@ -160,9 +174,10 @@ impl Waiting {
             image: start.image.clone(),
             marker: start.marker.clone(),
             send_window: send_window.clone(),
+            beginning: beginning.clone(),
         };
         tokio::spawn(sending.run());
-        let deadline = Instant::now() + start.timeout;
+        let deadline = Instant::now() + start.timeout / SHELL_SHARE;
         let receiving = Receiving {
             start,
             chunks: Some(self.chunks),
@@ -177,6 +192,8 @@ impl Waiting {
             lines: Lines::default(),
             end: End::default(),
             send_window,
+            beginning,
+            is_silent: true,
         };
         let (error, end_sender) = (self.error, self.end);
         tokio::spawn(async move {
@@ -207,6 +224,10 @@ struct Receiving {
     lines: Lines,
     end: End,
     send_window: Arc<SendWindow>,
+    /// The first bytes that were sent over the channel.
+    beginning: Arc<OnceLock<Bytes>>,
+    /// True until the command has said something.
+    is_silent: bool,
 }
 
 impl Receiving {
@@ -234,12 +255,27 @@ impl Receiving {
     }
 
     async fn receive(&mut self, read: &mut ChannelReadHalf) -> (Option<RemoteError>, bool) {
+        let probe = self.start.probe.take();
+        let mut no_agent = pin!(async {
+            match probe {
+                Some(probe) => probe.finds_no_agent().await,
+                None => std::future::pending().await,
+            }
+        });
         loop {
             let message = tokio::select! {
                 message = read.wait() => message,
                 () = sleep_until(self.deadline), if self.scanner.is_some() => {
                     let (endpoint, after) = (self.start.endpoint.clone(), self.start.timeout);
-                    return (Some(RemoteError::TimedOut { verb: "start the agent on", endpoint, after }), false);
+                    return (Some(if self.is_silent {
+                        RemoteError::NotRun { endpoint, fault: ShellFault::Silent(after / SHELL_SHARE) }
+                    } else {
+                        RemoteError::TimedOut { verb: "start the agent on", endpoint, after }
+                    }), false);
+                }
+                fault = &mut no_agent, if self.is_silent => {
+                    let endpoint = self.start.endpoint.clone();
+                    return (Some(RemoteError::NotRun { endpoint, fault }), false);
                 }
             };
             match message {
@@ -281,7 +317,9 @@ impl Receiving {
         scanner.push(&data);
         loop {
             let endpoint = self.start.endpoint.clone();
-            match scanner.next() {
+            let found = scanner.next();
+            self.is_silent &= found == Found::Nothing;
+            match found {
                 Found::Nothing => return Ok(()),
                 Found::Need if self.needs == NEEDS_MAX => {
                     let reason = "it asked for the agent again and again".into();
@@ -316,6 +354,9 @@ impl Receiving {
                         // is cut short has learnt it too.
                         let _ = tokio::task::spawn_blocking(move || secrets.remember(&secret)).await;
                     }
+                }
+                Found::Agent(bytes) if is_echo(&bytes, self.beginning.get()) => {
+                    return Err(RemoteError::NotRun { endpoint, fault: ShellFault::RunsNothing });
                 }
                 Found::Agent(bytes) => {
                     self.scanner = None;
@@ -356,7 +397,7 @@ impl Receiving {
             (None, None) => "the channel was closed before the agent answered".to_owned(),
         };
         let noise = self.scanner.as_ref().map(Scanner::beginning).unwrap_or_default();
-        for text in [&self.end.stderr, &noise] {
+        for text in [self.end.stderr.as_str(), noise.trim_end_matches("\\n")] {
             if !text.is_empty() {
                 reason = format!("{reason}: {text}");
             }
@@ -377,6 +418,8 @@ struct Sending {
     image: AgentImage,
     marker: String,
     send_window: Arc<SendWindow>,
+    /// The first bytes that were sent, for the receiving task.
+    beginning: Arc<OnceLock<Bytes>>,
 }
 
 impl Sending {
@@ -443,6 +486,7 @@ impl Sending {
     async fn send(&self, mut bytes: Bytes) -> Result<(), russh::Error> {
         while !bytes.is_empty() {
             let now = bytes.split_to(bytes.len().min(SEND_BYTES_MAX));
+            let _ = self.beginning.set(now.slice(..now.len().min(ECHO_BYTES)));
             self.send_window.admit(now.len(), sleep).await;
             self.write.data_bytes(now).await?;
         }
@@ -469,6 +513,11 @@ impl Sending {
         }
         Ok(())
     }
+}
+
+/// Reports if the command's output is its own input.
+fn is_echo(output: &[u8], input: Option<&Bytes>) -> bool {
+    input.is_some_and(|input| input.len() == ECHO_BYTES && output.starts_with(input))
 }
 
 /// Logs a line of the agent's stderr. Lines that are not of its log are kept for errors, too.

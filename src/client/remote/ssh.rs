@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use russh::client::{self, Config, Handle, Handler, RemoteDisconnectInfo, connect_stream};
+use russh::client::{self, Config, GexParams, Handle, Handler, RemoteDisconnectInfo, connect_stream};
 use russh::keys::ssh_key::Algorithm;
-use russh::keys::{EcdsaCurve, PublicKeyOrCertificate};
-use russh::{Disconnect, Preferred, SshId, cipher, compression};
+use russh::keys::{EcdsaCurve, HashAlg, PublicKeyOrCertificate};
+use russh::{AlgorithmKind, Disconnect, Preferred, SshId, cipher, compression, kex, mac};
 
 use crate::log::debug;
 use crate::remote::error::{ConnectionStatus, DisconnectReason, HostKeyError, RemoteError};
@@ -16,20 +16,63 @@ use crate::remote::tcp::{ByteStream, GuardedStream};
 use crate::tree::path::escape;
 
 /// AES-GCM comes first: 417 MB/s, against 264 MB/s with ChaCha20, which russh prefers. The machine
-/// had AES instructions, as all relevant ones have. No cipher is older than these three.
-const CIPHERS: &[cipher::Name] = &[cipher::AES_256_GCM, cipher::AES_128_GCM, cipher::CHACHA20_POLY1305];
+/// had AES instructions, as all relevant ones have. AES-CTR is for servers that offer nothing else.
+const CIPHERS: &[cipher::Name] = &[
+    cipher::AES_256_GCM,
+    cipher::AES_128_GCM,
+    cipher::CHACHA20_POLY1305,
+    cipher::AES_256_CTR,
+    cipher::AES_192_CTR,
+    cipher::AES_128_CTR,
+];
+
+/// Key exchanges that OpenSSH's client offers, in order of preference. russh has no sntrup761; a
+/// server that has it also has Curve25519 unless its settings say otherwise.
+const KEY_EXCHANGES: &[kex::Name] = &[
+    kex::MLKEM768X25519_SHA256,
+    kex::CURVE25519,
+    kex::CURVE25519_PRE_RFC_8731,
+    kex::ECDH_SHA2_NISTP256,
+    kex::ECDH_SHA2_NISTP384,
+    kex::ECDH_SHA2_NISTP521,
+    kex::DH_GEX_SHA256,
+    kex::DH_G16_SHA512,
+    kex::DH_G18_SHA512,
+    kex::DH_G14_SHA256,
+    kex::EXTENSION_SUPPORT_AS_CLIENT,
+    kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
+];
+
+/// MACs for AES-CTR that OpenSSH's client offers, in order of preference. HMAC with SHA-1 is not
+/// broken. russh has no UMAC.
+const MACS: &[mac::Name] = &[
+    mac::HMAC_SHA256_ETM,
+    mac::HMAC_SHA512_ETM,
+    mac::HMAC_SHA1_ETM,
+    mac::HMAC_SHA256,
+    mac::HMAC_SHA512,
+    mac::HMAC_SHA1,
+];
 
 /// No SSH compression, because ksync's own layers compress content whose type they know.
 const COMPRESSIONS: &[compression::Name] = &[compression::NONE];
 
-/// Supported host key types, in order of preference. RSA is missing: its crate is not
-/// constant-time, and every sshd since 2014 has an Ed25519 key.
-const HOST_KEYS: [Algorithm; 4] = [
+/// Supported host key types, in order of preference. RSA with SHA-1 (`ssh-rsa`) is missing.
+static HOST_KEYS: [Algorithm; 6] = [
     Algorithm::Ed25519,
     Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 },
     Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 },
     Algorithm::Ecdsa { curve: EcdsaCurve::NistP521 },
+    Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
+    Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
 ];
+
+/// Sizes of a group for Diffie-Hellman, as OpenSSH's client asks for them.
+const DH_BITS_MIN: usize = 2048;
+const DH_BITS_MAX: usize = 8192;
+
+/// Algorithms of a server that an error names.
+const ALGORITHMS_SHOWN: usize = 8;
 
 /// Limits of the receive window. The minimum is the window of OpenSSH's client, and of russh at any
 /// time. The maximum is the most that may wait in this process.
@@ -71,10 +114,14 @@ pub(super) async fn handshake(
 ) -> Result<Handle<Client>, RemoteError> {
     let untrusted = |error| RemoteError::HostKey { endpoint: endpoint.into(), source: Box::new(error) };
     let known_kinds = host_keys.known_kinds().map_err(untrusted)?;
-    let config = Arc::new(config(known_kinds, window_bytes(round_trip), silence));
+    let certified = host_keys.has_authority().map_err(untrusted)?;
+    let config = Arc::new(config(known_kinds, certified, window_bytes(round_trip), silence));
     let client = Client { host_keys, silence, connection_status: connection_status.clone(), shown };
     connect_stream(config, stream, client).await.map_err(|error| match error {
         ClientError::HostKey(source) => untrusted(source),
+        ClientError::Ssh(russh::Error::NoCommonAlgo { kind, ours, theirs }) => {
+            no_common_algorithm(endpoint, kind, ours, &theirs)
+        }
         ClientError::Ssh(source) => match connection_status.known() {
             Some(source) => RemoteError::Lost { endpoint: endpoint.into(), source },
             None => RemoteError::Handshake { endpoint: endpoint.into(), source },
@@ -82,26 +129,60 @@ pub(super) async fn handshake(
     })
 }
 
-fn config(known_kinds: Vec<Algorithm>, window_size: u32, silence: Duration) -> Config {
-    let (mut host_keys, others): (Vec<_>, Vec<_>) =
-        HOST_KEYS.into_iter().partition(|kind| known_kinds.contains(kind));
+fn no_common_algorithm(
+    endpoint: &str,
+    kind: AlgorithmKind,
+    mut ours: Vec<String>,
+    theirs: &[String],
+) -> RemoteError {
+    let what = match kind {
+        AlgorithmKind::Kex => "a key exchange",
+        AlgorithmKind::Key => "a type of host key",
+        AlgorithmKind::Cipher => "a cipher",
+        AlgorithmKind::Compression => "a compression",
+        AlgorithmKind::Mac => "a MAC",
+    };
+    // Extensions are negotiated like key exchanges, but are none.
+    let is_algorithm = |name: &String| !name.starts_with("ext-info-") && !name.starts_with("kex-strict-");
+    ours.retain(is_algorithm);
+    let theirs = theirs.iter().filter(|name| is_algorithm(name)).take(ALGORITHMS_SHOWN);
+    let theirs = theirs.map(|name| escape(name.as_bytes()).into_owned()).collect();
+    RemoteError::NoCommonAlgorithm { what, endpoint: endpoint.into(), theirs, ours }
+}
+
+fn config(known_kinds: Vec<Algorithm>, certified: bool, window_size: u32, silence: Duration) -> Config {
+    // A known RSA key is known for each hash.
+    let is_known = |kind: &Algorithm| known_kinds.iter().any(|known| known.as_str() == key_type(kind));
+    let (mut host_keys, others): (Vec<_>, Vec<_>) = HOST_KEYS.iter().cloned().partition(is_known);
     host_keys.extend(others);
     Config {
         client_id: SshId::Standard(Cow::Borrowed(concat!("SSH-2.0-ksync_", env!("CARGO_PKG_VERSION")))),
         window_size,
         channel_buffer_size: CHANNEL_MESSAGES,
         preferred: Preferred {
+            kex: Cow::Borrowed(KEY_EXCHANGES),
+            mac: Cow::Borrowed(MACS),
             key: Cow::Owned(host_keys),
+            host_key_certificates: if certified { Cow::Borrowed(&HOST_KEYS) } else { Cow::Borrowed(&[]) },
             cipher: Cow::Borrowed(CIPHERS),
             compression: Cow::Borrowed(COMPRESSIONS),
             ..Preferred::default()
         },
+        gex: GexParams::new(DH_BITS_MIN, DH_BITS_MAX, DH_BITS_MAX).unwrap_or_default(),
         // The keepalive after the last unanswered one ends the session: 20 s each for a silence of
         // 60 s.
         keepalive_interval: Some(silence / (KEEPALIVES + 1)),
         keepalive_max: KEEPALIVES as usize,
         nodelay: true,
         ..Config::default()
+    }
+}
+
+/// The type of the key that signs with this algorithm.
+fn key_type(kind: &Algorithm) -> &str {
+    match kind {
+        Algorithm::Rsa { .. } => "ssh-rsa",
+        kind => kind.as_str(),
     }
 }
 
@@ -129,14 +210,15 @@ impl Handler for Client {
     type Error = ClientError;
 
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, ClientError> {
-        let PublicKeyOrCertificate::PublicKey { key, .. } = key else {
-            // ksync asked for no certificate.
-            return Ok(false);
-        };
         // The check reads files, and another run may hold a lock on one.
-        let (host_keys, key, shown) = (self.host_keys.clone(), key.clone(), key.to_openssh());
-        let (by, kind) = (host_keys.kind(), key.algorithm());
-        let checked = tokio::task::spawn_blocking(move || host_keys.check(&key)).await;
+        let (host_keys, plain) = (self.host_keys.clone(), key.public_key());
+        let (certificate, shown) = (key.certificate().cloned(), plain.to_openssh());
+        let (by, kind) = (host_keys.kind(), plain.algorithm());
+        let checked = tokio::task::spawn_blocking(move || match certificate {
+            Some(certificate) => host_keys.check_certificate(&certificate),
+            None => host_keys.check(&plain),
+        })
+        .await;
         let checked = checked.map_err(|error| russh::Error::IO(std::io::Error::other(error)))?;
         debug!("hostkey ok={} type={kind} by={by}", checked.is_ok());
         checked?;
@@ -203,13 +285,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_known_type_of_key_is_asked_for_first_and_rsa_never() {
-        let p384 = Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 };
-        let known_kinds = vec![Algorithm::Rsa { hash: None }, p384.clone()];
-        let config = config(known_kinds, WINDOW_BYTES_MIN, Duration::from_secs(60));
-        assert_eq!(config.preferred.key.first(), Some(&p384));
-        assert_eq!(config.preferred.key.len(), HOST_KEYS.len());
-        assert!(!config.preferred.key.iter().any(|kind| matches!(kind, Algorithm::Rsa { .. })));
+    fn a_known_type_of_key_is_asked_for_first_and_sha1_never() {
+        let first = |kind: &str| {
+            let known_kinds = vec![Algorithm::new(kind).unwrap()];
+            let config = config(known_kinds, false, WINDOW_BYTES_MIN, Duration::from_secs(60));
+            assert_eq!(config.preferred.key.len(), HOST_KEYS.len());
+            assert!(!config.preferred.key.contains(&Algorithm::Rsa { hash: None }));
+            config.preferred.key.first().unwrap().to_string()
+        };
+        assert_eq!(first("ecdsa-sha2-nistp384"), "ecdsa-sha2-nistp384");
+        assert_eq!(first("ssh-rsa"), "rsa-sha2-512");
+        assert_eq!(first("ssh-dss"), "ssh-ed25519");
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! A stream that goes on reading while a write waits, and that detects a dead peer meanwhile.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::time::Sleep;
 
 use crate::remote::error::{ConnectionStatus, RemoteError};
+use crate::remote::ssh_config::AddressFamily;
 use crate::remote::timeout::within;
 
 /// Most bytes kept of waiting writes. SSH's unsolicited output fits: eight lanes with OpenSSH's
@@ -20,6 +22,9 @@ const KEPT_BYTES_MAX: usize = 32 << 20;
 /// Wait after which the stream keeps a write, if it can read something. On a healthy link no write
 /// waits that long.
 const KEPT_AFTER: Duration = Duration::from_secs(1);
+
+/// Error for a host without an address of the wanted family.
+const NO_ADDRESS: &str = "the host has no address of the kind that the SSH configuration asks for";
 
 /// Bytes read ahead while a write waits.
 const AHEAD_BYTES: usize = 16 << 10;
@@ -35,13 +40,55 @@ pub(super) async fn connect(
     endpoint: &str,
     timeout: Duration,
 ) -> Result<TcpStream, RemoteError> {
+    connect_from(None, AddressFamily::Any, (host, port), endpoint, timeout).await
+}
+
+/// Like [`connect`], to addresses of one family, and from a local address if one is named.
+pub(super) async fn connect_from(
+    from: Option<&str>,
+    family: AddressFamily,
+    to: (&str, u16),
+    endpoint: &str,
+    timeout: Duration,
+) -> Result<TcpStream, RemoteError> {
     let connecting = async {
-        let stream = TcpStream::connect((host, port)).await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
+        let locals: Vec<SocketAddr> = match from {
+            Some(from) => lookup_host((from, 0)).await?.collect(),
+            None => Vec::new(),
+        };
+        let mut failure = io::Error::new(io::ErrorKind::AddrNotAvailable, NO_ADDRESS);
+        for address in lookup_host(to).await?.filter(|address| is_of(family, address)) {
+            let local = locals.iter().find(|local| local.is_ipv4() == address.is_ipv4());
+            if from.is_some() && local.is_none() {
+                continue;
+            }
+            match connect_address(address, local).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
     };
     let failed = |source: io::Error| RemoteError::Connect { endpoint: endpoint.into(), source };
     within(timeout, "connect to", endpoint, async { connecting.await.map_err(failed) }).await
+}
+
+fn is_of(family: AddressFamily, address: &SocketAddr) -> bool {
+    match family {
+        AddressFamily::Any => true,
+        AddressFamily::Inet => address.is_ipv4(),
+        AddressFamily::Inet6 => address.is_ipv6(),
+    }
+}
+
+async fn connect_address(address: SocketAddr, local: Option<&SocketAddr>) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(local) = local {
+        socket.bind(*local)?;
+    }
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// A connected byte stream: TCP, TLS or a pipe. As a trait object it has russh and the WebSocket

@@ -12,14 +12,15 @@ use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::Uri;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
 use crate::remote::tcp::ByteStream;
+use crate::remote::upgrade::upgrade;
 use crate::tree::path::escape;
 
 /// Largest message that ksync sends: websocat's buffer size. Larger messages are no faster and
@@ -93,7 +94,7 @@ impl Address {
 /// socket. The task ends when the pipe or the socket ends.
 pub(super) async fn open(
     address: &Address,
-    stream: Box<dyn ByteStream>,
+    mut stream: Box<dyn ByteStream>,
     silence: Duration,
     connection_status: ConnectionStatus,
 ) -> Result<(DuplexStream, JoinHandle<()>), RemoteError> {
@@ -112,7 +113,8 @@ pub(super) async fn open(
         .max_write_buffer_size(WRITE_BUFFER_BYTES_MAX)
         .max_message_size(Some(RECEIVED_MESSAGE_BYTES_MAX))
         .max_frame_size(Some(RECEIVED_MESSAGE_BYTES_MAX));
-    let (socket, _) = client_async_with_config(request, stream, Some(config)).await.map_err(failed)?;
+    let read = upgrade(&mut stream, request).await.map_err(failed)?;
+    let socket = WebSocketStream::from_partially_read(stream, read, Role::Client, Some(config)).await;
     let (near, far) = tokio::io::duplex(PIPE_BYTES);
     let task = tokio::spawn(own(socket, far, silence, connection_status));
     Ok((near, task))

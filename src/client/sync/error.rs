@@ -7,6 +7,7 @@ use tokio::task::JoinError;
 
 use crate::engine::RunError;
 use crate::kernel::{Diagnosis, KernelError};
+use crate::remote::ssh_config::ConfigError;
 use crate::remote::{ErrorKind, RemoteError};
 use crate::wire::message::AbortKind;
 
@@ -32,9 +33,9 @@ pub enum SyncError {
     /// The setup is not the output of `kernel browsers ssh --setup-only -o json`.
     #[error("the setup cannot be used: {0}")]
     Setup(String),
-    /// The user's SSH configuration cannot be read.
-    #[error("cannot read the SSH configuration")]
-    SshConfig(#[source] io::Error),
+    /// The user's SSH configuration cannot be followed.
+    #[error("cannot follow the SSH configuration")]
+    SshConfig(#[from] ConfigError),
     /// The user's SSH configuration asks for a proxy.
     #[error("the SSH configuration leads to {host} through a proxy ({proxy}), which ksync cannot follow")]
     Proxy {
@@ -109,8 +110,8 @@ impl SyncError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::BothRemote | Self::Overlap | Self::NoSetup(_) | Self::Setup(_) | Self::Proxy { .. } => 1,
-            Self::NoSandbox => 1,
-            Self::SshConfig(_)
+            Self::NoSandbox | Self::SshConfig(ConfigError::Line { .. }) => 1,
+            Self::SshConfig(ConfigError::Unreadable { .. })
             | Self::NoHome(_)
             | Self::State(_)
             | Self::Sandbox(_)

@@ -10,7 +10,7 @@ use crate::exchange::chain;
 use crate::kernel::{Access, Expiry, KeepAlive, KernelError, Step, StoredSession};
 use crate::log::debug;
 use crate::monitor::{Preparation, Warning};
-use crate::remote::{self, Connection, ErrorKind, HostKeys, RemoteError, Target, Transport};
+use crate::remote::{self, Connection, ErrorKind, HostKeys, Keys, RemoteError, Target, Transport};
 use crate::sync::error::SyncError;
 use crate::sync::job::{ConnectOptions, SharedMonitor};
 use crate::sync::target::{common, state_dir};
@@ -190,8 +190,7 @@ pub(super) fn target_of(stored: &StoredSession, connect_options: &ConnectOptions
     let mut target = common(connect_options, HostKeys::Exactly(stored.host_key.clone()));
     target.transport =
         Transport::WebSocket { url: stored.bridge_url(), ca_cert: connect_options.ca_cert.clone() };
-    target.identities = vec![stored.key_file.clone()];
-    target.use_ssh_agent = false;
+    target.keys = Keys::named(vec![stored.key_file.clone()]);
     target
 }
 

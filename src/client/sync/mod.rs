@@ -31,4 +31,5 @@ pub use job::{ConnectOptions, Job, SharedMonitor};
 pub use kernel::access;
 pub use report::Report;
 pub use run::{run, run_and_then};
+pub use target::resolve;
 pub use visit::Visit;

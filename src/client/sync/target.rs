@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::kernel::bridge_url;
+use crate::kernel::{CURRENT, SessionStore, bridge_url};
 use crate::private;
-use crate::remote::{HostKeys, Target, Transport, ssh_config};
+use crate::remote::ssh_config::{self, Query};
+use crate::remote::{HostKeys, Keys, Target, Transport};
 use crate::sync::endpoint::Endpoint;
 use crate::sync::error::SyncError;
 use crate::sync::job::ConnectOptions;
@@ -17,6 +18,29 @@ const SILENCE_MIN: Duration = Duration::from_secs(30);
 
 /// The port of OpenSSH.
 const SSH_PORT: u16 = 22;
+
+/// Decides what `NAME:/path` means: a session that was used from here, else a host that the SSH
+/// configuration names, else a session that only the platform knows.
+#[must_use]
+pub fn resolve(endpoint: Endpoint, connect_options: &ConnectOptions) -> Endpoint {
+    match endpoint {
+        Endpoint::Session { name, path } if !is_session(&name, connect_options) && is_host(&name) => {
+            Endpoint::Ssh { user: None, host: name, port: None, path }
+        }
+        endpoint => endpoint,
+    }
+}
+
+/// True if this name was used for a session from here, or is the current one's.
+fn is_session(name: &str, connect_options: &ConnectOptions) -> bool {
+    let stores =
+        || state_dir().is_ok_and(|state| SessionStore::new(state.join("sessions")).find(name).is_some());
+    name == CURRENT || connect_options.session.as_deref() == Some(name) || stores()
+}
+
+fn is_host(name: &str) -> bool {
+    home("settings").is_ok_and(|home| ssh_config::names(name, &home, &ssh_config::files(&home)))
+}
 
 /// The target of an endpoint that is neither local nor the sandbox nor a session.
 pub(super) fn target(endpoint: &Endpoint, connect_options: &ConnectOptions) -> Result<Target, SyncError> {
@@ -47,26 +71,42 @@ fn ssh_target(
     port: Option<u16>,
     connect_options: &ConnectOptions,
 ) -> Result<Target, SyncError> {
-    let home = home("keys and settings")?;
-    let config = ssh_config::load(host, &home).map_err(SyncError::SshConfig)?;
+    let is_all_given = !connect_options.identities.is_empty() && connect_options.host_key.is_some();
+    let home = match home("keys and settings") {
+        // Nothing is read from there.
+        Err(_) if is_all_given => PathBuf::from("/nonexistent"),
+        home => home?,
+    };
+    let config = ssh_config::load(&Query { host, user, port, home: &home }, &ssh_config::files(&home))?;
     if let Some(proxy) = config.proxy {
         return Err(SyncError::Proxy { host: host.to_owned(), proxy });
     }
+    let port = config.port.unwrap_or(SSH_PORT);
     let files = config.known_hosts_files(&home);
-    let real_host = config.host_name.unwrap_or_else(|| host.to_owned());
-    let port = port.or(config.port).unwrap_or(SSH_PORT);
-    let known_as = config.host_key_alias.unwrap_or_else(|| real_host.clone());
-    let user = user.map(str::to_owned).or(config.user).or_else(|| std::env::var("USER").ok());
-    let host_keys = match &connect_options.host_key {
-        Some(key) => HostKeys::Exactly(key.clone()),
-        None => HostKeys::KnownHosts { files, host: known_as, port },
+    let host_keys = match (&connect_options.host_key, config.host_key_alias) {
+        (Some(key), _) => HostKeys::Exactly(key.clone()),
+        // An alias is a name without a port.
+        (None, Some(host)) => HostKeys::KnownHosts { files, host, port: SSH_PORT },
+        (None, None) => HostKeys::KnownHosts { files, host: config.host_name.clone(), port },
     };
     let mut target = common(connect_options, host_keys);
-    target.transport = Transport::Tcp { host: real_host, port };
+    let user = config.user.or_else(ssh_config::local_user).or_else(|| std::env::var("USER").ok());
     target.user = user.unwrap_or_else(|| "root".to_owned());
-    if target.identities.is_empty() {
-        target.identities = config.identity_files.into_iter().filter(|file| file.exists()).collect();
+    if connect_options.identities.is_empty() {
+        target.keys = Keys {
+            files: config.identity_files.unwrap_or(target.keys.files),
+            certificates: config.certificate_files,
+            only_files: config.identities_only,
+            ..target.keys
+        };
     }
+    target.keys.ssh_agent = config.ssh_agent;
+    target.transport = Transport::Tcp {
+        host: config.host_name,
+        port,
+        family: config.address_family,
+        from: config.bind_address,
+    };
     Ok(target)
 }
 
@@ -88,21 +128,23 @@ fn bridge_target(
     if let Some(user) = user {
         target.user = user.to_owned();
     }
-    if target.identities.is_empty() {
-        target.identities = identities;
+    if connect_options.identities.is_empty() && !identities.is_empty() {
+        target.keys = Keys::named(identities);
     }
     Ok(target)
 }
 
 /// The settings that all targets share.
 pub(super) fn common(connect_options: &ConnectOptions, host_keys: HostKeys) -> Target {
+    let keys = match connect_options.identities.as_slice() {
+        [] => Keys::usual(&std::env::home_dir().unwrap_or_default()),
+        named => Keys::named(named.to_vec()),
+    };
     Target {
-        transport: Transport::Tcp { host: String::new(), port: SSH_PORT },
+        transport: Transport::tcp(String::new(), SSH_PORT),
         user: "root".to_owned(),
         host_keys,
-        identities: connect_options.identities.clone(),
-        identity_text: None,
-        use_ssh_agent: connect_options.identities.is_empty(),
+        keys,
         connect_timeout: connect_options.connect_timeout,
         silence_timeout: connect_options.timeout.max(SILENCE_MIN),
     }
