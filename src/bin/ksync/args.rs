@@ -214,11 +214,11 @@ pub(crate) struct WatchArgs {
     /// Also fetch files that a browser is still downloading
     #[arg(long, requires = "watch")]
     pub(crate) partial_downloads: bool,
-    /// Run CMD on the VM after a sync that changed something there; with --watch, after each such
-    /// round
+    /// Run CMD there after a sync that changed something; with --watch, after each such round. If it
+    /// fails (exit 47), the next run runs it again
     #[arg(long, value_name = "CMD", allow_hyphen_values = true)]
     pub(crate) exec: Option<String>,
-    /// Run CMD on this machine, after a sync that changed something here
+    /// The same on this machine, after a sync that changed something here
     #[arg(long, value_name = "CMD", allow_hyphen_values = true, conflicts_with = "exec")]
     pub(crate) on_change: Option<String>,
 }

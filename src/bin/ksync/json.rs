@@ -282,7 +282,9 @@ impl View for Json {
             News::Lost { error, wait } => {
                 tell("retry", json!({ "message": ksync::exchange::chain(error), "wait_ms": millis(wait) }));
             }
-            News::Command(Said::Begins(command)) => tell("exec", json!({ "command": command })),
+            News::Command(Said::Begins { command, is_again }) => {
+                tell("exec", json!({ "command": command, "again": is_again }));
+            }
             News::Command(Said::Line(line)) => {
                 tell("exec-output", json!({ "line": String::from_utf8_lossy(line) }));
             }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ksync::monitor::{Action, Differs, Event, Monitor, Preparation, Warning, What};
 use ksync::sync::endpoint::Endpoint;
-use ksync::sync::watch::News;
+use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
 use ksync::tree::path::escape;
 
@@ -228,6 +228,9 @@ impl View for Screen {
             News::Command(said) => {
                 if let (Some(line), print) = live::command(&said) {
                     print(&line);
+                }
+                if matches!(said, Said::Ended(1..) | Said::Failed(_)) {
+                    out::note("  hint: The next run runs it again, even if nothing has changed.");
                 }
             }
             News::Lost { error, wait } => {
