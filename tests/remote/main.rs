@@ -9,6 +9,7 @@
 mod cut;
 mod install;
 mod links;
+mod protocols;
 mod server;
 #[path = "../peers/tls.rs"]
 #[allow(dead_code)]

@@ -7,6 +7,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::http::StatusCode;
+
+use crate::remote::protocol::{Protocol, Wanted};
+use crate::remote::tls_error::TlsError;
 
 /// Error of a connection that failed or was lost, or of an agent that did not start.
 ///
@@ -58,7 +62,37 @@ pub enum RemoteError {
         /// The server.
         endpoint: String,
         /// The cause.
-        source: io::Error,
+        source: TlsError,
+    },
+    /// The server speaks another protocol than the one that the endpoint names.
+    #[error("could not {wanted} {endpoint}: {protocol}")]
+    OtherProtocol {
+        /// The server.
+        endpoint: String,
+        /// The transport that the endpoint names.
+        wanted: Wanted,
+        /// The server's protocol.
+        protocol: Protocol,
+    },
+    /// The server closed the connection, or reset it, before its protocol began.
+    #[error("could not {wanted} {endpoint}: {}", closed(said.as_deref()))]
+    ClosedAtOnce {
+        /// The server.
+        endpoint: String,
+        /// The transport that the endpoint names.
+        wanted: Wanted,
+        /// The line that the server said before.
+        said: Option<String>,
+    },
+    /// The server answered the request for a WebSocket with another HTTP status.
+    #[error("could not open a WebSocket to {endpoint}: it answered {status} {reason}")]
+    NoWebSocket {
+        /// The bridge.
+        endpoint: String,
+        /// The HTTP status.
+        status: u16,
+        /// The name of the status.
+        reason: &'static str,
     },
     /// The other side answered, but not with a WebSocket.
     #[error("could not open a WebSocket to {endpoint}")]
@@ -208,6 +242,9 @@ impl RemoteError {
             }
             Self::Connect { .. }
             | Self::Tls { .. }
+            | Self::OtherProtocol { .. }
+            | Self::ClosedAtOnce { .. }
+            | Self::NoWebSocket { .. }
             | Self::WebSocket { .. }
             | Self::Redirected { .. }
             | Self::Handshake { .. }
@@ -219,19 +256,25 @@ impl RemoteError {
         }
     }
 
+    /// The error for an HTTP answer of this status.
+    pub(super) fn no_websocket(endpoint: &str, status: u16) -> Self {
+        let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+        let reason = reason.unwrap_or("(an unknown status)");
+        Self::NoWebSocket { endpoint: endpoint.to_owned(), status, reason }
+    }
+
     /// Reports if a retry a moment later may succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::TimedOut { .. } | Self::Lost { .. } => true,
+            Self::Connect { .. } | Self::TimedOut { .. } | Self::ClosedAtOnce { .. } | Self::Lost { .. } => {
+                true
+            }
             // While a VM wakes up, the proxy in front of its bridge answers with these statuses.
-            Self::WebSocket { source, .. } => match source.as_ref() {
-                tungstenite::Error::Http(response) => {
-                    response.status().is_server_error() || response.status().as_u16() == 429
-                }
-                tungstenite::Error::Io(_) | tungstenite::Error::ConnectionClosed => true,
-                _ => false,
-            },
+            Self::NoWebSocket { status, .. } => matches!(status, 429 | 500..),
+            Self::WebSocket { source, .. } => {
+                matches!(source.as_ref(), tungstenite::Error::Io(_) | tungstenite::Error::ConnectionClosed)
+            }
             Self::Handshake { source, .. } => {
                 matches!(source, russh::Error::IO(_) | russh::Error::Disconnect | russh::Error::HUP)
             }
@@ -243,8 +286,8 @@ impl RemoteError {
     #[must_use]
     pub fn was_cut(&self) -> bool {
         match self {
-            Self::Lost { .. } => true,
-            Self::Tls { source, .. } => is_cut(source),
+            Self::Lost { .. } | Self::ClosedAtOnce { .. } => true,
+            Self::Tls { source: TlsError::Io(error), .. } => is_cut(error),
             Self::WebSocket { source, .. } => match source.as_ref() {
                 tungstenite::Error::Io(error) => is_cut(error),
                 tungstenite::Error::Protocol(error) => {
@@ -276,11 +319,31 @@ impl RemoteError {
             }
             Self::Unprotected { path, .. } => format!("Run chmod 600 {}.", path.display()),
             Self::Connect { .. } => "Check the host, the port, and that the network leads there.".into(),
-            Self::Tls { .. } => {
-                "Check the host name and the clock. For a private CA give its certificate with --ca-cert.".into()
+            Self::Tls { source, .. } => source.hint(),
+            Self::OtherProtocol { endpoint, wanted, protocol } => protocol.hint(*wanted, authority(endpoint)),
+            Self::ClosedAtOnce { wanted: Wanted::SshBehindBridge, .. } => {
+                "Check that an SSH server runs behind the bridge.".into()
             }
+            Self::ClosedAtOnce { .. } => {
+                "Check the host and the port, and try again in a moment: a server that is overloaded does that, too."
+                    .into()
+            }
+            Self::NoWebSocket { status, .. } => match status {
+                401 | 403 => "A proxy there wants a permission: check the token in the URL, and the network.".into(),
+                404 => "Check the path in the URL: no bridge listens there.".into(),
+                407 | 511 => "The network wants a login first.".into(),
+                429 => "Try again later: it gets too many requests.".into(),
+                500.. => {
+                    "A proxy there does not reach the bridge: try again in a moment, and check that the bridge runs."
+                        .into()
+                }
+                _ => "A web server listens there: check the host, the port, and the path in the URL.".into(),
+            },
             Self::WebSocket { .. } => "Check that a bridge to sshd listens there.".into(),
             Self::Redirected { .. } => "Use the address that it redirects to, if you trust it.".into(),
+            Self::TimedOut { verb: TLS_HANDSHAKE, endpoint, .. } => {
+                format!("If the port speaks no TLS, write ws://{}/path; --contimeout gives it more time.", authority(endpoint))
+            }
             Self::TimedOut { .. } => {
                 "Try again; --contimeout gives it more time. A VM that sleeps needs a moment to wake.".into()
             }
@@ -307,7 +370,22 @@ impl RemoteError {
     }
 }
 
-fn is_cut(error: &io::Error) -> bool {
+fn closed(said: Option<&str>) -> String {
+    match said {
+        Some(line) => format!("it said \"{line}\" and closed the connection"),
+        None => "it closed the connection without an answer".to_owned(),
+    }
+}
+
+/// The step of a TLS handshake, in [`RemoteError::TimedOut`].
+pub(super) const TLS_HANDSHAKE: &str = "make a TLS connection to";
+
+/// Host and port of an endpoint.
+fn authority(endpoint: &str) -> &str {
+    endpoint.split_once("://").map_or(endpoint, |(_, authority)| authority)
+}
+
+pub(super) fn is_cut(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }

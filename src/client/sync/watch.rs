@@ -227,7 +227,7 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
             AbortKind::Protocol | AbortKind::Version | AbortKind::Selection | AbortKind::Storage => false,
         },
         // The VM may be waking up.
-        SyncError::Unreachable { .. } | SyncError::Agent(_) => true,
+        SyncError::Unreachable { .. } | SyncError::Agent { .. } => true,
         _ => false,
     }
 }
@@ -236,6 +236,7 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
 mod tests {
     use super::*;
     use crate::engine::RunError;
+    use crate::sync::error::AgentExit;
 
     #[test]
     fn only_errors_that_may_pass_are_retried() {
@@ -249,7 +250,7 @@ mod tests {
             (run(AbortKind::Selection), true, false),
             (run(AbortKind::Storage), true, false),
             (run(AbortKind::Protocol), true, false),
-            (SyncError::Agent("signal KILL".to_owned()), true, true),
+            (SyncError::Agent { end: AgentExit::Watch, said: String::new() }, true, true),
             (SyncError::Overlap, true, false),
         ] {
             assert_eq!(is_passing(&error, worked), expected, "{error:?} {worked}");
