@@ -117,7 +117,7 @@ fn ctrl_c_exits_with_20_and_keeps_staged_content() {
     assert_eq!(run.stdout, "");
     assert!(
         run.stderr.ends_with(
-            "ksync: stopped by a signal\n  hint: what has arrived is kept: the same command goes on from there\n"
+            "ksync: stopped by a signal\n  hint: What has arrived is kept: the same command goes on from there.\n"
         ),
         "{}",
         run.stderr

@@ -50,8 +50,8 @@ impl Tls {
         })
     }
 
-    /// The same with a self-signed certificate, as `openssl req -x509` makes it: that of a CA. It is
-    /// written to `self.pem`.
+    /// The same with a self-signed certificate, as `openssl req -x509` makes it: that of a CA. It
+    /// is written to `self.pem`.
     pub(crate) fn self_signed(url: &str, world: &World) -> Tls {
         let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -1,4 +1,4 @@
-//! Ports that speak another protocol than the endpoint names: each is recognised at once, and named.
+//! Ports that speak another protocol than the endpoint names: each is recognised at once.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

@@ -127,9 +127,11 @@ async fn a_key_that_cannot_be_used_is_named() {
     assert!(making.status().unwrap().success());
     // Not a key, but protected like one.
     std::fs::set_permissions(server.path("sshd.log"), PermissionsExt::from_mode(0o600)).unwrap();
-    for (file, hint) in
-        [(secret, "ssh-add"), (server.path("missing"), "ssh-keygen"), (server.path("sshd.log"), "ssh-keygen")]
-    {
+    for (file, hint) in [
+        (secret, "ssh-add"),
+        (server.path("missing"), "Check the path of the key."),
+        (server.path("sshd.log"), "ssh-keygen"),
+    ] {
         let target = Target { identities: vec![file.clone()], ..server.target() };
         let error = connect(&target).await.map(|_| ()).unwrap_err();
         assert!(error.to_string().contains(&file.display().to_string()), "{error}");

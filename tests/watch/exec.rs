@@ -222,5 +222,5 @@ fn a_command_for_the_wrong_side_is_refused() {
     world
         .run(["--watch", "--dry-run", "src", "dst"])
         .fails(1)
-        .says("ksync: --watch and --dry-run exclude each other\n  hint: leave one of them out\n");
+        .says("ksync: --watch and --dry-run exclude each other\n  hint: Leave one of them out.\n");
 }

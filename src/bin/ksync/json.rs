@@ -86,6 +86,11 @@ pub(crate) fn report_error(error: &CliError) {
     tell("error", json!({ "exit": error.exit, "message": error.what(), "hint": error.hint() }));
 }
 
+/// Reports a warning of some kind.
+pub(crate) fn warn(kind: &str, warning: &Warning) {
+    tell("warning", json!({ "kind": kind, "message": warning.what, "hint": warning.hint }));
+}
+
 fn tell(event: &str, fields: Value) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut object = Map::new();
@@ -246,7 +251,7 @@ impl Monitor for Json {
     }
 
     fn warn(&self, warning: Warning) {
-        tell("warning", json!({ "kind": "session", "message": warning.what, "hint": warning.hint }));
+        self::warn("session", &warning);
     }
 }
 

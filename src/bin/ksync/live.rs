@@ -148,7 +148,7 @@ impl Monitor for LiveScreen {
             Event::Change { action, what, differs, path } if !self.show.quiet => {
                 state.print(&self.first.change(action, what, differs, &path), out::result);
             }
-            Event::Problem(problem) => state.print(&list::problem(&problem), out::note),
+            Event::Problem(problem) => state.print(&self.first.problem(&problem), out::note),
             Event::Planned { files, .. } if files > 0 => {
                 state.is_doing(format!("syncing {}", counted(files, "file", "files")));
             }

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ksync::monitor::{Action, Differs, Event, Monitor, Preparation, Warning, What};
+use ksync::monitor::{Action, Differs, Event, Monitor, Preparation, Problem, Warning, What};
 use ksync::sync::endpoint::Endpoint;
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
@@ -116,6 +116,11 @@ impl Screen {
         format!("{} → {}", self.source, self.destination.clone().with_path(path))
     }
 
+    /// The line for a problem.
+    pub(crate) fn problem(&self, problem: &Problem) -> String {
+        list::problem(problem, &self.source, &self.destination)
+    }
+
     /// The line for a change.
     pub(crate) fn change(&self, action: Action, what: What, differs: Differs, path: &[u8]) -> String {
         if self.show.itemize {
@@ -145,7 +150,7 @@ impl Screen {
             Event::Grew { path } if !self.show.quiet => (None, Some(list::grew(path))),
             Event::Problem(problem) => {
                 state.problems += 1;
-                (None, (state.problems <= PROBLEMS_SHOWN).then(|| list::problem(problem)))
+                (None, (state.problems <= PROBLEMS_SHOWN).then(|| self.problem(problem)))
             }
             _ => (None, None),
         }
@@ -313,7 +318,7 @@ fn style(template: &str) -> ProgressStyle {
 
 #[cfg(test)]
 mod tests {
-    use ksync::monitor::{Problem, ProblemKind};
+    use ksync::monitor::ProblemKind;
     use ksync::sync::ConnectOptions;
     use ksync::wire::hello::Options;
 
@@ -340,7 +345,7 @@ mod tests {
     }
 
     fn problem() -> Event {
-        let cause = "Permission denied".to_owned();
+        let cause = "cannot open a: Permission denied (os error 13)".to_owned();
         Event::Problem(Problem { kind: ProblemKind::Unreadable, path: b"a".to_vec(), cause })
     }
 
@@ -358,7 +363,7 @@ mod tests {
         let screen = screen(false);
         let change = change();
         assert_eq!(told(&screen, &change), (Some("create  a".to_owned()), None));
-        let line = "ksync: cannot read: a: Permission denied".to_owned();
+        let line = "ksync: cannot read ./dir/a: permission denied".to_owned();
         assert_eq!(told(&screen, &problem()), (None, Some(line)));
     }
 

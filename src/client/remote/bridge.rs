@@ -66,10 +66,15 @@ async fn carry(
             stdout.flush().await?;
         }
     };
-    tokio::select! {
+    let carried = tokio::select! {
         // SSH has disconnected; a bridge has no half-closed connections.
-        _ = up => {}
-        _ = down => {}
+        _ = up => Ok(()),
+        carried = down => carried,
+    };
+    if let Err(source) = carried
+        && source.kind() != io::ErrorKind::BrokenPipe
+    {
+        return Err(RemoteError::Output { source });
     }
     let _ = tokio::time::timeout(GOODBYE_TIMEOUT, socket).await;
     match connection_status.known() {

@@ -138,6 +138,14 @@ pub enum RemoteError {
         /// The cause.
         source: Box<HostKeyError>,
     },
+    /// The host's key could not be stored, so the host cannot be trusted the next time either.
+    #[error("cannot write {}", path.display())]
+    NotKept {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
     /// The server accepted no key.
     #[error("could not log in as {user} on {endpoint}: {reason}")]
     NotAuthorised {
@@ -182,6 +190,12 @@ pub enum RemoteError {
         /// The command's exit status or signal, and its output.
         reason: String,
     },
+    /// What the other side sent could not be written to standard output.
+    #[error("cannot write to standard output")]
+    Output {
+        /// The cause.
+        source: io::Error,
+    },
     /// The connection was lost.
     #[error("lost the connection to {endpoint}")]
     Lost {
@@ -215,6 +229,8 @@ pub enum ErrorKind {
     CouldNotStart,
     /// The network failed, or a protocol on it (exit 10).
     Socket,
+    /// A local output failed (exit 11).
+    FileIo,
     /// An established connection fell silent (exit 30).
     Timeout,
     /// The connection did not come up in time (exit 35).
@@ -235,6 +251,7 @@ impl RemoteError {
                 ErrorKind::NotAuthorised
             }
             Self::HostKey { .. } => ErrorKind::HostKey,
+            Self::Output { .. } => ErrorKind::FileIo,
             Self::TimedOut { .. } => ErrorKind::ConnectTimeout,
             Self::Lost { source: DisconnectReason::Silence(_), .. } => ErrorKind::Timeout,
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
@@ -250,6 +267,7 @@ impl RemoteError {
             | Self::Handshake { .. }
             | Self::Lost { .. } => ErrorKind::Socket,
             Self::Channel { .. }
+            | Self::NotKept { .. }
             | Self::Noise { .. }
             | Self::NotInstalled { .. }
             | Self::NotStarted { .. } => ErrorKind::CouldNotStart,
@@ -314,6 +332,14 @@ impl RemoteError {
             Self::Identity { source: russh::keys::Error::KeyIsEncrypted, .. } => {
                 "Add the key to ssh-agent with ssh-add: passphrases are not asked for.".into()
             }
+            Self::Identity { source: russh::keys::Error::IO(error), .. }
+                if error.kind() == io::ErrorKind::NotFound =>
+            {
+                "Check the path of the key.".into()
+            }
+            Self::Identity { name, .. } if name.ends_with(".pub") => {
+                "That is the public key: give the file without .pub.".into()
+            }
             Self::Identity { .. } => {
                 "Use an Ed25519 or ECDSA key in OpenSSH's format (ssh-keygen -t ed25519 makes one).".into()
             }
@@ -352,6 +378,10 @@ impl RemoteError {
             }
             Self::Handshake { .. } => "Check that an SSH server listens behind that address.".into(),
             Self::HostKey { source, .. } => source.hint(),
+            Self::NotKept { .. } => {
+                "Make the directory writable for you, and for nobody else, or name another one with XDG_STATE_HOME."
+                    .into()
+            }
             Self::NotAuthorised { .. } => {
                 "Give a key that the server knows with --identity, or add it to ssh-agent.".into()
             }
@@ -365,6 +395,7 @@ impl RemoteError {
                     .into()
             }
             Self::NotStarted { .. } => "Check that the account may run commands over SSH.".into(),
+            Self::Output { .. } => "Make room, or lead the output elsewhere.".into(),
             Self::Lost { .. } => "Run the same command again: what has arrived is not sent twice.".into(),
         }
     }
@@ -484,7 +515,7 @@ impl HostKeyError {
             Self::NotExpected { .. } => {
                 "Somebody may be listening in. If the VM was made anew, look up its key again.".into()
             }
-            Self::Malformed => "Write it as in known_hosts: ssh-ed25519 AAAA…".into(),
+            Self::Malformed => "Write its type and the key, as in known_hosts.".into(),
         }
     }
 }

@@ -72,8 +72,8 @@ impl Greeting {
         (status != 101).then_some(status)
     }
 
-    /// Reports if the server complains that it got HTTP where it speaks TLS. Web servers answer this
-    /// in plain text, within 400 Bad Request.
+    /// Reports if the server complains that it got HTTP where it speaks TLS. Web servers answer
+    /// this in plain text, within 400 Bad Request.
     pub(super) fn asks_for_tls(&self) -> bool {
         let text = self.bytes().to_ascii_lowercase();
         let says = |what: &str| text.windows(what.len()).any(|part| part == what.as_bytes());

@@ -39,6 +39,9 @@ pub enum TlsError {
     /// The certificate is unusable for another reason.
     #[error("its certificate cannot be used: {0}")]
     Certificate(String),
+    /// This machine trusts no authority at all.
+    #[error("this machine has no root certificates")]
+    NoRoots,
     /// The server refused the handshake.
     #[error("the server refused the TLS handshake: {0}")]
     Alert(String),
@@ -63,6 +66,9 @@ impl TlsError {
             Self::NotYetValid(_) => "Check this machine's clock.",
             Self::OtherName { .. } => "Write the host as it is in the certificate, or check that this is the right host.",
             Self::Certificate(_) => "The server needs another certificate.",
+            Self::NoRoots => {
+                "Install the system's certificates (the package ca-certificates), or give a file of them with --ca-cert."
+            }
             Self::Alert(_) => "Check the host and the port: ksync speaks TLS 1.2 and 1.3.",
             Self::Other(_) | Self::Io(_) => "Check the host and the port.",
         }
@@ -121,6 +127,7 @@ impl From<&Error> for TlsError {
                 Self::Other("it does not speak TLS as it should".to_owned())
             }
             Error::PeerIncompatible(_) => Self::Other("it speaks TLS 1.1 or older".to_owned()),
+            Error::General(text) if text.contains("No CA certificates") => Self::NoRoots,
             Error::General(text) => Self::Other(escape(text.as_bytes()).into_owned()),
             error => Self::Other(escape(error.to_string().as_bytes()).into_owned()),
         }
@@ -197,5 +204,7 @@ mod tests {
         let error = TlsError::from(io::Error::other(alert));
         assert_eq!(error.to_string(), "the server refused the TLS handshake: no common algorithms");
         assert!(!error.is_about_trust());
+        let none = Error::General("No CA certificates were loaded from the system".to_owned());
+        assert_eq!(TlsError::from(&none).to_string(), "this machine has no root certificates");
     }
 }

@@ -13,7 +13,7 @@ use crate::wire::message::AbortKind;
 
 /// Advice for a state directory that is not private.
 pub(super) const STATE_HINT: &str =
-    "make it yours alone (chown, chmod 700), or name another directory with XDG_STATE_HOME";
+    "Make it yours alone (chown, chmod 700), or name another directory with XDG_STATE_HOME.";
 
 /// The reason why a job ended early.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +123,7 @@ impl SyncError {
                 ErrorKind::Usage => 1,
                 ErrorKind::CouldNotStart => 5,
                 ErrorKind::Socket => 10,
+                ErrorKind::FileIo => 11,
                 ErrorKind::Timeout => 30,
                 ErrorKind::ConnectTimeout => 35,
                 ErrorKind::NotAuthorised => 40,
@@ -149,16 +150,18 @@ impl SyncError {
                 return Some(unreachable_hint(session, diagnosis.as_ref(), source));
             }
             Self::Kernel(error) => return error.hint(),
-            Self::Overlap => "choose a destination beside the source",
-            Self::BothRemote => "copy to a local directory first, then from there",
+            Self::Overlap => "Choose a destination beside the source.",
+            Self::BothRemote => "Copy to a local directory first, then from there.",
             Self::NoSetup(_) => {
-                "give the JSON that `kernel browsers ssh ID --setup-only -o json` prints with --setup"
+                "Give the JSON that `kernel browsers ssh ID --setup-only -o json` prints with --setup."
             }
-            Self::Setup(_) => "it must be the JSON that `kernel browsers ssh ID --setup-only -o json` prints",
-            Self::Proxy { .. } => "name the host that can be reached directly, or use a wss:// endpoint",
-            Self::NoHome(_) => "set HOME",
+            Self::Setup(_) => {
+                "It must be the JSON that `kernel browsers ssh ID --setup-only -o json` prints."
+            }
+            Self::Proxy { .. } => "Name the host that can be reached directly, or use a wss:// endpoint.",
+            Self::NoHome(_) => "Set HOME.",
             Self::State(_) => STATE_HINT,
-            Self::NoSandbox => "build it with the feature sandbox, which is on by default",
+            Self::NoSandbox => "Build it with the feature sandbox, which is on by default.",
             Self::Run(error) => match error.kind {
                 AbortKind::Selection if error.text.ends_with(" does not exist") => "Check how it is spelled.",
                 AbortKind::Destination if error.text.contains(" is a file") => {
@@ -170,14 +173,14 @@ impl SyncError {
                 AbortKind::Destination if error.text.contains(" is not writable for ") => {
                     "Name another DEST, or another login, or change its owner or mode."
                 }
-                AbortKind::Busy => "wait until the other run has ended",
+                AbortKind::Busy => "Wait until the other run has ended.",
                 AbortKind::Storage => {
-                    "make room and run the same command again: files that are complete are kept"
+                    "Make room and run the same command again: files that are complete are kept."
                 }
-                AbortKind::Connection => "run the same command again: what has arrived is not sent twice",
+                AbortKind::Connection => "Run the same command again: what has arrived is not sent twice.",
                 AbortKind::Timeout => {
-                    "the machine there, or the agent on it, is paused or too busy; run the same command again: what has \
-                     arrived is not sent twice; --timeout gives it more time"
+                    "The machine there, or the agent on it, is paused or too busy; run the same command again: what has \
+                     arrived is not sent twice; --timeout gives it more time."
                 }
                 _ => return None,
             },
@@ -271,12 +274,12 @@ fn unreachable_hint(session: &str, diagnosis: Option<&Diagnosis>, error: &Remote
     let what = match error {
         _ if diagnosis.is_some_and(|diagnosis| !diagnosis.is_well()) => {
             return format!(
-                "ksync session setup {session} starts what is missing there; if that is no help, take a new session"
+                "Run ksync session setup {session}, which starts what is missing there; if that is no help, take a new session."
             );
         }
         RemoteError::Tls { source, .. } if source.is_about_trust() => return source.hint(),
         RemoteError::Connect { .. } | RemoteError::TimedOut { .. } => {
-            "something on the way lets no connection through to port 2222: look at the firewall and the VPN on this side, \
+            "Something on the way lets no connection through to port 2222: look at the firewall and the VPN on this side, \
              or try another network; ksync goes through no proxy there"
         }
         RemoteError::Tls { .. }
@@ -285,12 +288,12 @@ fn unreachable_hint(session: &str, diagnosis: Option<&Diagnosis>, error: &Remote
         | RemoteError::NoWebSocket { .. }
         | RemoteError::WebSocket { .. }
         | RemoteError::Redirected { .. } => {
-            "something on the way answers in the VM's place: look at the proxy and the firewall on this side, or try \
+            "Something on the way answers in the VM's place: look at the proxy and the firewall on this side, or try \
              another network"
         }
         error => return error.hint(),
     };
-    format!("{what}; ksync doctor {session} tries each step")
+    format!("{what}; ksync doctor {session} tries each step.")
 }
 
 #[cfg(test)]

@@ -13,7 +13,6 @@ use crate::private;
 use crate::sync::job::{Job, SharedMonitor};
 use crate::sync::pairing::{self, prune};
 use crate::sync::target::state_dir;
-use crate::sync::watch::AfterRound;
 
 /// Maximum number of stored debts: the newest ones stay.
 const DEBTS_MAX: usize = 1_000;
@@ -40,10 +39,10 @@ struct State {
 }
 
 impl Owed {
-    /// Looks up the debt of a job's command. A dry run has none.
-    pub(super) fn of(job: &Job, after: Option<&AfterRound>) -> Arc<Self> {
-        let after = after.filter(|_| !job.options.dry_run);
-        let file = after.and_then(|after| Some(state_dir().ok()?.join("owed").join(name(job, after))));
+    /// Looks up the debt of a job's command, which runs at this place. A dry run has none.
+    pub(super) fn of(job: &Job, command: Option<(&str, &str)>) -> Arc<Self> {
+        let command = command.filter(|_| !job.options.dry_run);
+        let file = command.and_then(|command| Some(state_dir().ok()?.join("owed").join(name(job, command))));
         Arc::new(Self::stored_in(file))
     }
 
@@ -141,11 +140,7 @@ impl Owed {
 }
 
 /// The name of a debt's file.
-fn name(job: &Job, after: &AfterRound) -> String {
-    let (place, command) = match after {
-        AfterRound::There(command) => ("there", command),
-        AfterRound::Here(command) => ("here", command),
-    };
+fn name(job: &Job, (place, command): (&str, &str)) -> String {
     let mut hasher = Hasher::new();
     for part in [pairing::name(job).as_str(), place, command] {
         hasher.update(&(part.len() as u64).to_le_bytes());
@@ -155,7 +150,8 @@ fn name(job: &Job, after: &AfterRound) -> String {
     digits.get(..32).unwrap_or(&digits).to_owned()
 }
 
-/// Forwards events to another observer, and stores the debt at the first one that precedes a change.
+/// Forwards events to another observer, and stores the debt at the first one that may precede a
+/// change.
 struct Storing {
     owed: Arc<Owed>,
     monitor: SharedMonitor,

@@ -54,7 +54,7 @@ async fn run_once(
     limit::outlive();
     let (source, destination, options) = (&job.source, &job.destination, &job.options);
     let pairing = Pairing::of(job);
-    let owed = Owed::of(job, after);
+    let owed = Owed::of(job, after.map(AfterRound::named));
     let monitor = owed.observing(pairing.observing(monitor));
     let after = after.filter(|_| !options.dry_run);
     let mut report = match (source, destination) {

@@ -99,7 +99,7 @@ async fn keep_same(
     let flushes = Arc::new(Flushes::new(source.clone()));
     // Without a socket no process can request a flush; everything else works.
     let _control = state_dir().ok().and_then(|state| control::serve(&state, &local, &flushes).ok());
-    let owed = Owed::of(job, live.after.as_ref());
+    let owed = Owed::of(job, live.after.as_ref().map(AfterRound::named));
     let commands = Commands::new(live.after.clone(), Arc::clone(&owed), Listener::clone(&listener));
     let is_first = Arc::new(AtomicBool::new(true));
     let pairing = Pairing::of(job);
@@ -216,7 +216,7 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
             ErrorKind::Socket | ErrorKind::Timeout | ErrorKind::ConnectTimeout | ErrorKind::CouldNotStart => {
                 true
             }
-            ErrorKind::Usage | ErrorKind::NotAuthorised | ErrorKind::HostKey => false,
+            ErrorKind::Usage | ErrorKind::FileIo | ErrorKind::NotAuthorised | ErrorKind::HostKey => false,
         },
         // Socket errors and timeouts may pass; a lost session and a rejected key do not.
         SyncError::Kernel(error) => matches!(error.exit_code(), 10 | 30 | 35),

@@ -33,6 +33,7 @@ use crate::exchange::common::{chain, renamed, scan_options, store_baseline, work
 use crate::exchange::prefetch::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
 use crate::exchange::run::Perform;
 use crate::exchange::tails::Tails;
+use crate::exchange::unusable;
 use crate::log::{self, debug};
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::change;
@@ -233,9 +234,8 @@ impl Sending {
 
     fn find(&self) -> Result<(engine::Found, FoundSource), WorkError> {
         self.check_still_there()?;
-        let missing = |error: &dyn std::error::Error| {
-            let shown = escape(self.path.as_os_str().as_bytes());
-            WorkError::Fatal(AbortKind::Selection, format!("cannot read {shown}: {}", chain(error)))
+        let missing = |error: &(dyn std::error::Error + 'static)| {
+            WorkError::Fatal(AbortKind::Selection, unusable::source(&self.path, error))
         };
         let metadata = fs::metadata(&self.path).map_err(|error| missing(&error))?;
         let (found, subject) = if metadata.is_dir() {

@@ -86,8 +86,16 @@ impl Starter {
 }
 
 impl AfterRound {
-    /// Runs the command once, reports its output and result, and returns its exit status. `is_again`
-    /// tells that an earlier run owes it.
+    /// The place and the command, for [`Owed`].
+    pub(in crate::sync) fn named(&self) -> (&str, &str) {
+        match self {
+            Self::There(command) => ("there", command),
+            Self::Here(command) => ("here", command),
+        }
+    }
+
+    /// Runs the command once, reports its output and result, and returns its exit status.
+    /// `is_again` tells that an earlier run owes it.
     pub(in crate::sync) async fn run(
         &self,
         is_again: bool,
