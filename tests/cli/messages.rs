@@ -52,6 +52,9 @@ fn a_destination_that_cannot_be_one_is_named_with_its_kind() {
         assert_eq!(run.stderr, format!("ksync: sandbox:{root}/{text}"));
     }
     assert_eq!(fs::read(world.path("afile")).unwrap(), b"precious");
+    // Nobody is told to remove a device.
+    let told = "ksync: /dev/null is a device, and the source is a directory\n  hint: Name another DEST.\n";
+    world.run(["src", "/dev/null"]).fails(11).says(told);
 }
 
 #[test]

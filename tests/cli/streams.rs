@@ -92,6 +92,13 @@ fn a_watch_for_a_program_ends_with_its_reader() {
 }
 
 #[test]
+fn an_emulator_that_cannot_tell_its_address_ends() {
+    let world = World::new();
+    let (code, said) = with_stdout(world.ksync(["sandbox", "--json"]), full());
+    assert_eq!((code, said.as_str()), (Some(11), format!("{SAYS}: no space left on device\n").as_str()));
+}
+
+#[test]
 fn errors_before_a_run_are_events_too() {
     let world = World::new();
     for (args, message) in [

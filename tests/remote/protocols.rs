@@ -159,6 +159,32 @@ async fn foreign_servers_are_quoted() {
     }
 }
 
+/// A server of TLS that is slow to answer, and complains at once about plain HTTP.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_tls_server_is_not_taken_for_one_without_tls() {
+    let Some(server) = Server::new() else { return };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut waiting = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut first = [0; 3];
+            if stream.read_exact(&mut first).is_ok() && first == *b"GET" {
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 68\r\n\r\n");
+                thread::sleep(Duration::from_millis(50));
+                let _ = stream.write_all(b"<title>400 The plain HTTP request was sent to HTTPS port</title>");
+            }
+            waiting.push(stream);
+        }
+    });
+    let target = server.target_over(&format!("wss://{address}"), None);
+    let target = Target { connect_timeout: Duration::from_secs(5), ..target };
+    let (error, text) = refused(&target).await;
+    assert!(matches!(error, RemoteError::TimedOut { .. }), "{error:?}");
+    says(&text, &["could not make a TLS connection to wss://", "no answer within 5 s", "write ws://"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_to_no_ssh_server_is_named() {
     let Some(server) = Server::new() else { return };

@@ -511,6 +511,11 @@ mod tests {
             refused("ksync --cheksum a b"),
             "ksync: there is no option --cheksum\n  hint: There is --checksum; ksync --help lists all options."
         );
+        // A verb has options of its own.
+        assert_eq!(
+            refused("ksync ssh -H abc"),
+            "ksync: there is no option -H\n  hint: ksync ssh --help lists all options."
+        );
     }
 
     #[test]
@@ -565,6 +570,7 @@ mod tests {
             ("ksync proxy", "URL-OR-SESSION is missing"),
             ("ksync session use", "SESSION is missing"),
             ("ksync session lst", "ksync session has no verb lst"),
+            ("ksync session", "ksync session needs a verb"),
             ("ksync --exec x --on-change y a b", "--exec cannot be used with --on-change"),
         ] {
             let told = refused(line);

@@ -60,6 +60,8 @@ async fn serve(
     let setup = sandbox.setup(&key.0);
     if json {
         out::result(&one_line(&setup, platform));
+        // Without this line nobody can use the emulator.
+        out::failure(json).map_or(Ok(()), Err)?;
         signals.wait().await;
     } else {
         let text = pretty(&setup);

@@ -19,8 +19,6 @@ pub(crate) const LATER: [&str; 8] =
 /// Words in an option that a typo must never lead to: it deletes, or consents to deletions.
 const HARMFUL: [&str; 5] = ["del", "remove", "force", "yes", "no-keep"];
 
-const ALL_OPTIONS: &str = "ksync --help lists all options.";
-
 /// Makes a parser of numbers in a range. `expected` continues "takes".
 pub(crate) fn number<T: FromStr + PartialOrd + Clone + Send + Sync + 'static>(
     range: std::ops::RangeInclusive<T>,
@@ -56,27 +54,37 @@ pub(crate) fn error(error: &clap::Error, command: &Command, args: &[OsString]) -
     let all = |kind| strings(error, kind);
     let first = |kind| all(kind).into_iter().next().unwrap_or_default();
     let option = plain(&first(ContextKind::InvalidArg));
+    let verbs = verbs(command, args);
+    let all_options = format!("{} --help lists all options.", with_verbs(&verbs));
     match error.kind() {
-        ErrorKind::UnknownArgument => unknown(&option, &first(ContextKind::SuggestedArg)),
+        ErrorKind::UnknownArgument => {
+            // A verb has options of its own.
+            let instead = if verbs.is_empty() { foreign::instead(&option) } else { None };
+            unknown(&option, instead, &first(ContextKind::SuggestedArg), all_options)
+        }
         ErrorKind::InvalidSubcommand => {
             let verb = first(ContextKind::InvalidSubcommand);
-            let group = verbs(command, args).join(" ");
+            let group = verbs.join(" ");
             CliError::usage(
                 format!("ksync {group} has no verb {verb}"),
                 format!("ksync {group} --help lists them."),
             )
         }
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let group = with_verbs(&verbs);
+            CliError::usage(format!("{group} needs a verb"), format!("{group} --help lists them."))
+        }
         ErrorKind::ValueValidation => {
             let value = escape(first(ContextKind::InvalidValue).as_bytes()).into_owned();
             let expected = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-            CliError::usage(format!("{option} takes {expected}, and not \"{value}\""), ALL_OPTIONS)
+            CliError::usage(format!("{option} takes {expected}, and not \"{value}\""), all_options)
         }
         // An option that needs a value and has none is an invalid value to the parser.
         ErrorKind::InvalidValue | ErrorKind::NoEquals | ErrorKind::TooFewValues => {
-            CliError::usage(format!("{option} needs a value"), ALL_OPTIONS)
+            CliError::usage(format!("{option} needs a value"), all_options)
         }
         ErrorKind::TooManyValues | ErrorKind::WrongNumberOfValues => {
-            CliError::usage(format!("{option} takes no value"), ALL_OPTIONS)
+            CliError::usage(format!("{option} takes no value"), all_options)
         }
         ErrorKind::ArgumentConflict => {
             let other = all(ContextKind::PriorArg).iter().map(|name| plain(name)).collect::<Vec<_>>();
@@ -85,33 +93,37 @@ pub(crate) fn error(error: &clap::Error, command: &Command, args: &[OsString]) -
         }
         ErrorKind::MissingRequiredArgument => {
             let missing = all(ContextKind::InvalidArg).iter().map(|name| plain(name)).collect::<Vec<_>>();
-            let verbs = verbs(command, args);
             let usage = usage(command, &verbs);
             CliError::usage(format!("{} is missing", missing.join(", ")), format!("Write {usage}."))
         }
         ErrorKind::InvalidUtf8 => {
-            CliError::usage("an argument is not UTF-8, and only paths and patterns need not be", ALL_OPTIONS)
+            CliError::usage("an argument is not UTF-8, and only paths and patterns need not be", all_options)
         }
         _ => {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();
-            CliError::usage(line.strip_prefix("error: ").unwrap_or(line), ALL_OPTIONS)
+            CliError::usage(line.strip_prefix("error: ").unwrap_or(line), all_options)
         }
     }
 }
 
 /// The error for an option that ksync does not have.
-fn unknown(option: &str, suggested: &str) -> CliError {
+fn unknown(option: &str, instead: Option<&str>, suggested: &str, all_options: String) -> CliError {
     let shown = escape(option.as_bytes());
-    if let Some(instead) = foreign::instead(option) {
+    if let Some(instead) = instead {
         return CliError::new(crate::report::USAGE, format!("there is no {shown}: {instead}"));
     }
     let suggested = Some(plain(suggested)).filter(|name| {
         let is_harmful = HARMFUL.iter().any(|word| name.contains(word));
         name.starts_with("--") && !is_harmful
     });
-    let hint = suggested.map_or(ALL_OPTIONS.to_owned(), |name| format!("There is {name}; {ALL_OPTIONS}"));
+    let hint = suggested.map_or(all_options.clone(), |name| format!("There is {name}; {all_options}"));
     CliError::usage(format!("there is no option {shown}"), hint)
+}
+
+/// The program and the verbs, as they are typed.
+fn with_verbs(verbs: &[String]) -> String {
+    ["ksync"].into_iter().chain(verbs.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")
 }
 
 /// An argument without its value: `--timeout` for `--timeout <SECONDS>`, `URL` for `<URL>`.
@@ -150,10 +162,6 @@ fn usage(command: &Command, verbs: &[String]) -> String {
         let name = argument.get_value_names().and_then(<[_]>::first);
         name.map_or_else(|| argument.get_id().to_string().to_uppercase(), ToString::to_string)
     });
-    let words = ["ksync".to_owned()].into_iter().chain(verbs.iter().cloned()).chain(names);
-    let usage = words.collect::<Vec<_>>().join(" ");
-    format!(
-        "{usage}; {} --help has the options",
-        ["ksync"].into_iter().chain(verbs.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")
-    )
+    let usage = [with_verbs(verbs)].into_iter().chain(names).collect::<Vec<_>>().join(" ");
+    format!("{usage}; {} --help has the options", with_verbs(verbs))
 }

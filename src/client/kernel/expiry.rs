@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(
             told(Cause::Token, 61),
             "session x may end in 1 minute, and its files with it: the token that keeps it awake expires; \
-             ksync session setup x asks for another token"
+             Run ksync session setup x, which asks for another token."
         );
         assert_eq!(
             told(Cause::Timeout, 59),

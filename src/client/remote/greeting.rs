@@ -25,8 +25,9 @@ const KEPT_BYTES_MAX: usize = 1024;
 /// server answers within a round trip.
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// Timeout for the answer to such a question.
+/// Timeout for the answer to such a question, and for the rest of the answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+const BODY_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The first bytes of a server, for the code that explains an error.
 #[derive(Debug, Clone, Default)]
@@ -152,7 +153,13 @@ async fn ask_http(host: &str, port: u16) -> Option<Protocol> {
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: a3N5bmMga25vY2tzLi4uLg==\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await.ok()?;
-        let _ = stream.read(&mut [0; KEPT_BYTES_MAX]).await;
+        let mut room = [0; KEPT_BYTES_MAX];
+        let _ = stream.read(&mut room).await;
+        // A port that speaks TLS complains in the body, which may come later than the status.
+        let _ = tokio::time::timeout(BODY_TIMEOUT, stream.read(&mut room)).await;
+        if greeting.asks_for_tls() {
+            return Some(Protocol::Tls);
+        }
         Protocol::of(&greeting.bytes())
     };
     tokio::time::timeout(ASK_TIMEOUT, asking).await.ok().flatten()

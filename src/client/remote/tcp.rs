@@ -36,12 +36,21 @@ pub(super) async fn connect(
     timeout: Duration,
 ) -> Result<TcpStream, RemoteError> {
     let connecting = async {
-        let stream = TcpStream::connect((host, port)).await?;
+        let stream = TcpStream::connect((host, port)).await.map_err(resolved)?;
         stream.set_nodelay(true)?;
         Ok(stream)
     };
     let failed = |source: io::Error| RemoteError::Connect { endpoint: endpoint.into(), source };
     within(timeout, "connect to", endpoint, async { connecting.await.map_err(failed) }).await
+}
+
+/// Words the error of a host name that cannot be resolved.
+fn resolved(error: io::Error) -> io::Error {
+    let text = error.to_string();
+    match text.strip_prefix("failed to lookup address information: ") {
+        Some(cause) => io::Error::other(format!("its name cannot be resolved ({})", cause.to_lowercase())),
+        None => error,
+    }
 }
 
 /// A connected byte stream: TCP, TLS or a pipe. As a trait object it has russh and the WebSocket
@@ -220,6 +229,13 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+
+    #[tokio::test]
+    async fn an_unknown_name_is_no_system_error() {
+        let error = connect("no.invalid", 1, "no.invalid:1", Duration::from_secs(20)).await.unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.starts_with("its name cannot be resolved ("), "{cause}");
+    }
 
     #[tokio::test]
     async fn a_write_that_the_peer_never_reads_times_out() {

@@ -9,7 +9,7 @@ use rustls::client::verify_server_name;
 use rustls::pki_types::UnixTime;
 use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
-use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, ServerName};
 use rustls_platform_verifier::Verifier;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -132,7 +132,10 @@ fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, RemoteError> 
         |source: Box<dyn std::error::Error + Send + Sync>| RemoteError::CaCert { path: path.into(), source };
     let roots = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| failed(Box::new(error)))?;
+        .map_err(|error| match error {
+            pem::Error::Io(error) => failed(Box::new(error)),
+            error => failed(error.to_string().into()),
+        })?;
     if roots.is_empty() {
         return Err(failed("there is no certificate in it".into()));
     }

@@ -167,6 +167,8 @@ impl SyncError {
                 AbortKind::Destination if error.text.contains(" is a file") => {
                     "Name another DEST, or remove what is there."
                 }
+                // A device is better not removed.
+                AbortKind::Destination if error.text.ends_with(" a directory") => "Name another DEST.",
                 AbortKind::Destination if error.text.contains(" is a link to nowhere") => {
                     "Name another DEST, make what the link leads to, or remove the link."
                 }

@@ -2,8 +2,9 @@
 //! the client can put the name of the machine before it.
 
 use std::error::Error;
-use std::fs;
+use std::fs::{self, FileType};
 use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use rustix::fs::{Access, access};
@@ -43,11 +44,25 @@ pub(super) fn blocked(path: &Path, is_directory: bool) -> Option<String> {
     let shown = shown(there);
     match there.metadata() {
         Err(_) if is_link(there) => Some(format!("{shown} is a link to nowhere, which does not exist")),
-        Ok(data) if !data.is_dir() && there == path && is_directory => {
-            Some(format!("{shown} is a file, and the source is a directory"))
+        Ok(data) if data.is_dir() => None,
+        Ok(data) if there == path && is_directory => {
+            Some(format!("{shown} is {}, and the source is a directory", kind(data.file_type())))
         }
-        Ok(data) if !data.is_dir() => Some(format!("{shown} is a file, not a directory")),
-        _ => None,
+        Ok(data) => Some(format!("{shown} is {}, not a directory", kind(data.file_type()))),
+        Err(_) => None,
+    }
+}
+
+/// The kind of an entry that is no directory.
+fn kind(kind: FileType) -> &'static str {
+    if kind.is_file() {
+        "a file"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
     }
 }
 
@@ -109,12 +124,16 @@ mod tests {
         let root = folder.path().display().to_string();
         fs::write(folder.path().join("file"), "").unwrap();
         symlink("nowhere", folder.path().join("link")).unwrap();
+        symlink("/dev/null", folder.path().join("null")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap();
         for (name, is_directory, text) in [
             ("file", true, "/file is a file, and the source is a directory"),
             ("file", false, "/file is a file, not a directory"),
             ("file/below/it", true, "/file is a file, not a directory"),
             ("link", true, "/link is a link to nowhere, which does not exist"),
             ("link/below", true, "/link is a link to nowhere, which does not exist"),
+            ("socket", true, "/socket is a socket, and the source is a directory"),
+            ("null", false, "/null is a device, not a directory"),
         ] {
             let path = folder.path().join(name);
             let error = WritableRoot::create(&path).map(drop).unwrap_err();
