@@ -19,7 +19,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use circles::{Modules, circles};
-use prose::{comment_faults, test_name_faults};
+use prose::{comment_faults, message_faults, test_name_faults};
 
 /// A part of `src/` with its permitted imports.
 struct Layer {
@@ -127,6 +127,11 @@ fn comments_and_test_names_keep_the_mechanical_rules() {
     for folder in ["src", "tests", "benches"] {
         assert_clean(folder, |_, text| [comment_faults(text), test_name_faults(text)].concat());
     }
+}
+
+#[test]
+fn messages_are_written_alike() {
+    assert_clean("src", |_, text| message_faults(text));
 }
 
 #[test]

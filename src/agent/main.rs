@@ -76,7 +76,9 @@ fn serve(argument: &str) -> io::Result<Result<Summary, RunError>> {
     let Some(Request { role, path, further, options, baseline_key, watch, timeout_ms }) = request else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no request"));
     };
+    // Messages name the absolute path.
     let path = expand_home(&path);
+    let path = std::path::absolute(&path).unwrap_or(path);
     let baseline = || baseline_key.and_then(|key| Some(Baseline::new(baselines()?, &key)));
     let compress = options.compress;
     let config = Config { options: options.clone(), relay: true, ..Config::default() };

@@ -59,7 +59,7 @@ fn a_file_does_not_replace_a_directory_with_a_mount() {
         ksync --delete src dst && exit 1
         cat dst/d/mp/p";
     let Some(text) = with_mounts(&world, script) else { return };
-    assert!(text.contains("cannot clear the way: d"), "{text}");
+    assert!(text.contains("cannot clear the way of dst/d: "), "{text}");
 }
 
 #[test]

@@ -187,9 +187,9 @@ fn an_unknown_level_is_an_error_with_a_hint() {
         command.env("KSYNC_LOG", "trace");
         Run::of(command)
     };
-    with_level(&["src", "dst"])
-        .fails(1)
-        .says("ksync: KSYNC_LOG=trace is not a level of the log\n  hint: set KSYNC_LOG=debug, or unset it\n");
+    with_level(&["src", "dst"]).fails(1).says(
+        "ksync: KSYNC_LOG=trace is not a level of the log\n  hint: Set KSYNC_LOG=debug, or unset it.\n",
+    );
     assert!(!world.path("dst").exists());
     with_level(&["--help"]).ok();
 }

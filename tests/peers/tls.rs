@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::ServerConfig;
 use rustls_pki_types::PrivateKeyDer;
 use tokio::io::copy_bidirectional;
@@ -38,12 +38,47 @@ impl Tls {
     }
 
     fn at(address: SocketAddr, name: &str, url: &str, world: &World) -> Tls {
-        let target: SocketAddr = url.strip_prefix("ws://").expect("ws").parse().expect("an address");
+        Tls::with(address, name, url, world, |_| ())
+    }
+
+    /// The same with a certificate that is valid from the first of these years to the last.
+    pub(crate) fn valid_in(years: std::ops::Range<i32>, url: &str, world: &World) -> Tls {
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Tls::with(anywhere, "localhost", url, world, |params| {
+            params.not_before = date_time_ymd(years.start, 1, 1);
+            params.not_after = date_time_ymd(years.end, 1, 1);
+        })
+    }
+
+    /// The same with a self-signed certificate, as `openssl req -x509` makes it: that of a CA. It
+    /// is written to `self.pem`.
+    pub(crate) fn self_signed(url: &str, world: &World) -> Tls {
+        let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        world.tree(".").file("self.pem", certificate.pem());
+        Tls::serve(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), "localhost", url, &certificate, &key)
+    }
+
+    fn with(
+        address: SocketAddr,
+        name: &str,
+        url: &str,
+        world: &World,
+        adapt: impl FnOnce(&mut CertificateParams),
+    ) -> Tls {
         let (ca, other) = (authority(), authority());
         world.tree(".").file("ca.pem", ca.1).file("other-ca.pem", other.1);
         let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new([name.to_owned()]).expect("a name");
+        let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
+        adapt(&mut params);
         let certificate = params.signed_by(&key, &ca.0).expect("a certificate");
+        Tls::serve(address, name, url, &certificate, &key)
+    }
+
+    fn serve(address: SocketAddr, name: &str, url: &str, certificate: &Certificate, key: &KeyPair) -> Tls {
+        let target: SocketAddr = url.strip_prefix("ws://").expect("ws").parse().expect("an address");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()

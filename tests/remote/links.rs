@@ -231,12 +231,12 @@ async fn only_the_right_certificate_is_trusted() {
     // No CA; another name; the correct name, but of another CA.
     refused(tls.url.clone(), None).await;
     let told = refused(tls.url.replace("localhost", "127.0.0.1"), Some(ca)).await;
-    assert!(told.contains("not valid for name"), "{told}");
+    assert!(told.contains("valid for localhost, and not for 127.0.0.1"), "{told}");
     refused(tls.url.clone(), Some(other_ca)).await;
     // ksync never falls back to plain text when the URL asks for TLS.
     let plain = server.target_over(&format!("wss://{bridge}"), None);
     let error = fails(&Target { connect_timeout: Duration::from_secs(1), ..plain }).await;
-    assert!(matches!(error, RemoteError::Tls { .. } | RemoteError::TimedOut { .. }), "{error:?}");
+    assert!(matches!(error, RemoteError::TimedOut { .. }), "{error:?}");
     let error = fails(&server.target_over("wss://localhost:1", Some(server.path("key")))).await;
     assert!(matches!(error, RemoteError::CaCert { .. }), "{error:?}");
 }

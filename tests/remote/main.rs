@@ -11,6 +11,7 @@ mod cut;
 mod install;
 mod keys;
 mod links;
+mod protocols;
 mod server;
 mod shell;
 #[path = "../peers/tls.rs"]

@@ -129,7 +129,7 @@ async fn a_key_that_cannot_be_used_is_named() {
     std::fs::set_permissions(server.path("sshd.log"), PermissionsExt::from_mode(0o600)).unwrap();
     for (file, hint) in [
         (secret, "ssh-add"),
-        (server.path("missing"), "Check the path"),
+        (server.path("missing"), "Check the path of the key."),
         (server.path("sshd.log"), "ssh-keygen"),
     ] {
         let target = Target { keys: Keys::named(vec![file.clone()]), ..server.target() };

@@ -1,6 +1,7 @@
 //! Failures of the API, and their messages.
 
 use std::fs;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
@@ -27,6 +28,49 @@ fn each_refusal_has_an_exit_code_and_a_hint() {
         assert!(said.contains(&message) && said.contains("hint: "), "{said}");
         platform.ask("DELETE", "/_sandbox/faults", &Value::Null);
     }
+}
+
+#[test]
+fn lost_output_is_an_error_of_every_verb() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    let id = platform.create(&world, &[]);
+    for args in [
+        &["session", "list"][..],
+        &["session", "list", "--json"],
+        &["session", "show", &id],
+        &["session", "use", &id],
+        &["ssh", &id, "echo x"],
+        &["doctor", &id],
+    ] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = platform.ksync(&world, args);
+        let ended = command.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped()).output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(11), "{args:?}: {said}");
+        assert!(
+            said.contains("cannot write to standard output: no space left on device\n"),
+            "{args:?}: {said}"
+        );
+    }
+}
+
+#[test]
+fn an_unknown_authority_is_no_question_of_the_firewall() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    let id = platform.create(&world, &[]);
+    let mut command = platform.ksync(&world, &["doctor", &id]);
+    command.env_remove("KSYNC_CA_CERT");
+    let run = Run::of(command).fails(10);
+    assert!(
+        run.stdout.contains("signed by an authority that this machine does not know\n"),
+        "{}",
+        run.stdout
+    );
+    let remedy = "remedy: For a private CA give its certificate with --ca-cert FILE, or name a file with all roots in \
+                  SSL_CERT_FILE.\n";
+    assert!(run.stdout.contains(remedy) && !run.stdout.contains("firewall"), "{}", run.stdout);
 }
 
 #[test]

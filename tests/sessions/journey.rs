@@ -157,7 +157,7 @@ fn doctor_reports_each_step() {
     let run = crate::world::Run::of(without);
     assert_eq!(run.status.code().unwrap_or(-1), 40);
     assert!(
-        run.stdout.contains("failed") && run.stdout.contains("remedy: set KERNEL_API_KEY"),
+        run.stdout.contains("failed") && run.stdout.contains("remedy: Set KERNEL_API_KEY"),
         "{}",
         run.stdout
     );

@@ -28,21 +28,21 @@ fn with_token_for(platform: &Platform, world: &World, seconds: u64) -> String {
 fn age_warning(id: &str, minutes: u64) -> String {
     format!(
         "ksync: warning: session {id} ends in {minutes} minutes at the latest, and its files with it: no session gets \
-         older than 72 hours\n  hint: download the files you need, and go on in a new session: ksync session create\n"
+         older than 72 hours\n  hint: Download the files you need, and go on in a new session: ksync session create.\n"
     )
 }
 
 fn token_warning(id: &str, left: &str) -> String {
     format!(
         "ksync: warning: session {id} may end {left}, and its files with it: the token that keeps it awake expires\n  \
-         hint: ksync session setup {id} asks for another token\n"
+         hint: Run ksync session setup {id}, which asks for another token.\n"
     )
 }
 
 fn timeout_warning(id: &str, left: &str) -> String {
     format!(
         "ksync: warning: session {id} may end {left}, and its files with it: it is not kept awake, and SSH does not \
-         count as use\n  hint: omit --no-keep-alive, or make the session with a longer --timeout\n"
+         count as use\n  hint: Omit --no-keep-alive, or make the session with a longer --timeout.\n"
     )
 }
 

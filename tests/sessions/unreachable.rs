@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 use crate::platform::{Platform, endpoint};
 use crate::world::World;
 
-const TO_DO: &str = "hint: something on the way lets no connection through to port 2222: look at the firewall and the VPN \
+const TO_DO: &str = "hint: Something on the way lets no connection through to port 2222: look at the firewall and the VPN \
                      on this side, or try another network; ksync goes through no proxy there; ksync doctor ID tries each \
-                     step";
+                     step.";
 
-const TO_DO_OTHERWISE: &str = "hint: something on the way answers in the VM's place: look at the proxy and the firewall on \
-                               this side, or try another network; ksync doctor ID tries each step";
+const TO_DO_OTHERWISE: &str = "hint: Something on the way answers in the VM's place: look at the proxy and the firewall on \
+                               this side, or try another network; ksync doctor ID tries each step.";
 
 /// Runs a sync that cannot get in. Returns its exit code and stderr, with the session's id and its
 /// VM's address replaced by words.
@@ -41,7 +41,7 @@ fn a_refused_port_is_reported_with_the_diagnosis_of_the_vm() {
     let (code, said) = fail(&platform, &world, &id, &[]);
     let expected = format!(
         "ksync: could not get into the VM of the session ID, which says that sshd and its bridge run: could not connect \
-         to wss://VM:2222: Connection refused (os error 111)\n  {TO_DO}\n"
+         to wss://VM:2222: connection refused\n  {TO_DO}\n"
     );
     assert_eq!((code, said.as_str()), (10, expected.as_str()));
     let calls = platform.calls();
@@ -54,8 +54,8 @@ fn a_silent_port_is_reported_after_the_timeout() {
     platform.fault(json!({ "call": "bridge", "delay_ms": 600_000, "times": 9 }));
     let (code, said) = fail(&platform, &world, &id, &["--contimeout", "1"]);
     let expected = format!(
-        "ksync: could not get into the VM of the session ID, which says that sshd and its bridge run: could not open a \
-         WebSocket to wss://VM:2222: no answer within 1 s\n  {TO_DO}\n"
+        "ksync: could not get into the VM of the session ID, which says that sshd and its bridge run: could not make a \
+         TLS connection to wss://VM:2222: no answer within 1 s\n  {TO_DO}\n"
     );
     assert_eq!((code, said.as_str()), (35, expected.as_str()));
 }
@@ -67,7 +67,7 @@ fn an_http_answer_on_the_port_is_reported() {
     let (code, said) = fail(&platform, &world, &id, &[]);
     let expected = format!(
         "ksync: could not get into the VM of the session ID, which says that sshd and its bridge run: could not open a \
-         WebSocket to wss://VM:2222: HTTP error: 403 Forbidden\n  {TO_DO_OTHERWISE}\n"
+         WebSocket to wss://VM:2222: it answered 403 Forbidden\n  {TO_DO_OTHERWISE}\n"
     );
     assert_eq!((code, said.as_str()), (10, expected.as_str()));
 }
@@ -85,8 +85,9 @@ fn a_stopped_service_on_the_vm_is_reported() {
     );
     let (code, said) = fail(&platform, &world, &id, &[]);
     let expected = "ksync: could not get into the VM of the session ID, which says that sshd does not run (BACKOFF Exited \
-                    too quickly): could not connect to wss://VM:2222: Connection refused (os error 111)\n  hint: ksync \
-                    session setup ID starts what is missing there; if that is no help, take a new session\n";
+                    too quickly): could not connect to wss://VM:2222: connection refused\n  hint: Run \
+                    ksync session setup ID, which starts what is missing there; if that is no help, take a new \
+                    session.\n";
     assert_eq!((code, said.as_str()), (10, expected));
 }
 
@@ -99,7 +100,7 @@ fn a_failed_diagnosis_does_not_hide_the_error() {
     let (code, said) = fail(&platform, &world, &id, &[]);
     let expected = format!(
         "ksync: could not get into the VM of the session ID, which could not be asked what runs there: could not connect \
-         to wss://VM:2222: Connection refused (os error 111)\n  {TO_DO}\n"
+         to wss://VM:2222: connection refused\n  {TO_DO}\n"
     );
     assert_eq!((code, said.as_str()), (10, expected.as_str()));
 }
@@ -170,7 +171,7 @@ fn a_failed_upload_of_the_bridge_is_reported() {
     assert_eq!((code, begin), (42, expected), "{said}");
     // The answer is visible only by chance: the connection ends while the bridge is still being
     // sent.
-    let expected = "\n  hint: run the same command again; ksync doctor SESSION tells which step fails\n";
+    let expected = "\n  hint: Run the same command again; ksync doctor SESSION tells which step fails.\n";
     assert!(end.contains(".gz\" in the session \"ID\": "), "{said}");
     assert!(end.ends_with(expected), "{said}");
 }
@@ -188,8 +189,8 @@ fn a_vm_with_neither_sshd_nor_network_is_reported() {
     fs::rename(programs.join("new"), programs.join("flock")).expect("a name");
     let (code, said) = fail(&platform, &world, &id, &[]);
     let expected = "ksync: the VM has neither sshd nor a network to install it from: W: Failed to fetch x  Temporary failure \
-                    resolving 'x'\n  hint: take an image with openssh-server, which newer ones have, or let the VM reach \
-                    its package servers\n";
+                    resolving 'x'\n  hint: Take an image with openssh-server, which newer ones have, or let the VM reach \
+                    its package servers.\n";
     assert_eq!((code, said.as_str()), (42, expected));
     assert_eq!(platform.calls()["write_file"], Value::Null, "nothing is brought where it is of no use");
 }

@@ -60,6 +60,53 @@ pub(crate) fn test_name_faults(text: &str) -> Vec<String> {
     faults
 }
 
+/// Messages that are not written like all others: an error begins in lower case and has no full
+/// stop; a hint is a sentence.
+pub(crate) fn message_faults(text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    let texts = text.split("#[error(").skip(1).map(str::trim_start).filter(|rest| rest.starts_with('"'));
+    let errors = texts.filter_map(|rest| literals(rest).into_iter().next());
+    let is_wrong = |error: &String| error.starts_with(|c: char| c.is_uppercase()) || error.ends_with('.');
+    faults.extend(
+        errors.filter(is_wrong).map(|error| format!("an error that is no part of a sentence: {error}")),
+    );
+    let bodies = text.split("hint(").skip(1).map(|rest| rest.split("\n    }\n").next().unwrap_or_default());
+    // Declarations only: a call has no body.
+    let bodies = bodies.filter(|body| body.contains("->") && body.contains("=>"));
+    for hint in bodies.flat_map(literals).filter(|text| text.split(' ').count() > 2 && !text.starts_with(' '))
+    {
+        let begins = hint.starts_with(|c: char| c.is_uppercase() || c == '{') || hint.starts_with("--");
+        if !begins || !hint.ends_with(['.', '}']) {
+            faults.push(format!("a hint that is no sentence: {hint}"));
+        }
+    }
+    faults
+}
+
+/// The string literals of some code, with continued lines joined.
+fn literals(code: &str) -> Vec<String> {
+    let (mut literals, mut open) = (Vec::new(), None::<String>);
+    let mut characters = code.chars().peekable();
+    while let Some(character) = characters.next() {
+        match (character, &mut open) {
+            ('"', Some(_)) => literals.extend(open.take()),
+            ('"', None) => open = Some(String::new()),
+            ('\\', Some(literal)) => match characters.next() {
+                Some('\n') => while characters.next_if(|next| next.is_whitespace()).is_some() {},
+                Some(escaped) => literal.push(escaped),
+                None => {}
+            },
+            (character, Some(literal)) => literal.push(character),
+            // The rest of the line is a comment.
+            ('/', None) if characters.peek() == Some(&'/') => {
+                while characters.next_if(|next| *next != '\n').is_some() {}
+            }
+            _ => {}
+        }
+    }
+    literals
+}
+
 /// The text of a line that is a doc comment.
 fn doc_text(line: &str) -> Option<&str> {
     let line = line.trim_start();
@@ -94,4 +141,20 @@ fn long_test_names_are_found() {
     assert_eq!(test_name_faults(&format!("#[test]\n// One.\nfn {name}() {{}}")).len(), 1);
     assert_eq!(test_name_faults(&format!("fn {name}() {{}}")), Vec::<String>::new());
     assert_eq!(test_name_faults("#[tokio::test]\nasync fn short() {}"), Vec::<String>::new());
+}
+
+#[test]
+fn messages_that_differ_from_the_others_are_found() {
+    let error = |text: &str| format!("#[error(\"{text}\")]\nA,\n");
+    for wrong in ["Cannot read {0}", "cannot read {0}."] {
+        assert_eq!(message_faults(&error(wrong)).len(), 1, "{wrong}");
+    }
+    assert_eq!(message_faults(&error("cannot read {0}")), Vec::<String>::new());
+    let hint = |text: &str| format!("    fn hint(&self) -> &str {{\n A => \"{text}\",\n    }}\n");
+    for wrong in ["make it yours alone.", "Make it yours alone", "make it \\\n  yours"] {
+        assert_eq!(message_faults(&hint(wrong)).len(), 1, "{wrong}");
+    }
+    for right in ["Make it yours alone.", "--ca-cert takes a PEM file.", "Make it \\\n  yours."] {
+        assert_eq!(message_faults(&hint(right)), Vec::<String>::new(), "{right}");
+    }
 }

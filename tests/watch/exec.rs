@@ -2,6 +2,7 @@
 //! time, and the newest round wins.
 
 use std::fs;
+use std::process::Command;
 
 use crate::watcher::{Direction, Watcher};
 use crate::world::{Run, World, wait_for};
@@ -99,6 +100,92 @@ fn the_command_of_one_sync_runs_once_and_its_failure_is_47() {
     }
 }
 
+/// `ksync` for this direction, with the option that takes this command.
+fn with_command(world: &World, direction: Direction, options: &[&str], command: &str) -> Command {
+    let mut ksync = world.ksync(options);
+    ksync.args([option(direction), command]).args(direction.endpoints(world));
+    ksync
+}
+
+#[test]
+fn a_command_that_failed_runs_again_until_it_succeeds() {
+    for direction in Direction::ALL {
+        let world = world();
+        let command = format!("test -e {} || exit 9; echo worked", world.path("go").display());
+        let run =
+            |options: &[&str], command: &str| Run::of(with_command(&world, direction, options, command));
+        let failed = run(&[], &command).fails(47);
+        let hint = "ksync: the command ended with exit code 9\n  \
+                    hint: The next run runs it again, even if nothing has changed.\n";
+        assert!(failed.stderr.contains(hint), "{}", failed.stderr);
+        let again = run(&[], &command).fails(47);
+        assert!(again.stdout.contains("nothing to do: "), "{again:?}");
+        assert!(
+            again.stderr.contains("ksync: running the command that has not succeeded yet\n"),
+            "{again:?}"
+        );
+        // Neither another command nor a run without one pays the debt, and a dry run runs nothing.
+        assert!(!run(&[], "echo other").ok().stdout.contains("| other"), "{direction:?}");
+        world.run(direction.endpoints(&world)).ok();
+        fs::write(world.path("go"), "").unwrap();
+        assert!(!run(&["-n"], &command).ok().stdout.contains("| worked"), "{direction:?}");
+        assert!(run(&[], &command).ok().stdout.contains("| worked\n"), "{direction:?}");
+        assert!(!run(&[], &command).ok().stdout.contains('|'), "{direction:?}");
+    }
+}
+
+#[test]
+fn a_dry_run_runs_no_command() {
+    for direction in Direction::ALL {
+        let world = world();
+        let run = Run::of(with_command(&world, direction, &["-n"], "echo ran")).ok();
+        assert!(run.stdout.contains("would change") && !run.stdout.contains("| ran"), "{run:?}");
+        let run = Run::of(with_command(&world, direction, &[], "echo ran")).ok();
+        assert!(run.stdout.contains("| ran\n"), "{run:?}");
+    }
+}
+
+#[test]
+fn a_run_that_was_killed_owes_its_command() {
+    for direction in Direction::ALL {
+        let world = world();
+        let path = |name: &str| world.path(name).display().to_string();
+        let command =
+            format!("echo run >> {}; while [ ! -e {} ]; do sleep 0.02; done", path("runs"), path("go"));
+        let mut killed = with_command(&world, direction, &[], &command).spawn().unwrap();
+        wait_for("the command", || (runs(&world) == 1).then_some(()));
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        fs::write(world.path("go"), "").unwrap();
+        for _ in 0..2 {
+            Run::of(with_command(&world, direction, &[], &command)).ok();
+            assert_eq!(runs(&world), 2, "{direction:?}");
+        }
+    }
+}
+
+#[test]
+fn a_watch_runs_the_command_that_an_earlier_process_owes() {
+    for direction in Direction::ALL {
+        let world = world();
+        let command = format!("echo run >> {}; exit 1", world.path("runs").display());
+        Run::of(with_command(&world, direction, &[], &command)).fails(47);
+        for earlier in 1..3 {
+            let watcher = Watcher::ready(&world, direction, &[option(direction), &command]);
+            assert_eq!(watcher.event("exec")["again"], true, "{direction:?}");
+            watcher.event("exec-end");
+            // A later round with nothing to do does not run it once more.
+            watcher.flush();
+            watcher.flush();
+            assert_eq!(runs(&world), earlier + 1, "{direction:?}");
+        }
+        let worked = command.replace("exit 1", "exit 0");
+        let watcher = Watcher::ready(&world, direction, &[option(direction), &worked]);
+        watcher.flush();
+        assert_eq!(watcher.events("exec").len(), 0, "{direction:?}: another command");
+    }
+}
+
 #[test]
 fn a_command_for_the_wrong_side_is_refused() {
     let world = world();
@@ -135,5 +222,5 @@ fn a_command_for_the_wrong_side_is_refused() {
     world
         .run(["--watch", "--dry-run", "src", "dst"])
         .fails(1)
-        .says("ksync: --watch and --dry-run exclude each other\n  hint: leave one of them out\n");
+        .says("ksync: --watch and --dry-run exclude each other\n  hint: Leave one of them out.\n");
 }

@@ -117,7 +117,7 @@ fn a_flush_of_an_unwatched_tree_is_an_error() {
     let expected = |name: &str| {
         format!(
             "ksync: no ksync --watch keeps {name} in sync\n  \
-             hint: begin with ksync --watch, and name its local side here\n"
+             hint: Begin with ksync --watch, and name its local side here.\n"
         )
     };
     world.run(["flush", "src"]).fails(1).says(&expected("src"));
@@ -138,7 +138,7 @@ fn a_flush_times_out() {
     vm.link.set_down(true);
     world.run(["flush", "--timeout", "1", "src"]).fails(30).says(
         "ksync: not everything was there in time\n  \
-         hint: look at what the ksync that watches says, or give it more with --timeout\n",
+         hint: Look at what the ksync that watches says, or give it more with --timeout.\n",
     );
 }
 

@@ -28,7 +28,7 @@ fn an_agent_stopped_amid_a_transfer_is_given_up_in_time() {
         let run = Run::end_of(child).fails(30);
         assert!(begun.elapsed() < GIVEN_UP, "{direction:?}: {:?}", begun.elapsed());
         assert!(
-            run.stderr.contains("for 2 s\n  hint: the machine there, or the agent on it"),
+            run.stderr.contains("for 2 s\n  hint: The machine there, or the agent on it"),
             "{}",
             run.stderr
         );

@@ -6,9 +6,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
-use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::report::CliError;
 use crate::rules::{self, RuleSource};
+use crate::usage::{self, number};
 use crate::verbs::{DoctorArgs, FlushArgs, ProxyArgs, SessionArgs, SshArgs};
 
 /// The mode that the command line selects.
@@ -114,7 +117,7 @@ enum Verb {
 /// The options of a sync.
 #[derive(Debug, Args)]
 pub(crate) struct SyncArgs {
-    #[arg(value_name = "PLACE", hide = true)]
+    #[arg(value_name = "ENDPOINT", hide = true)]
     pub(crate) endpoints: Vec<OsString>,
     #[command(flatten)]
     pub(crate) what: WhatArgs,
@@ -131,6 +134,9 @@ pub(crate) struct SyncArgs {
     /// The rules in the order of the command line, since the first that matches wins.
     #[arg(skip)]
     pub(crate) rules: Vec<RuleSource>,
+    /// The endpoint right behind `-i`, which ssh takes for a key.
+    #[arg(skip)]
+    pub(crate) behind_i: Option<OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -150,7 +156,7 @@ pub(crate) struct WhatArgs {
     #[arg(short = 'y', long)]
     pub(crate) yes: bool,
     /// Delete at most N entries; if there are more, delete none (exit 25)
-    #[arg(long, value_name = "N", value_parser = max_delete, allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", value_parser = number(0..=u64::MAX, "a number of entries, 0 or more"), allow_hyphen_values = true)]
     pub(crate) max_delete: Option<u64>,
     /// Allow deletions in DEST although it is a home or a system directory; PATH must lead to it
     #[arg(long, value_name = "PATH", action = ArgAction::Append)]
@@ -217,16 +223,16 @@ pub(crate) struct WatchArgs {
     #[arg(long, requires = "watch")]
     pub(crate) poll: bool,
     /// Debounce: SOURCE must be quiet this long before a round starts
-    #[arg(long, value_name = "MS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=100))]
+    #[arg(long, value_name = "MS", default_value_t = 10, value_parser = number(0..=100u32, "milliseconds, 0 to 100"), allow_negative_numbers = true)]
     pub(crate) debounce: u32,
     /// Also fetch files that a browser is still downloading
     #[arg(long, requires = "watch")]
     pub(crate) partial_downloads: bool,
-    /// Run CMD on the VM after a sync that changed something there; with --watch, after each such
-    /// round
+    /// Run CMD there after a sync that changed something; with --watch, after each such round.
+    /// If it fails (exit 47), the next run runs it again
     #[arg(long, value_name = "CMD", allow_hyphen_values = true)]
     pub(crate) exec: Option<String>,
-    /// Run CMD on this machine, after a sync that changed something here
+    /// The same on this machine, after a sync that changed something here
     #[arg(long, value_name = "CMD", allow_hyphen_values = true, conflicts_with = "exec")]
     pub(crate) on_change: Option<String>,
 }
@@ -291,17 +297,17 @@ pub(crate) struct ConnectionArgs {
     #[arg(long)]
     pub(crate) no_keep_alive: bool,
     /// Maximum channels for an upload, 1 to 8; by default as many as pay
-    #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
+    #[arg(short = 'j', long, value_name = "N", value_parser = number(1..=8u8, "a number from 1 to 8"), allow_negative_numbers = true)]
     pub(crate) connections: Option<u8>,
     /// Give up after this long without a sign of the other side: 60, with --watch 30; 0 is never
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds(), allow_negative_numbers = true)]
     pub(crate) timeout: Option<u64>,
     /// Reconnect at most N times in a row without progress, after a working connection is lost; 0
     /// is never
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = number(0..=u32::MAX, "a number, 0 or more"), allow_negative_numbers = true)]
     pub(crate) retries: u32,
     /// Give up connecting after this long; 0 is never
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds(), allow_negative_numbers = true)]
     pub(crate) contimeout: u64,
 }
 
@@ -321,13 +327,13 @@ pub(crate) struct ForeignArgs {
 #[derive(Debug, Args)]
 pub(crate) struct SandboxArgs {
     /// The loopback address to listen on; port 0 picks a free port
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_parser = address)]
     pub(crate) listen: SocketAddr,
     /// The home directory in the VM; by default one in ksync's state directory
     #[arg(long, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
     /// Speed of the sessions' clock: its seconds per real second
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = number(f64::MIN..=f64::MAX, "a number"))]
     pub(crate) time_scale: f64,
     /// Print one line of JSON when the VM answers
     #[arg(long)]
@@ -337,17 +343,48 @@ pub(crate) struct SandboxArgs {
     help: Option<bool>,
 }
 
-/// Parses the limit of `--max-delete`.
-fn max_delete(text: &str) -> Result<u64, &'static str> {
-    text.parse().map_err(|_| "--max-delete takes a number of entries, 0 or more")
+#[cfg(feature = "sandbox")]
+fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| "an address and a port, as in 127.0.0.1:0")
 }
 
-/// Parses a command line. The error is a text for the user.
-pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, String> {
+/// Parses seconds.
+pub(crate) fn seconds() -> impl Fn(&str) -> Result<u64, &'static str> + Clone + Send + Sync + 'static {
+    number(0..=u64::MAX, "seconds, 0 or more")
+}
+
+impl Mode {
+    /// True if stdout gets JSON for programs.
+    pub(crate) fn is_json(&self) -> bool {
+        match self {
+            Self::Sync(args) => args.output.json,
+            Self::Session(args) => args.verb.is_json(),
+            Self::Doctor(args) => args.json,
+            #[cfg(feature = "sandbox")]
+            Self::Sandbox(args) => args.json,
+            Self::Show(_) | Self::Ssh(_) | Self::Proxy(_) | Self::Flush(_) => false,
+        }
+    }
+}
+
+/// The endpoint right behind `-i`, alone or at the end of a cluster of options.
+fn behind_i(matches: &ArgMatches) -> Option<OsString> {
+    const ITEMIZE: &str = "itemize_changes";
+    let is_given = matches.value_source(ITEMIZE) == Some(ValueSource::CommandLine);
+    let index = is_given.then(|| matches.index_of(ITEMIZE)).flatten()?;
+    let indices = matches.indices_of("endpoints")?;
+    let mut endpoints = indices.zip(matches.get_many::<OsString>("endpoints")?);
+    endpoints.find(|(at, _)| *at == index + 1).map(|(_, endpoint)| endpoint.clone())
+}
+
+/// Parses a command line.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, CliError> {
     let mut command = Cli::command();
-    let parsed = command.try_get_matches_from_mut(args).and_then(|matches| {
+    let args = usage::with_help(args.into_iter().collect());
+    let parsed = command.try_get_matches_from_mut(&args).and_then(|matches| {
         let mut cli = Cli::from_arg_matches(&matches)?;
         cli.sync.rules = rules::in_order(&matches);
+        cli.sync.behind_i = behind_i(&matches);
         Ok(cli)
     });
     match parsed {
@@ -361,10 +398,13 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, St
         Ok(Cli { sync, .. }) if sync.output.human_readable && sync.endpoints.is_empty() => {
             Ok(Mode::Show(command.render_help().to_string()))
         }
-        Ok(Cli { sync, .. }) => Ok(Mode::Sync(Box::new(sync))),
+        Ok(Cli { sync, .. }) => {
+            sync.endpoints.first().map_or(Ok(()), |first| usage::refuse_verb(first))?;
+            Ok(Mode::Sync(Box::new(sync)))
+        }
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(Mode::Show(error.render().to_string())),
-            _ => Err(error.render().to_string()),
+            _ => Err(usage::error(&error, &command, &args)),
         },
     }
 }
@@ -373,7 +413,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, St
 mod tests {
     use super::*;
 
-    fn parsed(line: &str) -> Result<Mode, String> {
+    fn parsed(line: &str) -> Result<Mode, CliError> {
         parse(line.split(' ').map(OsString::from))
     }
 
@@ -414,8 +454,8 @@ mod tests {
         assert_eq!(sync("ksync --max-delete=5 a b").what.max_delete, Some(5));
         assert_eq!(sync("ksync --max-delete 0 a b").what.max_delete, Some(0));
         for wrong in ["--max-delete=-1", "--max-delete -1", "--max-delete=x", "--max-delete="] {
-            let told = parsed(&format!("ksync {wrong} a b")).unwrap_err();
-            assert!(told.contains("--max-delete takes a number of entries, 0 or more"), "{told}");
+            let told = parsed(&format!("ksync {wrong} a b")).unwrap_err().to_string();
+            assert!(told.starts_with("ksync: --max-delete takes a number of entries, 0 or more"), "{told}");
         }
     }
 
@@ -461,12 +501,128 @@ mod tests {
         }
     }
 
+    fn refused(line: &str) -> String {
+        let error = parsed(line).unwrap_err();
+        assert_eq!(error.exit, crate::report::USAGE);
+        error.to_string()
+    }
+
     #[test]
     fn an_unknown_option_is_an_error_that_names_it() {
-        assert!(parsed("ksync --frobnicate a b").unwrap_err().contains("--frobnicate"));
-        for number in ["0", "9", "x", "-1"] {
-            let told = parsed(&format!("ksync -j={number} a b")).unwrap_err();
-            assert!(told.contains("--connections <N>"), "{told}");
+        let hint = "hint: ksync --help lists all options.";
+        assert_eq!(
+            refused("ksync --frobnicate a b"),
+            format!("ksync: there is no option --frobnicate\n  {hint}")
+        );
+        assert_eq!(refused("ksync -nQ a b"), format!("ksync: there is no option -Q\n  {hint}"));
+        assert_eq!(
+            refused("ksync --cheksum a b"),
+            "ksync: there is no option --cheksum\n  hint: There is --checksum; ksync --help lists all options."
+        );
+        // A verb has options of its own.
+        assert_eq!(
+            refused("ksync ssh -H abc"),
+            "ksync: there is no option -H\n  hint: ksync ssh --help lists all options."
+        );
+    }
+
+    #[test]
+    fn a_typo_never_leads_to_an_option_that_deletes() {
+        let (command, mut tried) = (Cli::command(), 0);
+        let names = command.get_arguments().flat_map(|argument| {
+            let aliases = argument.get_all_aliases().unwrap_or_default();
+            argument.get_long().into_iter().chain(aliases).map(str::to_owned).collect::<Vec<_>>()
+        });
+        for name in names.collect::<Vec<_>>() {
+            for at in 0..name.len() {
+                for typo in [
+                    format!("{}{}", &name[..at], &name[at + 1..]),
+                    format!("{}x{}", &name[..at], &name[at + 1..]),
+                    format!("{}{}{}", &name[..=at], &name[at..=at], &name[at + 1..]),
+                ] {
+                    let Err(error) = parsed(&format!("ksync --{typo} a b")) else { continue };
+                    tried += 1;
+                    let hint = error.hint().unwrap_or_default();
+                    for word in ["delete", "--del", "remove", "force", "--yes"] {
+                        assert!(!hint.contains(word), "--{typo}: {error}");
+                    }
+                    assert!(!error.to_string().contains("tip:"), "{error}");
+                }
+            }
+        }
+        assert!(tried > 500, "{tried}");
+    }
+
+    #[test]
+    fn wrong_values_are_named_with_what_the_option_takes() {
+        for (line, text) in [
+            ("ksync --timeout=-1 a b", "--timeout takes seconds, 0 or more, and not \"-1\""),
+            ("ksync --timeout -1 a b", "--timeout takes seconds, 0 or more, and not \"-1\""),
+            ("ksync --contimeout=x a b", "--contimeout takes seconds, 0 or more, and not \"x\""),
+            ("ksync --retries=1.5 a b", "--retries takes a number, 0 or more, and not \"1.5\""),
+            ("ksync --debounce=101 a b", "--debounce takes milliseconds, 0 to 100, and not \"101\""),
+            ("ksync -j=0 a b", "--connections takes a number from 1 to 8, and not \"0\""),
+            ("ksync -j -1 a b", "--connections takes a number from 1 to 8, and not \"-1\""),
+            ("ksync --connections=9 a b", "--connections takes a number from 1 to 8, and not \"9\""),
+            ("ksync --timeout= a b", "--timeout takes seconds, 0 or more, and not \"\""),
+            ("ksync flush --timeout=x", "--timeout takes seconds, 0 or more, and not \"x\""),
+            ("ksync session create --timeout 9", "--timeout takes seconds, 10 to 259200, and not \"9\""),
+            (
+                "ksync sandbox --listen=x",
+                "--listen takes an address and a port, as in 127.0.0.1:0, and not \"x\"",
+            ),
+            ("ksync sandbox --time-scale=x", "--time-scale takes a number, and not \"x\""),
+            ("ksync a b --exclude", "--exclude needs a value"),
+            ("ksync --checksum=1 a b", "--checksum takes no value"),
+            ("ksync --poll a b", "--watch is missing"),
+            ("ksync proxy", "URL-OR-SESSION is missing"),
+            ("ksync session use", "SESSION is missing"),
+            ("ksync session lst", "ksync session has no verb lst"),
+            ("ksync session", "ksync session needs a verb"),
+            ("ksync --exec x --on-change y a b", "--exec cannot be used with --on-change"),
+        ] {
+            let told = refused(line);
+            let (what, hint) = told.split_once("\n  hint: ").unwrap_or_else(|| panic!("{told}"));
+            assert_eq!(what, format!("ksync: {text}"), "{line}");
+            assert!(hint.ends_with('.') && !hint.contains("--ca-cert"), "{line}: {hint}");
+        }
+        assert_eq!(
+            refused("ksync proxy"),
+            "ksync: URL-OR-SESSION is missing\n  hint: Write ksync proxy URL-OR-SESSION; ksync proxy --help has the \
+             options."
+        );
+    }
+
+    #[test]
+    fn a_verb_of_a_later_version_is_no_source() {
+        for line in ["ksync verify a b", "ksync man", "ksync completions bash x", "ksync -n config"] {
+            let verb = line.split(' ').find(|word| usage::LATER.contains(word)).unwrap();
+            let hint = format!("hint: ksync --help lists the verbs; an entry of that name here is ./{verb}.");
+            assert_eq!(refused(line), format!("ksync: ksync has no verb {verb} yet\n  {hint}"));
+        }
+        assert_eq!(sync("ksync ./verify b").endpoints, ["./verify", "b"]);
+        assert_eq!(sync("ksync a verify").endpoints, ["a", "verify"]);
+        // This package has such a directory.
+        assert_eq!(sync("ksync src b").endpoints, ["src", "b"]);
+    }
+
+    #[test]
+    fn help_is_a_verb_of_its_own() {
+        assert!(matches!(parsed("ksync help"), Ok(Mode::Show(text)) if text.contains("Examples:")));
+        assert!(matches!(parsed("ksync help proxy"), Ok(Mode::Show(text)) if text.contains("ksync proxy")));
+        let nested = parsed("ksync help session create");
+        assert!(matches!(nested, Ok(Mode::Show(text)) if text.contains("ksync session create")));
+    }
+
+    #[test]
+    fn the_endpoint_behind_i_is_known() {
+        let behind = |line: &str| sync(line).behind_i;
+        for line in ["ksync -i k a b", "ksync -avi k a b", "ksync a -i k b", "ksync --itemize-changes k a b"]
+        {
+            assert_eq!(behind(line).as_deref(), Some("k".as_ref()), "{line}");
+        }
+        for line in ["ksync k a b", "ksync -iv k a b", "ksync -i -n k a b", "ksync k a b -i"] {
+            assert_eq!(behind(line), None, "{line}");
         }
     }
 }

@@ -82,13 +82,13 @@ impl Words {
                 );
             }
             Reason::Limit { .. } => {
-                format!("--max-delete {} or --yes deletes them", count(braked.going).replace(',', ""))
+                format!("--max-delete {} or --yes deletes them.", count(braked.going).replace(',', ""))
             }
-            _ => "--yes deletes them".to_owned(),
+            _ => "--yes deletes them.".to_owned(),
         };
         match self.of {
-            In::Watch => format!("If that is meant, run ksync --delete beside the watch: {consent}."),
-            In::DryRun | In::Run => format!("If that is meant, {consent}."),
+            In::Watch => format!("If that is meant, run ksync --delete beside the watch: {consent}"),
+            In::DryRun | In::Run => format!("If that is meant, {consent}"),
         }
     }
 

@@ -17,17 +17,17 @@ pub(crate) fn run(args: &FlushArgs) -> Result<u8, CliError> {
         request_flush(&local, timeout).await.map(|()| 0).map_err(|error| {
             let (exit, hint) = match &error {
                 NotFlushed::NotWatched(_) => {
-                    (USAGE, "begin with ksync --watch, and name its local side here")
+                    (USAGE, "Begin with ksync --watch, and name its local side here.")
                 }
                 NotFlushed::Late => {
-                    (TIMEOUT, "look at what the ksync that watches says, or give it more with --timeout")
+                    (TIMEOUT, "Look at what the ksync that watches says, or give it more with --timeout.")
                 }
                 NotFlushed::Braked => (
                     BRAKE,
                     "Look at what the ksync that watches says; ksync --delete --yes SOURCE DEST deletes it.",
                 ),
-                NotFlushed::Ended => (NOT_STARTED, "begin again with ksync --watch"),
-                NotFlushed::Sync(_) => (NOT_STARTED, "set HOME"),
+                NotFlushed::Ended => (NOT_STARTED, "Begin again with ksync --watch."),
+                NotFlushed::Sync(_) => (NOT_STARTED, "Set HOME."),
             };
             CliError::caused(exit, &error).with_hint(Some(hint))
         })

@@ -41,8 +41,7 @@ impl Json {
         let mut start =
             json!({ "source": job.source.to_string(), "destination": job.destination.to_string() });
         if !job.further.is_empty() {
-            let all = std::iter::once(&job.source).chain(&job.further);
-            start["sources"] = all.map(ToString::to_string).collect();
+            start["sources"] = job.sources().map(ToString::to_string).collect();
         }
         tell("start", start);
         Self {
@@ -87,6 +86,11 @@ impl Json {
 /// Reports why there was no run, or why it ended early.
 pub(crate) fn report_error(error: &CliError) {
     tell("error", json!({ "exit": error.exit, "message": error.what(), "hint": error.hint() }));
+}
+
+/// Reports a warning of some kind.
+pub(crate) fn warn(kind: &str, warning: &Warning) {
+    tell("warning", json!({ "kind": kind, "message": warning.what, "hint": warning.hint }));
 }
 
 fn tell(event: &str, fields: Value) {
@@ -254,7 +258,7 @@ impl Monitor for Json {
     }
 
     fn warn(&self, warning: Warning) {
-        tell("warning", json!({ "kind": "session", "message": warning.what, "hint": warning.hint }));
+        self::warn("session", &warning);
     }
 }
 
@@ -290,7 +294,9 @@ impl View for Json {
             News::Lost { error, wait } => {
                 tell("retry", json!({ "message": ksync::exchange::chain(error), "wait_ms": millis(wait) }));
             }
-            News::Command(Said::Begins(command)) => tell("exec", json!({ "command": command })),
+            News::Command(Said::Begins { command, is_again }) => {
+                tell("exec", json!({ "command": command, "again": is_again }));
+            }
             News::Command(Said::Line(line)) => {
                 tell("exec-output", json!({ "line": String::from_utf8_lossy(line) }));
             }

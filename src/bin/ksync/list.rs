@@ -1,6 +1,8 @@
 //! Changes and problems as lines.
 
+use ksync::exchange;
 use ksync::monitor::{Action, Differs, Problem, ProblemKind, What};
+use ksync::sync::Endpoint;
 use ksync::tree::path::escape;
 
 use crate::report::Direction;
@@ -60,30 +62,65 @@ fn letters(differs: Differs) -> String {
     format!("{}{}{}.....", letter(size, 's'), letter(time, 't'), letter(mode, 'p'))
 }
 
-/// A problem: `ksync: cannot read: a/b: Permission denied`.
-pub(crate) fn problem(problem: &Problem) -> String {
-    let what = match problem.kind {
-        ProblemKind::Unreadable => "cannot read",
-        ProblemKind::Vanished => "cannot read what vanished",
-        ProblemKind::Changed => "cannot read what keeps changing",
-        ProblemKind::Unwritable => "cannot write",
-        ProblemKind::Refused => "cannot keep metadata",
-        ProblemKind::Conflict => "cannot replace what changed in the meantime",
-        ProblemKind::Obstacle => "cannot clear the way",
-        ProblemKind::Corrupt => "cannot verify",
-        ProblemKind::Unsupported => "cannot copy",
+/// A problem: `ksync: cannot read src/a/b: permission denied`. The path is written as the user can
+/// type it, below SOURCE or DEST.
+pub(crate) fn problem(problem: &Problem, sources: &[Endpoint], destination: &Endpoint) -> String {
+    use ProblemKind::{Changed, Unreadable, Unsupported, Vanished};
+    let is_in_source = matches!(problem.kind, Unreadable | Vanished | Changed | Unsupported);
+    let path =
+        if is_in_source { in_source(sources, &problem.path) } else { below(destination, &problem.path) };
+    let cause = visible(&exchange::plain(cause(problem)));
+    let (what, then) = match problem.kind {
+        ProblemKind::Unreadable => ("cannot read", ""),
+        ProblemKind::Vanished => ("cannot read", ", which vanished"),
+        ProblemKind::Changed => ("cannot read", ", which keeps changing"),
+        ProblemKind::Unwritable => ("cannot write", ""),
+        ProblemKind::Refused => ("cannot keep the metadata of", ""),
+        ProblemKind::Conflict => ("cannot replace", ", which changed in the meantime"),
+        ProblemKind::Obstacle => ("cannot clear the way of", ""),
+        ProblemKind::Corrupt => ("cannot verify", ""),
+        ProblemKind::Unsupported => ("cannot copy", ""),
         // The cause is the whole message.
-        ProblemKind::NotDeleted if problem.path.is_empty() => {
-            return format!("ksync: {}", visible(&problem.cause));
-        }
-        ProblemKind::NotDeleted => "cannot delete",
-        ProblemKind::Unlisted => {
-            let path = escape(&problem.path);
-            return format!("ksync: cannot list {path}, so what is in it stays: {}", visible(&problem.cause));
-        }
+        ProblemKind::NotDeleted if problem.path.is_empty() => return format!("ksync: {cause}"),
+        ProblemKind::NotDeleted => ("cannot delete", ""),
+        ProblemKind::Unlisted => ("cannot list", ", so what is in it stays"),
     };
-    let path = if problem.path.is_empty() { ".".into() } else { escape(&problem.path) };
-    format!("ksync: {what}: {path}: {}", visible(&problem.cause))
+    format!("ksync: {what} {path}{then}: {cause}")
+}
+
+/// A path of the offered tree, as the user can type it. Of several SOURCEs the first component
+/// names one, or the path is that of a SOURCE which is missing.
+fn in_source(sources: &[Endpoint], path: &[u8]) -> String {
+    let [_, _, ..] = sources else {
+        return sources.first().map_or_else(|| escape(path).into_owned(), |source| below(source, path));
+    };
+    if let Some(missing) = sources.iter().find(|source| source.path() == path) {
+        return missing.to_string();
+    }
+    let (name, rest) = path.iter().position(|&byte| byte == b'/').map_or((path, &b""[..]), |slash| {
+        let (name, rest) = path.split_at(slash);
+        (name, rest.get(1..).unwrap_or_default())
+    });
+    let source = sources.iter().find(|source| source.name() == Some(name));
+    source.map_or_else(|| escape(path).into_owned(), |source| below(source, rest))
+}
+
+/// A path of a tree, below its endpoint. A single file is its own endpoint.
+fn below(endpoint: &Endpoint, path: &[u8]) -> String {
+    let is_file = matches!(endpoint, Endpoint::Local(path) if !path.is_dir());
+    if path.is_empty() || (is_file && endpoint.name() == Some(path)) {
+        return endpoint.to_string();
+    }
+    endpoint.clone().join(path).to_string()
+}
+
+/// The cause of a problem, without the path if that is its own: `cannot open a/b: no such file`.
+fn cause(problem: &Problem) -> &str {
+    let own = format!(" {}: ", escape(&problem.path));
+    match problem.cause.split_once(&own) {
+        Some((verb, rest)) if verb.starts_with("cannot ") && !verb.contains(':') => rest,
+        _ => &problem.cause,
+    }
 }
 
 /// The text for directories of the source that have the name of ksync's own.
@@ -171,17 +208,31 @@ mod tests {
     }
 
     #[test]
-    fn problems_name_verb_path_and_cause() {
+    fn problems_name_verb_path_and_cause_once() {
         let told = |kind, path: &[u8], cause: &str| {
-            problem(&Problem { kind, path: path.to_vec(), cause: cause.to_owned() })
+            let [source, destination] =
+                ["./src", "me@host:/dst"].map(|text| Endpoint::parse(text.as_ref()).unwrap());
+            problem(
+                &Problem { kind, path: path.to_vec(), cause: cause.to_owned() },
+                &[source.clone()],
+                &destination,
+            )
         };
-        assert_eq!(
-            told(ProblemKind::Unreadable, b"a\nb", "Permission denied"),
-            "ksync: cannot read: a\\nb: Permission denied"
-        );
-        assert_eq!(
-            told(ProblemKind::NotDeleted, b"", "\x1b]0;owned\x07 a\\nb"),
-            "ksync: \\u{1b}]0;owned\\u{7} a\\nb"
-        );
+        use ProblemKind::{NotDeleted, Unreadable, Unwritable, Vanished};
+        for (kind, path, cause, line) in [
+            (Unreadable, &b"a\nb"[..], "no", "cannot read ./src/a\\nb: no"),
+            (
+                Unreadable,
+                b"d/sub",
+                "cannot open d/sub: Permission denied (os error 13)",
+                "cannot read ./src/d/sub: permission denied",
+            ),
+            (Vanished, b"a", "cannot open a: gone", "cannot read ./src/a, which vanished: gone"),
+            (Unreadable, b"", "no", "cannot read ./src: no"),
+            (Unwritable, b"a", "cannot make b: no", "cannot write me@host:/dst/a: cannot make b: no"),
+            (NotDeleted, b"", "\x1b]0;owned\x07 a\\nb", "\\u{1b}]0;owned\\u{7} a\\nb"),
+        ] {
+            assert_eq!(told(kind, path, cause), format!("ksync: {line}"));
+        }
     }
 }

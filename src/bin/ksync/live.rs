@@ -148,7 +148,7 @@ impl Monitor for LiveScreen {
             Event::Change { action, what, differs, path } if !self.show.quiet => {
                 state.print(&self.first.change(action, what, differs, &path), out::result);
             }
-            Event::Problem(problem) => state.print(&list::problem(&problem), out::note),
+            Event::Problem(problem) => state.print(&self.first.problem(&problem), out::note),
             Event::Planned { files, .. } if files > 0 => {
                 state.is_doing(format!("syncing {}", counted(files, "file", "files")));
             }
@@ -243,7 +243,10 @@ pub(crate) fn lost(error: &SyncError, wait: Duration) -> String {
 /// The line for a command's event, and the function that prints it.
 pub(crate) fn command(said: &Said<'_>) -> (Option<String>, fn(&str)) {
     match said {
-        Said::Begins(_) => (None, out::result),
+        Said::Begins { is_again: true, .. } => {
+            (Some("ksync: running the command that has not succeeded yet".to_owned()), out::note)
+        }
+        Said::Begins { .. } => (None, out::result),
         Said::Line(line) => (Some(format!("| {}", ksync::tree::path::escape(line))), out::result),
         Said::Ended(0) => (None, out::result),
         Said::Ended(status) => (Some(format!("ksync: the command ended with exit code {status}")), out::note),

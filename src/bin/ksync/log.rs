@@ -24,7 +24,7 @@ pub(crate) fn begin(mode: &Mode) -> Result<(), CliError> {
     let level = std::env::var_os(VARIABLE).filter(|level| !level.is_empty());
     if let Some(level) = level.as_ref().filter(|level| *level != LEVEL) {
         let what = format!("{VARIABLE}={} is not a level of the log", level.display());
-        return Err(CliError::usage(what, format!("set {VARIABLE}={LEVEL}, or unset it")));
+        return Err(CliError::usage(what, format!("Set {VARIABLE}={LEVEL}, or unset it.")));
     }
     if is_asked || level.is_some() {
         let start = Instant::now();

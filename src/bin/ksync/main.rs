@@ -5,10 +5,12 @@ mod args;
 mod brake;
 mod doctor;
 mod flush;
+mod foreign;
 mod json;
 mod list;
 mod live;
 mod log;
+mod nearest;
 mod out;
 mod progress;
 mod proxy;
@@ -23,43 +25,61 @@ mod session;
 mod shell;
 mod ssh;
 mod units;
+mod usage;
 mod verbs;
 mod view;
 
 use std::process::ExitCode;
 
 use args::Mode;
+use report::CliError;
 
 fn main() -> ExitCode {
     let parsed = args::parse(std::env::args_os());
-    if let Ok(mode) = &parsed
-        && let Err(error) = log::begin(mode)
-    {
-        out::note(&error.to_string());
-        return ExitCode::from(error.exit);
-    }
-    let done = match parsed {
-        Ok(Mode::Show(text)) => {
-            out::result(&text);
-            Ok(0)
-        }
-        Ok(Mode::Session(args)) => session::run(args),
-        Ok(Mode::Ssh(args)) => ssh::run(&args),
-        Ok(Mode::Doctor(args)) => doctor::run(&args),
-        Ok(Mode::Proxy(args)) => proxy::run(&args),
-        Ok(Mode::Flush(args)) => flush::run(&args),
-        Ok(Mode::Sync(args)) => request::build(*args).and_then(|request| run::run(&request)),
-        #[cfg(feature = "sandbox")]
-        Ok(Mode::Sandbox(args)) => sandbox::run(&args),
-        Err(error) => {
-            out::note(&error);
-            Ok(report::USAGE)
-        }
-    };
-    let exit = done.unwrap_or_else(|error| {
+    // A command line that cannot be parsed may ask for JSON nevertheless.
+    let is_json =
+        parsed.as_ref().map_or_else(|_| std::env::args_os().any(|arg| arg == "--json"), Mode::is_json);
+    let done = done(parsed, is_json);
+    let lost = out::failure(is_json).filter(|error| done.as_ref().err() != Some(error));
+    let mut exit = done.unwrap_or_else(|error| {
         out::note(&error.to_string());
         error.exit
     });
+    if let Some(error) = lost {
+        out::note(&error.to_string());
+        exit = if exit == 0 { error.exit } else { exit };
+    }
     log::end(exit);
     ExitCode::from(exit)
+}
+
+fn done(parsed: Result<Mode, CliError>, is_json: bool) -> Result<u8, CliError> {
+    if is_json {
+        out::check()?;
+    }
+    let told = |error: CliError| {
+        if is_json {
+            json::report_error(&error);
+        }
+        error
+    };
+    let mode = parsed.map_err(told)?;
+    log::begin(&mode).map_err(told)?;
+    match mode {
+        Mode::Show(text) => {
+            out::result(&text);
+            Ok(0)
+        }
+        Mode::Session(args) => session::run(args),
+        Mode::Ssh(args) => ssh::run(&args),
+        Mode::Doctor(args) => doctor::run(&args),
+        Mode::Proxy(args) => proxy::run(&args),
+        Mode::Flush(args) => flush::run(&args),
+        Mode::Sync(args) => {
+            let request = request::build(*args).map_err(told)?;
+            run::run(&request)
+        }
+        #[cfg(feature = "sandbox")]
+        Mode::Sandbox(args) => sandbox::run(&args),
+    }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use ksync::engine::Summary;
-use ksync::exchange::chain;
+use ksync::exchange::{chain, plain};
 use ksync::kernel::KernelError;
 use ksync::monitor::ProblemKind;
 use ksync::sync::{Report, SyncError};
@@ -73,11 +73,11 @@ pub(crate) struct CliError {
 
 impl CliError {
     pub(crate) fn new(exit: u8, what: impl Into<String>) -> Self {
-        Self { exit, what: what.into(), hint: None }
+        Self { exit, what: plain(&what.into()), hint: None }
     }
 
     pub(crate) fn usage(what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { exit: USAGE, what: what.into(), hint: Some(hint.into()) }
+        Self { exit: USAGE, what: plain(&what.into()), hint: Some(hint.into()) }
     }
 
     pub(crate) fn with_hint(mut self, hint: Option<impl Into<String>>) -> Self {

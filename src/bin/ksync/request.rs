@@ -8,7 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use ksync::exchange::chain;
 use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
+use ksync::monitor::Warning;
 use ksync::sync::endpoint::{Endpoint, EndpointError};
 use ksync::sync::watch::{AfterRound, Live};
 use ksync::sync::{self, ConnectOptions, Job};
@@ -46,6 +48,8 @@ pub(crate) struct Request {
     pub(crate) after: Option<AfterRound>,
     /// The output options.
     pub(crate) show: Show,
+    /// Warnings about the command line.
+    pub(crate) warnings: Vec<Warning>,
 }
 
 /// The output options of a run.
@@ -66,6 +70,8 @@ pub(crate) struct Show {
 /// Builds the request from the arguments.
 pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     refuse_foreign(&args.foreign)?;
+    refuse_key(&args)?;
+    let warnings = args.endpoints.last().and_then(|text| mistaken(text)).into_iter().collect();
     let pairs = pair(&args.endpoints, args.connection.setup.is_some())?;
     let mut rules = rules::compile(&args.rules, load)?;
     let after = after(&args.watch, &pairs)?;
@@ -77,12 +83,12 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     }
     if rules.len() > RULES_MAX {
         let what = format!("{} rules are more than the {RULES_MAX} that are honoured", rules.len());
-        return Err(CliError::usage(what, "join patterns, or put them into a .ksyncignore file"));
+        return Err(CliError::usage(what, "Join patterns, or put them into a .ksyncignore file."));
     }
     if rules.iter().map(|rule| rule.pattern.len()).sum::<usize>() > RULES_BYTES_MAX {
         return Err(CliError::usage(
             "all patterns together are longer than the 1 MiB that is honoured",
-            "join patterns, or put them into .ksyncignore files",
+            "Join patterns, or put them into .ksyncignore files.",
         ));
     }
     let OutputArgs { verbose, itemize_changes, quiet, stats, no_progress, json, .. } = args.output;
@@ -131,6 +137,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
             progress: !no_progress && !quiet && !ksync::log::is_on(),
             json,
         },
+        warnings,
     })
 }
 
@@ -147,8 +154,7 @@ fn together(jobs: Vec<Job>, destination: Option<&Endpoint>) -> Vec<Job> {
         _ => job.options.delete,
     };
     let machine = |endpoint: &Endpoint| endpoint.clone().with_path(b"");
-    let path_bytes =
-        |job: &Job| std::iter::once(&job.source).chain(&job.further).map(|source| source.path().len()).sum();
+    let path_bytes = |job: &Job| job.sources().map(|source| source.path().len()).sum();
     let mut joined: Vec<Job> = Vec::new();
     for job in jobs {
         let with = joined.iter_mut().find(|other| {
@@ -171,11 +177,10 @@ fn together(jobs: Vec<Job>, destination: Option<&Endpoint>) -> Vec<Job> {
 }
 
 /// The SOURCEs of a job, for a person.
-pub(crate) fn sources(job: &Job) -> String {
+pub(crate) fn named(sources: &[Endpoint]) -> String {
     const NAMED_MAX: usize = 3;
-    let all = std::iter::once(&job.source).chain(&job.further);
-    let named: Vec<String> = all.take(NAMED_MAX).map(ToString::to_string).collect();
-    match (1 + job.further.len()).checked_sub(NAMED_MAX) {
+    let named: Vec<String> = sources.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    match sources.len().checked_sub(NAMED_MAX) {
         None | Some(0) => named.join(", "),
         Some(more) => format!("{} and {more} more", named.join(", ")),
     }
@@ -196,7 +201,7 @@ fn is_excluded(job: &Job) -> bool {
 fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, CliError> {
     if what.force_delete_in.len() > FORCED_MAX {
         let told = format!("--force-delete-in is given more than {FORCED_MAX} times");
-        return Err(CliError::usage(told, "run one ksync for each DEST"));
+        return Err(CliError::usage(told, "Run one ksync for each DEST."));
     }
     let is_remote = pairs.iter().any(|(_, destination)| destination.is_remote());
     // A path on DEST's machine; the user may write it in the form of DEST.
@@ -230,11 +235,11 @@ fn after(args: &WatchArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Option<Afte
     match (&args.exec, &args.on_change) {
         (Some(_), _) if !is_remote => Err(CliError::usage(
             "--exec runs on the VM when something has changed there, and DEST is on this machine",
-            "--on-change CMD runs here",
+            "--on-change CMD runs here.",
         )),
         (_, Some(_)) if is_remote => Err(CliError::usage(
             "--on-change runs on this machine when something has changed here, and DEST is on the VM",
-            "--exec CMD runs there",
+            "--exec CMD runs there.",
         )),
         (Some(command), _) => Ok(Some(AfterRound::There(command.clone()))),
         (None, Some(command)) => Ok(Some(AfterRound::Here(command.clone()))),
@@ -253,12 +258,12 @@ fn live(
         return Ok(None);
     }
     if what.dry_run {
-        return Err(CliError::usage("--watch and --dry-run exclude each other", "leave one of them out"));
+        return Err(CliError::usage("--watch and --dry-run exclude each other", "Leave one of them out."));
     }
     if pairs.len() > 1 {
         return Err(CliError::usage(
             "--watch takes one SOURCE",
-            "watch the directory that holds them, with --include and --exclude; or run one ksync for each",
+            "Watch the directory that holds them, with --include and --exclude; or run one ksync for each.",
         ));
     }
     Ok(Some(Live { watch_options: WatchOptions { quiet_ms: args.debounce, poll: args.poll }, after }))
@@ -266,7 +271,7 @@ fn live(
 
 /// Pairs each SOURCE with its destination.
 fn pair(endpoints: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)>, CliError> {
-    let usage = "write ksync SOURCE... DEST; ksync --help has examples";
+    let usage = "Write ksync SOURCE... DEST; ksync --help has examples.";
     let (destination, sources) = match endpoints {
         [] => return Err(CliError::usage("there is no SOURCE and no DEST", usage)),
         [_] => return Err(CliError::usage("there is no DEST", usage)),
@@ -276,7 +281,7 @@ fn pair(endpoints: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoi
     if let Some(source) = sources.iter().find(|source| source.is_remote() && destination.is_remote()) {
         return Err(CliError::usage(
             format!("both {source} and {destination} are remote"),
-            "copy to a local directory first, and from there in a second run",
+            "Copy to a local directory first, and from there in a second run.",
         ));
     }
     let in_setup = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Setup { .. });
@@ -284,13 +289,13 @@ fn pair(endpoints: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoi
         (true, false) => {
             return Err(CliError::usage(
                 "an endpoint that begins with : is in the VM of --setup, and there is none",
-                "add --setup FILE with what `kernel browsers ssh ID --setup-only -o json` prints",
+                "Add --setup FILE with what `kernel browsers ssh ID --setup-only -o json` prints.",
             ));
         }
         (false, true) => {
             return Err(CliError::usage(
                 "--setup describes a VM, but no endpoint is in it",
-                "write the endpoint in the VM as :/path",
+                "Write the endpoint in the VM as :/path.",
             ));
         }
         _ => {}
@@ -302,6 +307,62 @@ fn pair(endpoints: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoi
         }
         Err(sources) => into_directory(sources, destination),
     }
+}
+
+/// Refuses a key behind `-i`, where ssh and scp take it. With two endpoints it may be meant.
+fn refuse_key(args: &SyncArgs) -> Result<(), CliError> {
+    const SOURCES_AND_DEST_MIN: usize = 3;
+    let Some(file) = args.behind_i.as_ref().filter(|_| args.endpoints.len() >= SOURCES_AND_DEST_MIN) else {
+        return Ok(());
+    };
+    let shown = escape(file.as_bytes());
+    let told = match is_key(Path::new(file)) {
+        Some(true) => format!("-i lists the changes, and {shown} is a key"),
+        None if looks_like_key(Path::new(file)) => {
+            format!("-i lists the changes, and {shown} does not exist")
+        }
+        _ => return Ok(()),
+    };
+    Err(CliError::usage(told, format!("A key is given by --identity: --identity {shown}.")))
+}
+
+/// Reports if a file holds a private or public key; `None` if it does not exist.
+fn is_key(path: &Path) -> Option<bool> {
+    const STARTS: [&str; 6] =
+        ["-----BEGIN ", "PuTTY-User-Key-File", "ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"];
+    if !path.metadata().ok()?.is_file() {
+        return Some(false);
+    }
+    let mut start = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
+    Some(read.is_ok() && STARTS.iter().any(|known| start.starts_with(known.as_bytes())))
+}
+
+/// True for the usual names of keys.
+fn looks_like_key(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let is_in_ssh = path.parent().is_some_and(|parent| parent.ends_with(".ssh"));
+    is_in_ssh || name.starts_with("id_") || name.ends_with(".pem") || name.ends_with(".key")
+}
+
+/// A warning about an endpoint on this machine that does not exist, and looks like one on another.
+pub(crate) fn mistaken(text: &OsStr) -> Option<Warning> {
+    let Ok(Endpoint::Local(path)) = Endpoint::parse(text) else { return None };
+    if path.symlink_metadata().is_ok() {
+        return None;
+    }
+    let shown = escape(text.as_bytes());
+    let hint = match shown.split_once('@') {
+        _ if shown.contains("::") => {
+            "A path on another machine is written host:path, with one colon, and no slash before it."
+                .to_owned()
+        }
+        Some((user, host)) if !user.is_empty() && !host.is_empty() && !shown.contains('/') => {
+            format!("A path on another machine has a colon: {shown}:path.")
+        }
+        _ => return None,
+    };
+    Some(Warning { what: format!("{shown} is a name on this machine"), hint })
 }
 
 /// Refuses to copy a directory onto the home just because the path is missing. (A file goes into
@@ -331,7 +392,7 @@ fn into_directory(
     {
         return Err(CliError::usage(
             format!("{destination} is not a directory, and several SOURCEs go into one"),
-            "name a directory as DEST",
+            "Name a directory as DEST.",
         ));
     }
     let mut names = BTreeSet::new();
@@ -341,7 +402,7 @@ fn into_directory(
         if !names.insert(name.clone()) {
             return Err(CliError::usage(
                 format!("two SOURCEs would both become {}", destination.join(&name)),
-                "sync them one after the other, to two destinations",
+                "Sync them one after the other, to two destinations.",
             ));
         }
         let inside = destination.clone().join(&name);
@@ -359,7 +420,7 @@ fn own_name(source: &Endpoint) -> Result<Vec<u8>, CliError> {
     source.name().map(<[u8]>::to_vec).or_else(looked_up).ok_or_else(|| {
         CliError::usage(
             format!("{source} has no name that it could have in DEST"),
-            "sync it alone, to a DEST with a name",
+            "Sync it alone, to a DEST with a name.",
         )
     })
 }
@@ -380,7 +441,7 @@ fn connect_options(args: ConnectionArgs) -> Result<ConnectOptions, CliError> {
     {
         return Err(CliError::usage(
             "--host-key is not a public key",
-            "give the type and the key, as in \"ssh-ed25519 AAAA...\": a line of ssh-keyscan without its host",
+            "Give the type and the key, as in \"ssh-ed25519 AAAA...\": a line of ssh-keyscan without its host.",
         ));
     }
     let api = api(args.ca_cert.as_deref());
@@ -445,7 +506,7 @@ fn load(file: &OsStr) -> Result<Vec<u8>, CliError> {
     let mut bytes = Vec::new();
     opened
         .and_then(|reader| reader.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
-        .map_err(|error| CliError::new(USAGE, format!("cannot read {shown}: {error}")))?;
+        .map_err(|error| CliError::new(USAGE, format!("cannot read {shown}: {}", chain(&error))))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(CliError::new(USAGE, format!("cannot read {shown}: it is longer than 4 MiB")));
     }
@@ -454,16 +515,16 @@ fn load(file: &OsStr) -> Result<Vec<u8>, CliError> {
 
 fn refuse_foreign(args: &ForeignArgs) -> Result<(), CliError> {
     let misuse = if args.daemon {
-        Some(("ksync is no daemon", "reach the machine over SSH: user@host:/path"))
+        Some(("ksync is no daemon", "Reach the machine over SSH: user@host:/path."))
     } else if args.rsh.is_some() {
         Some((
-            "ksync speaks SSH itself and starts no remote shell (-e)",
-            "write ssh://user@host:port/path or wss://host:port/path, with --identity FILE for a key",
+            "ksync speaks SSH itself and starts no remote shell (-e, --rsh)",
+            "Write ssh://user@host:port/path or wss://host:port/path, with --identity FILE for a key.",
         ))
     } else if args.rsync_path.is_some() {
         Some((
             "ksync runs its own agent on the other side, not rsync (--rsync-path)",
-            "leave it out: nothing has to be installed there",
+            "Leave it out: nothing has to be installed there.",
         ))
     } else {
         None
@@ -524,7 +585,7 @@ mod tests {
             ("ksync a b /dev/null", "/dev/null is not a directory, and several SOURCEs go into one"),
             ("ksync a http://b/c", "\"http://b/c\" is not an endpoint: its scheme is not ssh, ws or wss"),
             ("ksync --daemon a b", "ksync is no daemon"),
-            ("ksync -e ssh a b", "ksync speaks SSH itself and starts no remote shell (-e)"),
+            ("ksync -e ssh a b", "ksync speaks SSH itself and starts no remote shell (-e, --rsh)"),
             (
                 "ksync --rsync-path=x a b",
                 "ksync runs its own agent on the other side, not rsync (--rsync-path)",
@@ -534,7 +595,8 @@ mod tests {
             let error = error(line);
             let (what, hint) = error.split_once("\n  hint: ").unwrap_or_else(|| panic!("{error}"));
             assert_eq!(what, format!("ksync: {text}"));
-            assert!(!hint.is_empty());
+            let begins = hint.starts_with(|c: char| c.is_uppercase()) || hint.starts_with("--");
+            assert!(begins && hint.ends_with('.'), "{hint}");
         }
     }
 
@@ -555,6 +617,42 @@ mod tests {
     }
 
     #[test]
+    fn a_key_behind_i_is_refused_with_the_right_option() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            std::fs::write(folder.path().join(name), text).unwrap();
+            folder.path().join(name).display().to_string()
+        };
+        let key = file("k", "-----BEGIN OPENSSH PRIVATE KEY-----\n");
+        let public = file("k.pub", "ssh-ed25519 AAAA me\n");
+        for file in [&key, &public] {
+            for line in [format!("ksync -i {file} a me@host:b"), format!("ksync -avi {file} a me@host:b")] {
+                let told =
+                    format!("ksync: -i lists the changes, and {file} is a key\n  hint: A key is given by");
+                assert!(error(&line).starts_with(&told), "{}", error(&line));
+            }
+        }
+        assert!(error("ksync -i /no/.ssh/mine a me@host:b").contains("hint: A key is given by --identity"));
+        let plain = file("plain", "-----");
+        for line in
+            [format!("ksync -i {plain} a d"), format!("ksync -iv {key} a d"), format!("ksync -i {key} d")]
+        {
+            built(&line).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_new_name_here_that_looks_remote_gets_a_hint() {
+        let hint = |line: &str| built(line).unwrap().warnings.pop().map(|warning| warning.hint);
+        let told = hint("ksync a me@host");
+        assert_eq!(told.as_deref(), Some("A path on another machine has a colon: me@host:path."));
+        assert!(hint("ksync a ./x::mod").is_some_and(|hint| hint.contains("host:path, with one colon")));
+        for line in ["ksync a me@host:", "ksync a d", "ksync a ./me@host", "ksync a @", "ksync a src"] {
+            assert_eq!(hint(line), None, "{line}");
+        }
+    }
+
+    #[test]
     fn consent_holds_the_typed_options() {
         let consent = |line: &str| built(line).unwrap().jobs[0].options.consent.clone();
         assert_eq!(consent("ksync --delete a b"), Consent::default());
@@ -571,7 +669,7 @@ mod tests {
     fn an_unreadable_file_is_named() {
         assert_eq!(
             error("ksync --exclude-from /no/file a b"),
-            "ksync: cannot read /no/file: No such file or directory (os error 2)"
+            "ksync: cannot read /no/file: no such file or directory"
         );
     }
 

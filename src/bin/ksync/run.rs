@@ -14,8 +14,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::report::{self, CliError};
 use crate::request::Request;
+use crate::screen::warned;
 use crate::view::{self, View};
-use crate::{brake, json, out};
+use crate::{brake, json, nearest, out};
 
 /// Runs `future` on this thread. By measurement, a single-threaded runtime is the cheapest for a
 /// single connection; blocking work has threads of its own.
@@ -34,6 +35,13 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, CliError>>) -> 
 pub(crate) fn run(request: &Request) -> Result<u8, CliError> {
     let done = block_on(async {
         let mut signals = Signals::new()?;
+        for warning in &request.warnings {
+            if request.show.json {
+                json::warn("endpoint", warning);
+            } else if !request.show.quiet {
+                out::note(&warned(warning));
+            }
+        }
         let mut exit = 0;
         for job in &request.jobs {
             let ended = match with_consent(job, request, &mut signals).await {
@@ -91,11 +99,13 @@ async fn one(job: &Job, request: &Request, signals: &mut Signals) -> Result<(u8,
     let ended = tokio::select! {
         ended = running => ended,
         never = draw(&*view) => match never {},
+        // A watch for a program that is gone would go on for ever.
+        error = out::failed(), if request.live.is_some() && request.show.json => Err(error),
         () = signals.wait() => Err(CliError::new(report::SIGNAL, "stopped by a signal")
-            .with_hint(Some("what has arrived is kept: the same command goes on from there"))),
+            .with_hint(Some("What has arrived is kept: the same command goes on from there."))),
     };
     view.finish();
-    let report = ended?;
+    let report = ended.map_err(|error| nearest::hinted(error, &job.source))?;
     view.report(&report);
     if report.command_status.is_some_and(|status| status != 0) {
         return Ok((report::COMMAND, None));

@@ -60,6 +60,8 @@ async fn serve(
     let setup = sandbox.setup(&key.0);
     if json {
         out::result(&one_line(&setup, platform));
+        // Without this line nobody can use the emulator.
+        out::failure(json).map_or(Ok(()), Err)?;
         signals.wait().await;
     } else {
         let text = pretty(&setup);
@@ -170,14 +172,14 @@ impl From<SandboxError> for CliError {
     fn from(error: SandboxError) -> Self {
         match &error {
             SandboxError::NotLoopback(_) => {
-                Self::caused(report::USAGE, &error).with_hint(Some("use --listen 127.0.0.1:PORT"))
+                Self::caused(report::USAGE, &error).with_hint(Some("Use --listen 127.0.0.1:PORT."))
             }
             SandboxError::Listen { .. } => Self::caused(report::NOT_STARTED, &error)
-                .with_hint(Some("with port 0 any free port is taken: --listen 127.0.0.1:0")),
+                .with_hint(Some("With port 0 any free port is taken: --listen 127.0.0.1:0.")),
             SandboxError::TimeScale(_) => Self::caused(report::USAGE, &error)
-                .with_hint(Some("--time-scale takes a number from 0.001 to 1000000")),
+                .with_hint(Some("--time-scale takes a number from 0.001 to 1000000.")),
             SandboxError::Home { .. } => Self::caused(report::NOT_STARTED, &error)
-                .with_hint(Some("name a directory that can be written: --home DIR")),
+                .with_hint(Some("Name a directory that can be written: --home DIR.")),
             _ => Self::caused(report::NOT_STARTED, &error),
         }
     }

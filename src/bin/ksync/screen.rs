@@ -9,9 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ksync::monitor::{Action, Differs, Event, Monitor, Preparation, Warning, What};
+use ksync::monitor::{Action, Differs, Event, Monitor, Preparation, Problem, Warning, What};
 use ksync::sync::endpoint::Endpoint;
-use ksync::sync::watch::News;
+use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
 use ksync::tree::path::escape;
 
@@ -53,7 +53,7 @@ enum Mode {
 
 /// The view for people.
 pub(crate) struct Screen {
-    sources: String,
+    sources: Vec<Endpoint>,
     destination: Endpoint,
     direction: Direction,
     checksum: bool,
@@ -82,7 +82,7 @@ impl Screen {
             (true, false) => Mode::Lines,
         };
         Self {
-            sources: request::sources(job),
+            sources: job.sources().cloned().collect(),
             destination: job.destination.clone(),
             direction: direction(job),
             checksum: job.options.checksum,
@@ -113,7 +113,12 @@ impl Screen {
     /// Source and destination, with the path that the destination resolved to. The user typed the
     /// endpoints; the resolved path comes from the receiver.
     fn mapping(&self, path: &[u8]) -> String {
-        format!("{} → {}", self.sources, self.destination.clone().with_path(path))
+        format!("{} → {}", request::named(&self.sources), self.destination.clone().with_path(path))
+    }
+
+    /// The line for a problem.
+    pub(crate) fn problem(&self, problem: &Problem) -> String {
+        list::problem(problem, &self.sources, &self.destination)
     }
 
     /// The line for a change.
@@ -148,7 +153,7 @@ impl Screen {
             Event::Grew { path } if !self.show.quiet => (None, Some(list::grew(path))),
             Event::Problem(problem) => {
                 state.problems += 1;
-                (None, (state.problems <= PROBLEMS_SHOWN).then(|| list::problem(problem)))
+                (None, (state.problems <= PROBLEMS_SHOWN).then(|| self.problem(problem)))
             }
             _ => (None, None),
         }
@@ -232,6 +237,9 @@ impl View for Screen {
                 if let (Some(line), print) = live::command(&said) {
                     print(&line);
                 }
+                if matches!(said, Said::Ended(1..) | Said::Failed(_)) {
+                    out::note("  hint: The next run runs it again, even if nothing has changed.");
+                }
             }
             News::Lost { error, wait } => {
                 let mut state = self.state();
@@ -313,7 +321,7 @@ fn style(template: &str) -> ProgressStyle {
 
 #[cfg(test)]
 mod tests {
-    use ksync::monitor::{Problem, ProblemKind};
+    use ksync::monitor::ProblemKind;
     use ksync::sync::ConnectOptions;
     use ksync::wire::hello::Options;
 
@@ -341,7 +349,7 @@ mod tests {
     }
 
     fn problem() -> Event {
-        let cause = "Permission denied".to_owned();
+        let cause = "cannot open a: Permission denied (os error 13)".to_owned();
         Event::Problem(Problem { kind: ProblemKind::Unreadable, path: b"a".to_vec(), cause })
     }
 
@@ -359,7 +367,7 @@ mod tests {
         let screen = screen(false);
         let change = change();
         assert_eq!(told(&screen, &change), (Some("create  a".to_owned()), None));
-        let line = "ksync: cannot read: a: Permission denied".to_owned();
+        let line = "ksync: cannot read ./dir/a: permission denied".to_owned();
         assert_eq!(told(&screen, &problem()), (None, Some(line)));
     }
 

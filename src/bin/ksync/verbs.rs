@@ -5,14 +5,17 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Subcommand};
 
+use crate::args::seconds;
+use crate::usage::number;
+
 /// `ksync flush`.
 #[derive(Debug, Args)]
 pub(crate) struct FlushArgs {
     /// The local side of the watched pair
-    #[arg(value_name = "PLACE", default_value = ".")]
+    #[arg(value_name = "DIR", default_value = ".")]
     pub(crate) endpoint: OsString,
     /// Give up after this long
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = seconds())]
     pub(crate) timeout: u64,
     /// Print this help
     #[arg(short = 'h', long, action = ArgAction::Help)]
@@ -35,7 +38,7 @@ pub(crate) enum SessionVerb {
     /// Create a session, or take one from a pool; it becomes the current one
     Create {
         /// Idle time after which the session ends, 10 to 259200
-        #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=259_200))]
+        #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = number(10..=259_200u64, "seconds, 10 to 259200"))]
         timeout: u64,
         /// Create it without a screen
         #[arg(long)]
@@ -94,6 +97,19 @@ pub(crate) enum SessionVerb {
         #[arg(default_value = "session")]
         session: String,
     },
+}
+
+impl SessionVerb {
+    /// True if stdout gets JSON for programs.
+    pub(crate) fn is_json(&self) -> bool {
+        match self {
+            Self::Create { json, .. }
+            | Self::List { json }
+            | Self::Show { json, .. }
+            | Self::Setup { json, .. } => *json,
+            Self::Use { .. } | Self::Delete { .. } | Self::Cleanup { .. } => false,
+        }
+    }
 }
 
 /// `ksync proxy`.

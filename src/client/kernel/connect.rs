@@ -108,16 +108,16 @@ impl KernelError {
             Self::NoSuch { name, .. } => {
                 return Some(format!("List what is there with ksync session list; {}.", ssh_way(name)));
             }
-            Self::NoApi => "set KERNEL_API_KEY to a key of your Kernel account",
-            Self::NoCurrent => "name one: ksync session use ID, or KSYNC_SESSION=ID",
-            Self::Name(_) => "ksync session list shows those that there are",
-            Self::Key(_) => "name another one with --identity",
-            Self::Provision(ProvisionError::Busy) => "run the same command again",
+            Self::NoApi => "Set KERNEL_API_KEY to a key of your Kernel account.",
+            Self::NoCurrent => "Name one: ksync session use ID, or KSYNC_SESSION=ID.",
+            Self::Name(_) => "Run ksync session list: it shows those that there are.",
+            Self::Key(_) => "Name another one with --identity.",
+            Self::Provision(ProvisionError::Busy) => "Run the same command again.",
             Self::Provision(ProvisionError::NoSshd { .. }) => {
-                "take an image with openssh-server, which newer ones have, or let the VM reach its package servers"
+                "Take an image with openssh-server, which newer ones have, or let the VM reach its package servers."
             }
             Self::Provision(_) | Self::NotBrought(_) => {
-                "run the same command again; ksync doctor SESSION tells which step fails"
+                "Run the same command again; ksync doctor SESSION tells which step fails."
             }
             Self::State { .. } => return None,
         };

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::kernel::api_key::ApiKey;
 use crate::kernel::domain::DomainError;
 use crate::kernel::retry::Advice;
-use crate::remote::{ErrorKind, RemoteError};
+use crate::remote::{ErrorKind, RemoteError, TlsError};
 use crate::tree::path::escape;
 
 /// Characters kept of an API message. The API answers in sentences; a script's output arrives in
@@ -66,7 +66,7 @@ pub enum ApiError {
         /// The API's endpoint.
         endpoint: String,
         /// The cause.
-        source: io::Error,
+        source: TlsError,
     },
     /// The call timed out.
     #[error("could not {call}: no answer from {endpoint} within {} s", after.as_secs_f32())]
@@ -230,9 +230,7 @@ impl ApiError {
             Self::Unreachable { .. } => {
                 "Check the network, the proxy settings (HTTPS_PROXY), and KERNEL_BASE_URL if it is set."
             }
-            Self::Untrusted { .. } => {
-                "Check the clock. For a private CA give its certificate with --ca-cert."
-            }
+            Self::Untrusted { source, .. } => return source.hint(),
             Self::TimedOut { .. } => "Try again in a moment.",
             Self::Refused { call, status_error } => return status_error.hint(call),
             Self::Redirected { .. } => "Check KERNEL_BASE_URL: it must be the address of the API itself.",

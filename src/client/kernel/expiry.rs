@@ -107,21 +107,21 @@ impl End {
                     "session {session} ends {left} at the latest, and its files with it: no session gets older \
                      than 72 hours"
                 ),
-                "download the files you need, and go on in a new session: ksync session create".to_owned(),
+                "Download the files you need, and go on in a new session: ksync session create.".to_owned(),
             ),
             Cause::Token => (
                 format!(
                     "session {session} may end {left}, and its files with it: the token that keeps it awake \
                      expires"
                 ),
-                format!("ksync session setup {session} asks for another token"),
+                format!("Run ksync session setup {session}, which asks for another token."),
             ),
             Cause::Timeout => (
                 format!(
                     "session {session} may end {left}, and its files with it: it is not kept awake, and SSH \
                      does not count as use"
                 ),
-                "omit --no-keep-alive, or make the session with a longer --timeout".to_owned(),
+                "Omit --no-keep-alive, or make the session with a longer --timeout.".to_owned(),
             ),
         }
     }
@@ -246,17 +246,17 @@ mod tests {
         assert_eq!(
             told(Cause::Age, 9 * MINUTE + 59),
             "session x ends in 9 minutes at the latest, and its files with it: no session gets older than \
-             72 hours; download the files you need, and go on in a new session: ksync session create"
+             72 hours; Download the files you need, and go on in a new session: ksync session create."
         );
         assert_eq!(
             told(Cause::Token, 61),
             "session x may end in 1 minute, and its files with it: the token that keeps it awake expires; \
-             ksync session setup x asks for another token"
+             Run ksync session setup x, which asks for another token."
         );
         assert_eq!(
             told(Cause::Timeout, 59),
             "session x may end in less than a minute, and its files with it: it is not kept awake, and SSH does \
-             not count as use; omit --no-keep-alive, or make the session with a longer --timeout"
+             not count as use; Omit --no-keep-alive, or make the session with a longer --timeout."
         );
     }
 

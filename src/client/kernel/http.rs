@@ -223,7 +223,7 @@ impl Http {
                 ApiError::TimedOut { call, endpoint, after: request.timeout, is_connecting: false }
             }
             ureq::Error::Io(source) if source.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) => {
-                ApiError::Untrusted { call, endpoint, source }
+                ApiError::Untrusted { call, endpoint, source: source.into() }
             }
             ureq::Error::Io(source) => ApiError::Unreachable { call, endpoint, source },
             error @ (ureq::Error::HostNotFound

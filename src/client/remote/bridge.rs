@@ -10,8 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::log::debug;
-use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
+use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError, TLS_HANDSHAKE};
+use crate::remote::greeting::{self, Greeted};
+use crate::remote::protocol::{Protocol, Wanted};
 use crate::remote::tcp::{self, ByteStream};
 use crate::remote::timeout::{GOODBYE_TIMEOUT, within};
 use crate::remote::tls::Tls;
@@ -65,10 +66,15 @@ async fn carry(
             stdout.flush().await?;
         }
     };
-    tokio::select! {
+    let carried = tokio::select! {
         // SSH has disconnected; a bridge has no half-closed connections.
-        _ = up => {}
-        _ = down => {}
+        _ = up => Ok(()),
+        carried = down => carried,
+    };
+    if let Err(source) = carried
+        && source.kind() != io::ErrorKind::BrokenPipe
+    {
+        return Err(RemoteError::Output { source });
     }
     let _ = tokio::time::timeout(GOODBYE_TIMEOUT, socket).await;
     match connection_status.known() {
@@ -102,19 +108,40 @@ pub(super) async fn open(
 ) -> Result<(DuplexStream, JoinHandle<()>), RemoteError> {
     let endpoint = address.endpoint();
     let tls = address.encrypted.then(|| Tls::new(ca_cert, &endpoint)).transpose()?;
+    let begin = Instant::now();
     let stream = tcp::connect(&address.host, address.port, &endpoint, timeout).await?;
-    let ours = connection_status.clone();
-    let opening = async {
-        let stream: Box<dyn ByteStream> = match tls {
-            Some(tls) => {
-                let begin = Instant::now();
-                let stream = tls.connect(&address.host, stream, &endpoint).await?;
-                debug!("connect ok=true ms={} endpoint={endpoint} step=TLS", begin.elapsed().as_millis());
-                Box::new(stream)
+    let round_trip = begin.elapsed();
+    let (host, port) = (address.host.as_str(), address.port);
+    let opening = |stream, greeting, wanted| {
+        let endpoint = &endpoint;
+        async move {
+            let opening = websocket::open(address, stream, silence, connection_status.clone());
+            match within(timeout, "open a WebSocket to", endpoint, opening).await {
+                Ok(opened) => Ok(opened),
+                Err(error) => Err(greeting::explain(error, &greeting, wanted, host, port).await),
             }
-            None => Box::new(stream),
-        };
-        websocket::open(address, stream, silence, ours).await
+        }
     };
-    within(timeout, "open a WebSocket to", &endpoint, opening).await
+    let Some(tls) = tls else {
+        let (stream, greeting) = Greeted::new(stream, Wanted::Ws);
+        return opening(Box::new(stream) as Box<dyn ByteStream>, greeting, Wanted::Ws).await;
+    };
+    let wanted = Wanted::Wss;
+    let (stream, greeting) = Greeted::new(stream, wanted);
+    let handshake = async {
+        tokio::select! {
+            connected = tls.connect(host, stream, &endpoint) => connected,
+            () = greeting::speaks_http(&greeting, host, port, round_trip) => {
+                let (endpoint, protocol) = (endpoint.clone(), Protocol::Http);
+                Err(RemoteError::OtherProtocol { endpoint, wanted, protocol })
+            }
+        }
+    };
+    match within(timeout, TLS_HANDSHAKE, &endpoint, handshake).await {
+        Ok(stream) => {
+            let (stream, greeting) = Greeted::new(stream, Wanted::WsInTls);
+            opening(Box::new(stream), greeting, Wanted::WsInTls).await
+        }
+        Err(error) => Err(greeting::explain(error, &greeting, wanted, host, port).await),
+    }
 }

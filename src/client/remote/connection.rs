@@ -18,9 +18,11 @@ use crate::remote::auth;
 use crate::remote::bootstrap::{self, Purpose};
 use crate::remote::bridge;
 use crate::remote::error::{ConnectionStatus, RemoteError};
+use crate::remote::greeting::{self, Greeted};
 use crate::remote::hostkey::HostKeys;
 use crate::remote::keys::Keys;
 use crate::remote::probe::Probe;
+use crate::remote::protocol::{Protocol, Wanted};
 use crate::remote::pump::{self, Waiting};
 use crate::remote::secrets::Secrets;
 use crate::remote::ssh::{self, Client, Shown};
@@ -135,12 +137,18 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             let stream =
                 tcp::connect_from(from.as_deref(), *family, (host, *port), &endpoint, timeout).await?;
             let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
-            (
-                handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown)
-                    .await?,
-                None,
-                endpoint,
-            )
+            let (wanted, (stream, greeting)) = (Wanted::Ssh, Greeted::new(stream, Wanted::Ssh));
+            let shaken = tokio::select! {
+                shaken = handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown) => shaken,
+                () = greeting::speaks_http(&greeting, host, *port, round_trip) => {
+                    let (endpoint, protocol) = (endpoint.clone(), Protocol::Http);
+                    Err(RemoteError::OtherProtocol { endpoint, wanted, protocol })
+                }
+            };
+            match shaken {
+                Ok(session) => (session, None, endpoint),
+                Err(error) => return Err(greeting::explain(error, &greeting, wanted, host, *port).await),
+            }
         }
         Transport::WebSocket { url, ca_cert } => {
             let address = Address::parse(url)?;
@@ -151,10 +159,16 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             let (stream, socket) =
                 bridge::open(&address, ca_cert.as_deref(), timeout, silence, &connection_status).await?;
             let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
-            let session =
-                handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown)
-                    .await?;
-            (session, Some(socket), endpoint)
+            let wanted = Wanted::SshBehindBridge;
+            let (stream, greeting) = Greeted::new(stream, wanted);
+            match handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown).await
+            {
+                Ok(session) => (session, Some(socket), endpoint),
+                Err(error) => {
+                    let (host, port) = (&address.host, address.port);
+                    return Err(greeting::explain(error, &greeting, wanted, host, port).await);
+                }
+            }
         }
     };
     let begin = Instant::now();

@@ -7,6 +7,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::http::StatusCode;
+
+use crate::remote::protocol::{Protocol, Wanted};
+use crate::remote::tls_error::TlsError;
 
 /// Error of a connection that failed or was lost, or of an agent that did not start.
 ///
@@ -66,7 +70,37 @@ pub enum RemoteError {
         /// The server.
         endpoint: String,
         /// The cause.
-        source: io::Error,
+        source: TlsError,
+    },
+    /// The server speaks another protocol than the one that the endpoint names.
+    #[error("could not {wanted} {endpoint}: {protocol}")]
+    OtherProtocol {
+        /// The server.
+        endpoint: String,
+        /// The transport that the endpoint names.
+        wanted: Wanted,
+        /// The server's protocol.
+        protocol: Protocol,
+    },
+    /// The server closed the connection, or reset it, before its protocol began.
+    #[error("could not {wanted} {endpoint}: {}", closed(said.as_deref()))]
+    ClosedAtOnce {
+        /// The server.
+        endpoint: String,
+        /// The transport that the endpoint names.
+        wanted: Wanted,
+        /// The line that the server said before.
+        said: Option<String>,
+    },
+    /// The server answered the request for a WebSocket with another HTTP status.
+    #[error("could not open a WebSocket to {endpoint}: it answered {status} {reason}")]
+    NoWebSocket {
+        /// The bridge.
+        endpoint: String,
+        /// The HTTP status.
+        status: u16,
+        /// The name of the status.
+        reason: &'static str,
     },
     /// The other side answered, but not with a WebSocket.
     #[error("could not open a WebSocket to {endpoint}")]
@@ -127,6 +161,14 @@ pub enum RemoteError {
         /// The cause.
         source: Box<HostKeyError>,
     },
+    /// The host's key could not be stored, so the host cannot be trusted the next time either.
+    #[error("cannot write {}", path.display())]
+    NotKept {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
     /// The server accepted no key.
     #[error("could not log in as {user} on {endpoint}: {reason}")]
     NotAuthorised {
@@ -179,6 +221,12 @@ pub enum RemoteError {
         /// The behaviour of the shell.
         fault: ShellFault,
     },
+    /// What the other side sent could not be written to standard output.
+    #[error("cannot write to standard output")]
+    Output {
+        /// The cause.
+        source: io::Error,
+    },
     /// The connection was lost.
     #[error("lost the connection to {endpoint}")]
     Lost {
@@ -226,6 +274,8 @@ pub enum ErrorKind {
     CouldNotStart,
     /// The network failed, or a protocol on it (exit 10).
     Socket,
+    /// A local output failed (exit 11).
+    FileIo,
     /// An established connection fell silent (exit 30).
     Timeout,
     /// The connection did not come up in time (exit 35).
@@ -247,6 +297,7 @@ impl RemoteError {
             | Self::Unprotected { .. }
             | Self::NotAuthorised { .. } => ErrorKind::NotAuthorised,
             Self::HostKey { .. } => ErrorKind::HostKey,
+            Self::Output { .. } => ErrorKind::FileIo,
             Self::TimedOut { .. } => ErrorKind::ConnectTimeout,
             Self::Lost { source: DisconnectReason::Silence(_), .. } => ErrorKind::Timeout,
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
@@ -254,17 +305,28 @@ impl RemoteError {
             }
             Self::Connect { .. }
             | Self::Tls { .. }
+            | Self::OtherProtocol { .. }
+            | Self::ClosedAtOnce { .. }
+            | Self::NoWebSocket { .. }
             | Self::WebSocket { .. }
             | Self::Redirected { .. }
             | Self::Handshake { .. }
             | Self::NoCommonAlgorithm { .. }
             | Self::Lost { .. } => ErrorKind::Socket,
             Self::Channel { .. }
+            | Self::NotKept { .. }
             | Self::Noise { .. }
             | Self::NotInstalled { .. }
             | Self::NotRun { .. }
             | Self::NotStarted { .. } => ErrorKind::CouldNotStart,
         }
+    }
+
+    /// The error for an HTTP answer of this status.
+    pub(super) fn no_websocket(endpoint: &str, status: u16) -> Self {
+        let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+        let reason = reason.unwrap_or("(an unknown status)");
+        Self::NoWebSocket { endpoint: endpoint.to_owned(), status, reason }
     }
 
     /// Reports if a retry a moment later may succeed.
@@ -273,16 +335,14 @@ impl RemoteError {
         match self {
             Self::Connect { .. }
             | Self::TimedOut { .. }
+            | Self::ClosedAtOnce { .. }
             | Self::NotRun { fault: ShellFault::Silent(_), .. }
             | Self::Lost { .. } => true,
             // While a VM wakes up, the proxy in front of its bridge answers with these statuses.
-            Self::WebSocket { source, .. } => match source.as_ref() {
-                tungstenite::Error::Http(response) => {
-                    response.status().is_server_error() || response.status().as_u16() == 429
-                }
-                tungstenite::Error::Io(_) | tungstenite::Error::ConnectionClosed => true,
-                _ => false,
-            },
+            Self::NoWebSocket { status, .. } => matches!(status, 429 | 500..),
+            Self::WebSocket { source, .. } => {
+                matches!(source.as_ref(), tungstenite::Error::Io(_) | tungstenite::Error::ConnectionClosed)
+            }
             Self::Handshake { source, .. } => {
                 matches!(source, russh::Error::IO(_) | russh::Error::Disconnect | russh::Error::HUP)
             }
@@ -294,8 +354,8 @@ impl RemoteError {
     #[must_use]
     pub fn was_cut(&self) -> bool {
         match self {
-            Self::Lost { .. } => true,
-            Self::Tls { source, .. } => is_cut(source),
+            Self::Lost { .. } | Self::ClosedAtOnce { .. } => true,
+            Self::Tls { source: TlsError::Io(error), .. } => is_cut(error),
             Self::WebSocket { source, .. } => match source.as_ref() {
                 tungstenite::Error::Io(error) => is_cut(error),
                 tungstenite::Error::Protocol(error) => {
@@ -322,7 +382,11 @@ impl RemoteError {
             Self::Identity { source: russh::keys::Error::KeyIsEncrypted, .. } => {
                 "Add the key to ssh-agent with ssh-add: passphrases are not asked for.".into()
             }
-            Self::Identity { source: russh::keys::Error::IO(_), .. } => "Check the path of the key.".into(),
+            Self::Identity { source: russh::keys::Error::IO(error), .. }
+                if error.kind() == io::ErrorKind::NotFound =>
+            {
+                "Check the path of the key.".into()
+            }
             Self::Identity { .. } => {
                 "Use an Ed25519, ECDSA or RSA key as ssh-keygen makes it (ssh-keygen -t ed25519).".into()
             }
@@ -331,17 +395,41 @@ impl RemoteError {
             }
             Self::Unprotected { path, .. } => format!("Run chmod 600 {}.", path.display()),
             Self::Connect { .. } => "Check the host, the port, and that the network leads there.".into(),
-            Self::Tls { .. } => {
-                "Check the host name and the clock. For a private CA give its certificate with --ca-cert.".into()
+            Self::Tls { source, .. } => source.hint(),
+            Self::OtherProtocol { endpoint, wanted, protocol } => protocol.hint(*wanted, authority(endpoint)),
+            Self::ClosedAtOnce { wanted: Wanted::SshBehindBridge, .. } => {
+                "Check that an SSH server runs behind the bridge.".into()
             }
+            Self::ClosedAtOnce { .. } => {
+                "Check the host and the port, and try again in a moment: a server that is overloaded does that, too."
+                    .into()
+            }
+            Self::NoWebSocket { status, .. } => match status {
+                401 | 403 => "A proxy there wants a permission: check the token in the URL, and the network.".into(),
+                404 => "Check the path in the URL: no bridge listens there.".into(),
+                407 | 511 => "The network wants a login first.".into(),
+                429 => "Try again later: it gets too many requests.".into(),
+                500.. => {
+                    "A proxy there does not reach the bridge: try again in a moment, and check that the bridge runs."
+                        .into()
+                }
+                _ => "A web server listens there: check the host, the port, and the path in the URL.".into(),
+            },
             Self::WebSocket { .. } => "Check that a bridge to sshd listens there.".into(),
             Self::Redirected { .. } => "Use the address that it redirects to, if you trust it.".into(),
+            Self::TimedOut { verb: TLS_HANDSHAKE, endpoint, .. } => {
+                format!("If the port speaks no TLS, write ws://{}/path; --contimeout gives it more time.", authority(endpoint))
+            }
             Self::TimedOut { .. } => {
                 "Try again; --contimeout gives it more time. A VM that sleeps needs a moment to wake.".into()
             }
             Self::NoCommonAlgorithm { .. } => "Let the server offer one of these algorithms, too.".into(),
             Self::Handshake { .. } => "Check that an SSH server listens behind that address.".into(),
             Self::HostKey { source, .. } => source.hint(),
+            Self::NotKept { .. } => {
+                "Make the directory writable for you, and for nobody else, or name another one with XDG_STATE_HOME."
+                    .into()
+            }
             Self::NotAuthorised { .. } => {
                 "Give a key that the server knows with --identity, or add it to ssh-agent.".into()
             }
@@ -357,12 +445,28 @@ impl RemoteError {
             Self::NotStarted { .. } | Self::NotRun { .. } => {
                 "The account must be able to run commands over SSH: look for an exec or a question in the start files of its shell (such as ~/.bashrc), and for a ForceCommand of the server.".into()
             }
+            Self::Output { .. } => "Make room, or lead the output elsewhere.".into(),
             Self::Lost { .. } => "Run the same command again: what has arrived is not sent twice.".into(),
         }
     }
 }
 
-fn is_cut(error: &io::Error) -> bool {
+fn closed(said: Option<&str>) -> String {
+    match said {
+        Some(line) => format!("it said \"{line}\" and closed the connection"),
+        None => "it closed the connection without an answer".to_owned(),
+    }
+}
+
+/// The step of a TLS handshake, in [`RemoteError::TimedOut`].
+pub(super) const TLS_HANDSHAKE: &str = "make a TLS connection to";
+
+/// Host and port of an endpoint.
+fn authority(endpoint: &str) -> &str {
+    endpoint.split_once("://").map_or(endpoint, |(_, authority)| authority)
+}
+
+pub(super) fn is_cut(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
@@ -473,7 +577,7 @@ impl HostKeyError {
             Self::NotExpected { .. } => {
                 "Somebody may be listening in. If the VM was made anew, look up its key again.".into()
             }
-            Self::Malformed => "Write it as in known_hosts: ssh-ed25519 AAAA…".into(),
+            Self::Malformed => "Write its type and the key, as in known_hosts.".into(),
         }
     }
 }

@@ -113,16 +113,18 @@ impl Connection {
         };
         let showing = async {
             let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
-            let mut status = None;
+            let (mut status, mut lost) = (None, None);
             while let Some(message) = read.wait().await {
                 // A closed output takes nothing more; the command will notice that.
                 let _ = match message {
                     ChannelMsg::Data { data } => {
-                        async {
+                        let written = async {
                             stdout.write_all(&data).await?;
                             stdout.flush().await
                         }
-                        .await
+                        .await;
+                        lost = lost.or(written.err());
+                        Ok(())
                     }
                     ChannelMsg::ExtendedData { data, .. } => {
                         async {
@@ -142,14 +144,19 @@ impl Connection {
                     _ => Ok(()),
                 };
             }
-            status
+            (status, lost)
         };
         tokio::pin!(showing);
-        let status = tokio::select! {
-            status = &mut showing => status,
+        let (status, lost) = tokio::select! {
+            shown = &mut showing => shown,
             // The input has ended, but output may still come.
             () = typing => showing.await,
         };
-        self.told(status)
+        match lost {
+            Some(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(RemoteError::Output { source })
+            }
+            _ => self.told(status),
+        }
     }
 }

@@ -112,7 +112,10 @@ pub(super) async fn handshake(
     connection_status: ConnectionStatus,
     shown: Shown,
 ) -> Result<Handle<Client>, RemoteError> {
-    let untrusted = |error| RemoteError::HostKey { endpoint: endpoint.into(), source: Box::new(error) };
+    let untrusted = |error| match error {
+        HostKeyError::NotKept { path, source } => RemoteError::NotKept { path, source },
+        error => RemoteError::HostKey { endpoint: endpoint.into(), source: Box::new(error) },
+    };
     let known_kinds = host_keys.known_kinds().map_err(untrusted)?;
     let certified = host_keys.has_authority().map_err(untrusted)?;
     let config = Arc::new(config(known_kinds, certified, window_bytes(round_trip), silence));

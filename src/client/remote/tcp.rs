@@ -57,7 +57,7 @@ pub(super) async fn connect_from(
             None => Vec::new(),
         };
         let mut failure = io::Error::new(io::ErrorKind::AddrNotAvailable, NO_ADDRESS);
-        for address in lookup_host(to).await?.filter(|address| is_of(family, address)) {
+        for address in lookup_host(to).await.map_err(resolved)?.filter(|address| is_of(family, address)) {
             let local = locals.iter().find(|local| local.is_ipv4() == address.is_ipv4());
             if from.is_some() && local.is_none() {
                 continue;
@@ -89,6 +89,15 @@ async fn connect_address(address: SocketAddr, local: Option<&SocketAddr>) -> io:
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Words the error of a host name that cannot be resolved.
+fn resolved(error: io::Error) -> io::Error {
+    let text = error.to_string();
+    match text.strip_prefix("failed to lookup address information: ") {
+        Some(cause) => io::Error::other(format!("its name cannot be resolved ({})", cause.to_lowercase())),
+        None => error,
+    }
 }
 
 /// A connected byte stream: TCP, TLS or a pipe. As a trait object it has russh and the WebSocket
@@ -267,6 +276,13 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+
+    #[tokio::test]
+    async fn an_unknown_name_is_no_system_error() {
+        let error = connect("no.invalid", 1, "no.invalid:1", Duration::from_secs(20)).await.unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.starts_with("its name cannot be resolved ("), "{cause}");
+    }
 
     #[tokio::test]
     async fn a_write_that_the_peer_never_reads_times_out() {

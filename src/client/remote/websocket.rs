@@ -104,6 +104,7 @@ pub(super) async fn open(
         Error::Http(response) if response.status().is_redirection() => {
             RemoteError::Redirected { endpoint: endpoint.clone(), status: response.status().as_u16() }
         }
+        Error::Http(response) => RemoteError::no_websocket(&endpoint, response.status().as_u16()),
         error => RemoteError::WebSocket { endpoint: endpoint.clone(), source: Box::new(error) },
     };
     let request = address.uri.clone().into_client_request().map_err(failed)?;

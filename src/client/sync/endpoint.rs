@@ -114,13 +114,13 @@ impl EndpointErrorKind {
     #[must_use]
     pub fn hint(self) -> Option<&'static str> {
         match self {
-            Self::Empty => Some("write . for the current directory"),
-            Self::NoHost => Some("write user@host:/path, wss://host:port/path, or ./NAME for a local name"),
-            Self::Scheme => Some("write ssh://user@host:port/path or wss://host:port/path"),
-            Self::Daemon => Some("reach the machine over SSH: user@host:/path"),
-            Self::OtherHome => Some("write the absolute path"),
+            Self::Empty => Some("Write . for the current directory."),
+            Self::NoHost => Some("Write user@host:/path, wss://host:port/path, or ./NAME for a local name."),
+            Self::Scheme => Some("Write ssh://user@host:port/path or wss://host:port/path."),
+            Self::Daemon => Some("Reach the machine over SSH: user@host:/path."),
+            Self::OtherHome => Some("Write the absolute path."),
             Self::Host => Some(
-                "an IPv6 address goes in brackets, user@[::1]:/path; a local name with a colon is ./NAME",
+                "An IPv6 address goes in brackets, user@[::1]:/path; a local name with a colon is ./NAME.",
             ),
             Self::Nul | Self::User | Self::Port => None,
         }

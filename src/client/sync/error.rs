@@ -1,5 +1,6 @@
 //! `SyncError`: the reason why a job ended early, for people and programs.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::wire::message::AbortKind;
 
 /// Advice for a state directory that is not private.
 pub(super) const STATE_HINT: &str =
-    "make it yours alone (chown, chmod 700), or name another directory with XDG_STATE_HOME";
+    "Make it yours alone (chown, chmod 700), or name another directory with XDG_STATE_HOME.";
 
 /// The reason why a job ended early.
 #[derive(Debug, thiserror::Error)]
@@ -72,9 +73,14 @@ pub enum SyncError {
     /// One side aborted the run.
     #[error("{}{}", if .0.by_peer { "the other side stopped: " } else { "" }, .0.text)]
     Run(RunError),
-    /// The agent exited unexpectedly.
-    #[error("the agent exited unexpectedly: {0}")]
-    Agent(String),
+    /// The agent exited unexpectedly, after it had started.
+    #[error("the agent {end}{}", and_said(said))]
+    Agent {
+        /// The agent's end.
+        end: AgentExit,
+        /// The end of its error output.
+        said: String,
+    },
     /// The system provides no pipes or threads.
     #[error("cannot set up the exchange")]
     Pipe(#[source] io::Error),
@@ -115,13 +121,14 @@ impl SyncError {
             | Self::NoHome(_)
             | Self::State(_)
             | Self::Sandbox(_)
-            | Self::Pipe(_)
-            | Self::Agent(_) => 5,
+            | Self::Pipe(_) => 5,
+            Self::Agent { .. } => 12,
             Self::Kernel(error) => error.exit_code(),
             Self::Remote(error) | Self::Unreachable { source: error, .. } => match error.kind() {
                 ErrorKind::Usage => 1,
                 ErrorKind::CouldNotStart => 5,
                 ErrorKind::Socket => 10,
+                ErrorKind::FileIo => 11,
                 ErrorKind::Timeout => 30,
                 ErrorKind::ConnectTimeout => 35,
                 ErrorKind::NotAuthorised => 40,
@@ -148,34 +155,118 @@ impl SyncError {
                 return Some(unreachable_hint(session, diagnosis.as_ref(), source));
             }
             Self::Kernel(error) => return error.hint(),
-            Self::Overlap => "choose a destination beside the source",
-            Self::BothRemote => "copy to a local directory first, then from there",
+            Self::Overlap => "Choose a destination beside the source.",
+            Self::BothRemote => "Copy to a local directory first, then from there.",
             Self::NoSetup(_) => {
-                "give the JSON that `kernel browsers ssh ID --setup-only -o json` prints with --setup"
+                "Give the JSON that `kernel browsers ssh ID --setup-only -o json` prints with --setup."
             }
-            Self::Setup(_) => "it must be the JSON that `kernel browsers ssh ID --setup-only -o json` prints",
-            Self::Proxy { .. } => "name the host that can be reached directly, or use a wss:// endpoint",
-            Self::NoHome(_) => "set HOME",
+            Self::Setup(_) => {
+                "It must be the JSON that `kernel browsers ssh ID --setup-only -o json` prints."
+            }
+            Self::Proxy { .. } => "Name the host that can be reached directly, or use a wss:// endpoint.",
+            Self::NoHome(_) => "Set HOME.",
             Self::State(_) => STATE_HINT,
-            Self::NoSandbox => "build it with the feature sandbox, which is on by default",
+            Self::NoSandbox => "Build it with the feature sandbox, which is on by default.",
             Self::Run(error) => match error.kind {
-                AbortKind::Busy => "wait until the other run has ended",
-                AbortKind::Storage => {
-                    "make room and run the same command again: files that are complete are kept"
+                AbortKind::Selection if error.text.ends_with(" does not exist") => "Check how it is spelled.",
+                AbortKind::Destination if error.text.contains(" is a file") => {
+                    "Name another DEST, or remove what is there."
                 }
-                AbortKind::Connection => "run the same command again: what has arrived is not sent twice",
+                // A device is better not removed.
+                AbortKind::Destination if error.text.ends_with(" a directory") => "Name another DEST.",
+                AbortKind::Destination if error.text.contains(" is a link to nowhere") => {
+                    "Name another DEST, make what the link leads to, or remove the link."
+                }
+                AbortKind::Destination if error.text.contains(" is not writable for ") => {
+                    "Name another DEST, or another login, or change its owner or mode."
+                }
+                AbortKind::Busy => "Wait until the other run has ended.",
+                AbortKind::Storage => {
+                    "Make room and run the same command again: files that are complete are kept."
+                }
+                AbortKind::Connection => "Run the same command again: what has arrived is not sent twice.",
                 AbortKind::Timeout => {
-                    "the machine there, or the agent on it, is paused or too busy; run the same command again: what has \
-                     arrived is not sent twice; --timeout gives it more time"
+                    "The machine there, or the agent on it, is paused or too busy; run the same command again: what has \
+                     arrived is not sent twice; --timeout gives it more time."
                 }
                 _ => return None,
             },
-            Self::SshConfig(_) | Self::Sandbox(_) | Self::Agent(_) | Self::Pipe(_) => {
-                return None;
-            }
+            Self::Agent { end, .. } => return Some(end.hint().to_owned()),
+            Self::SshConfig(_) | Self::Sandbox(_) | Self::Pipe(_) => return None,
         };
         Some(hint.to_owned())
     }
+}
+
+/// The end of an agent that had started. Its `Display` continues a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentExit {
+    /// A signal killed it: its name, and its number if that is known.
+    Signal(String),
+    /// It exited with this status.
+    Status(u32),
+    /// It ended the watch by itself.
+    Watch,
+}
+
+impl AgentExit {
+    /// The number of SIGKILL.
+    const KILL: u32 = 9;
+
+    /// The end that the server reported. A shell between the server and the agent reports a signal
+    /// as the status 128 and its number.
+    pub(super) fn of(signal: Option<String>, status: Option<u32>) -> Option<Self> {
+        match (signal, status) {
+            (Some(signal), _) => Some(Self::Signal(signal)),
+            (None, Some(status @ 129..=192)) => Some(Self::Signal(format!("{}", status - 128))),
+            (None, Some(status)) => Some(Self::Status(status)),
+            (None, None) => None,
+        }
+    }
+
+    /// The number of the signal.
+    fn number(&self) -> Option<u32> {
+        let Self::Signal(name) = self else { return None };
+        Some(match name.as_str() {
+            "HUP" => 1,
+            "INT" => 2,
+            "QUIT" => 3,
+            "ILL" => 4,
+            "ABRT" => 6,
+            "FPE" => 8,
+            "KILL" => Self::KILL,
+            "USR1" => 10,
+            "SEGV" => 11,
+            "PIPE" => 13,
+            "ALRM" => 14,
+            "TERM" => 15,
+            number => return number.parse().ok(),
+        })
+    }
+
+    fn hint(&self) -> &'static str {
+        if self.number() == Some(Self::KILL) {
+            "Perhaps the machine there is out of memory: look at its log, and run the same command again; what has \
+             arrived is not sent twice."
+        } else {
+            "Run the same command again: what has arrived is not sent twice."
+        }
+    }
+}
+
+impl fmt::Display for AgentExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self, self.number()) {
+            (Self::Signal(_), Some(number)) => write!(f, "was killed (signal {number}) after it had started"),
+            (Self::Signal(name), None) => write!(f, "was killed (signal {name}) after it had started"),
+            (Self::Status(status), _) => write!(f, "exited unexpectedly (status {status})"),
+            (Self::Watch, _) => f.write_str("ended the watch"),
+        }
+    }
+}
+
+fn and_said(said: &str) -> String {
+    if said.is_empty() { String::new() } else { format!(": {said}") }
 }
 
 fn says(diagnosis: Option<&Diagnosis>) -> String {
@@ -190,18 +281,46 @@ fn unreachable_hint(session: &str, diagnosis: Option<&Diagnosis>, error: &Remote
     let what = match error {
         _ if diagnosis.is_some_and(|diagnosis| !diagnosis.is_well()) => {
             return format!(
-                "ksync session setup {session} starts what is missing there; if that is no help, take a new session"
+                "Run ksync session setup {session}, which starts what is missing there; if that is no help, take a new session."
             );
         }
+        RemoteError::Tls { source, .. } if source.is_about_trust() => return source.hint(),
         RemoteError::Connect { .. } | RemoteError::TimedOut { .. } => {
-            "something on the way lets no connection through to port 2222: look at the firewall and the VPN on this side, \
+            "Something on the way lets no connection through to port 2222: look at the firewall and the VPN on this side, \
              or try another network; ksync goes through no proxy there"
         }
-        RemoteError::Tls { .. } | RemoteError::WebSocket { .. } | RemoteError::Redirected { .. } => {
-            "something on the way answers in the VM's place: look at the proxy and the firewall on this side, or try \
+        RemoteError::Tls { .. }
+        | RemoteError::OtherProtocol { .. }
+        | RemoteError::ClosedAtOnce { .. }
+        | RemoteError::NoWebSocket { .. }
+        | RemoteError::WebSocket { .. }
+        | RemoteError::Redirected { .. } => {
+            "Something on the way answers in the VM's place: look at the proxy and the firewall on this side, or try \
              another network"
         }
         error => return error.hint(),
     };
-    format!("{what}; ksync doctor {session} tries each step")
+    format!("{what}; ksync doctor {session} tries each step.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_agent_is_told_from_one_that_exits() {
+        for (signal, status, text, hints_at_memory) in [
+            (Some("KILL"), None, "the agent was killed (signal 9) after it had started", true),
+            (None, Some(137), "the agent was killed (signal 9) after it had started", true),
+            (Some("SEGV"), None, "the agent was killed (signal 11) after it had started", false),
+            (Some("XCPU"), None, "the agent was killed (signal XCPU) after it had started", false),
+            (None, Some(101), "the agent exited unexpectedly (status 101)", false),
+        ] {
+            let end = AgentExit::of(signal.map(str::to_owned), status).unwrap();
+            let error = SyncError::Agent { end, said: String::new() };
+            assert_eq!((error.to_string().as_str(), error.exit_code()), (text, 12));
+            assert_eq!(error.hint().unwrap().contains("out of memory"), hints_at_memory, "{text}");
+        }
+        assert_eq!(AgentExit::of(None, None), None);
+    }
 }

@@ -26,7 +26,12 @@ pub struct Job {
 }
 
 impl Job {
-    /// The local paths of all sources.
+    /// All sources.
+    pub fn sources(&self) -> impl Iterator<Item = &Endpoint> {
+        std::iter::once(&self.source).chain(&self.further)
+    }
+
+    /// The paths of the further sources on this machine.
     pub(crate) fn further_local(&self) -> Vec<PathBuf> {
         let local = |endpoint: &Endpoint| match endpoint {
             Endpoint::Local(path) => Some(path.clone()),

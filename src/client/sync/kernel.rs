@@ -209,6 +209,6 @@ fn may_be_outdated(kind: ErrorKind) -> bool {
         | ErrorKind::ConnectTimeout
         | ErrorKind::NotAuthorised
         | ErrorKind::HostKey => true,
-        ErrorKind::Usage | ErrorKind::CouldNotStart => false,
+        ErrorKind::Usage | ErrorKind::FileIo | ErrorKind::CouldNotStart => false,
     }
 }

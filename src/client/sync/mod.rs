@@ -15,6 +15,7 @@ mod limit;
 mod local;
 mod meter;
 mod news;
+mod owed;
 mod pairing;
 mod remote;
 mod repeat;

@@ -32,7 +32,12 @@ pub type Listener = Arc<dyn Fn(News<'_>) + Send + Sync>;
 #[derive(Debug)]
 pub enum Said<'a> {
     /// The command starts.
-    Begins(&'a str),
+    Begins {
+        /// The command.
+        command: &'a str,
+        /// True if it has not succeeded since an earlier run changed something.
+        is_again: bool,
+    },
     /// A line of its output or of its errors, without the line end.
     Line(&'a [u8]),
     /// The exit status; 128 after a signal.

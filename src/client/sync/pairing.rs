@@ -143,7 +143,7 @@ impl Monitor for Learning {
 }
 
 /// The name of a job's pair: independent of its rules and options.
-fn name(job: &Job) -> String {
+pub(super) fn name(job: &Job) -> String {
     let mut hasher = Hasher::new();
     for endpoint in [&job.source, &job.destination] {
         let path = match endpoint {
@@ -197,8 +197,8 @@ fn is_fresh(file: &Path) -> bool {
     written.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < FRESH))
 }
 
-/// Removes pairs that were unused for long, then the oldest of the rest beyond `most`.
-fn prune(directory: &Path, most: usize) {
+/// Removes files that were unused for long, then the oldest of the rest beyond `most`.
+pub(super) fn prune(directory: &Path, most: usize) {
     let now = SystemTime::now();
     let files = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut files: Vec<(SystemTime, PathBuf)> =

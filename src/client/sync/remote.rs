@@ -16,7 +16,7 @@ use crate::remote::{self, Agent, AgentEnd, Connection};
 use crate::sync::baseline::{self, Key};
 use crate::sync::emulator::Emulator;
 use crate::sync::endpoint::Endpoint;
-use crate::sync::error::{STATE_HINT, SyncError};
+use crate::sync::error::{AgentExit, STATE_HINT, SyncError};
 use crate::sync::job::{ConnectOptions, SharedMonitor};
 use crate::sync::kernel::KernelSession;
 use crate::sync::lanes;
@@ -207,7 +207,7 @@ impl<'a> LazyConnection<'a> {
     ) -> SyncError {
         match self.over(request, &monitor, run).await {
             Err(error) => error,
-            Ok(_) => SyncError::Agent("it ended the watch".to_owned()),
+            Ok(_) => SyncError::Agent { end: AgentExit::Watch, said: String::new() },
         }
     }
 
@@ -252,6 +252,19 @@ impl<'a> LazyConnection<'a> {
         let run =
             move |incoming, writer| exchange::run(incoming, writer, engine, disk, true, compress, &*looking);
         self.over(request, &monitor, run).await
+    }
+
+    /// Puts the name of the other machine before a path there with which its error begins.
+    fn located(&self, error: RunError) -> RunError {
+        let is_located = error.by_peer
+            && matches!(error.kind, AbortKind::Selection | AbortKind::Destination)
+            && error.text.starts_with('/');
+        if !is_located {
+            return error;
+        }
+        let machine = self.endpoint.clone().with_path(b"/").to_string();
+        let text = format!("{}{}", machine.trim_end_matches('/'), error.text);
+        RunError { text, by_peer: false, ..error }
     }
 
     /// Replaces the error by a cause that the platform's API knows, if any.
@@ -311,7 +324,7 @@ impl<'a> LazyConnection<'a> {
                 return Err(self.explain(error).await);
             }
             // A silent agent sends no exit report.
-            Err(error) => return Err(self.explain(SyncError::Run(error)).await),
+            Err(error) => return Err(self.explain(SyncError::Run(self.located(error))).await),
         };
         Ok(Round {
             summary,
@@ -375,11 +388,6 @@ async fn explain(end: AgentEnd) -> Option<SyncError> {
     if let Some(error) = end.error {
         return Some(SyncError::Remote(error));
     }
-    let how = match (end.signal, end.exit_status) {
-        (Some(signal), _) => format!("signal {signal}"),
-        (None, Some(status)) => format!("exit status {status}"),
-        (None, None) => return None,
-    };
-    let said = end.stderr.trim();
-    Some(SyncError::Agent(if said.is_empty() { how } else { format!("{how}: {said}") }))
+    let said = end.stderr.trim().to_owned();
+    Some(SyncError::Agent { end: AgentExit::of(end.signal, end.exit_status)?, said })
 }

@@ -12,6 +12,7 @@ use crate::sync::job::{Job, SharedMonitor};
 use crate::sync::limit;
 use crate::sync::local::{self, check_apart};
 use crate::sync::news::{Listener, News};
+use crate::sync::owed::Owed;
 use crate::sync::pairing::Pairing;
 use crate::sync::remote::LazyConnection;
 use crate::sync::repeat::repeat;
@@ -28,7 +29,8 @@ pub fn run(job: &Job, monitor: SharedMonitor) -> LocalBoxFuture<'_, Result<Repor
     run_and_then(job, None, monitor, Arc::new(|_: News<'_>| {}))
 }
 
-/// Runs a job, and then a command if the job changed something.
+/// Runs a job, and then a command if the job changed something, or if the command has not succeeded
+/// since an earlier run did.
 ///
 /// # Errors
 /// As [`run`]; or the command could not be run.
@@ -52,14 +54,16 @@ async fn run_once(
     limit::outlive();
     let (source, destination, options) = (&job.source, &job.destination, &job.options);
     let pairing = Pairing::of(job);
-    let monitor = pairing.observing(monitor);
+    let owed = Owed::of(job, after.map(AfterRound::named));
+    let monitor = owed.observing(pairing.observing(monitor));
+    let after = after.filter(|_| !options.dry_run);
     let mut report = match (source, destination) {
         (Endpoint::Local(from), Endpoint::Local(to)) => {
             let further = job.further_local();
             std::iter::once(from).chain(&further).try_for_each(|from| check_apart(from, to))?;
             let round =
                 async |monitor| local::exchange(from, &further, to, &pairing.options(options), monitor).await;
-            then(repeat(monitor, round).await, after, None, &listener).await?
+            then(repeat(monitor, round).await, after, &owed, None, &listener).await?
         }
         (Endpoint::Local(path), remote) => {
             let (key, further) = (baseline::key(job, Role::Sender, path), job.further_local());
@@ -71,7 +75,7 @@ async fn run_once(
             };
             let (connection, result) =
                 over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round).await;
-            let result = then(result, after, Some(&connection), &listener).await;
+            let result = then(result, after, &owed, Some(&connection), &listener).await;
             connection.close().await;
             result?
         }
@@ -85,7 +89,7 @@ async fn run_once(
             };
             let (connection, result) =
                 over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round).await;
-            let result = then(result, after, None, &listener).await;
+            let result = then(result, after, &owed, None, &listener).await;
             connection.close().await;
             result?
         }
@@ -96,16 +100,25 @@ async fn run_once(
     Ok(report)
 }
 
-/// Runs the command if the job changed something.
+/// Runs the command if it is due. After an error the next run has to run it: the debt stays.
 async fn then(
     result: Result<Report, SyncError>,
     after: Option<&AfterRound>,
+    owed: &Owed,
     connection: Option<&LazyConnection<'_>>,
     listener: &Listener,
 ) -> Result<Report, SyncError> {
     let mut report = result?;
-    if let Some(after) = after.filter(|_| report.has_changed()) {
-        report.command_status = Some(after.run(connection, listener).await?);
+    let is_again = owed.is_old();
+    if let Some(after) = after.filter(|_| is_again || report.has_changed()) {
+        owed.incur();
+        let status = after.run(is_again && !report.has_changed(), connection, listener).await?;
+        report.command_status = Some(status);
+        if status == 0 {
+            owed.settle(owed.rounds());
+        }
+    } else {
+        owed.forgive();
     }
     Ok(report)
 }

@@ -37,6 +37,7 @@ use crate::sync::error::SyncError;
 use crate::sync::job::{Job, SharedMonitor};
 use crate::sync::limit;
 use crate::sync::local;
+use crate::sync::owed::Owed;
 use crate::sync::pairing::Pairing;
 use crate::sync::remote::{LazyConnection, Rounds};
 use crate::sync::retry::{Attempts, Counting, Verdict, Went, is_loss};
@@ -98,7 +99,9 @@ async fn keep_same(
     let flushes = Arc::new(Flushes::new(source.clone()));
     // Without a socket no process can request a flush; everything else works.
     let _control = state_dir().ok().and_then(|state| control::serve(&state, &local, &flushes).ok());
-    let commands = Commands::new(live.after.clone(), Listener::clone(&listener));
+    let owed = Owed::of(job, live.after.as_ref().map(AfterRound::named));
+    let commands = Commands::new(live.after.clone(), Arc::clone(&owed), Listener::clone(&listener));
+    let is_first = Arc::new(AtomicBool::new(true));
     let pairing = Pairing::of(job);
     let mut backoff = Backoff::default();
     let mut has_worked = false;
@@ -108,19 +111,18 @@ async fn keep_same(
         let done = {
             let (works, flushes, listener) =
                 (Arc::clone(&works), Arc::clone(&flushes), Listener::clone(&listener));
-            let changed = commands.changed();
+            let (starter, is_first) = (commands.starter(), Arc::clone(&is_first));
             move |round: Round| {
                 works.store(true, Ordering::Relaxed);
                 flushes.seen(&round);
                 listener(News::Round(&round));
-                if round.has_changed() {
-                    changed.notify_one();
-                }
+                starter.round_ended(round.has_changed(), is_first.swap(false, Ordering::Relaxed));
             }
         };
-        let monitor = pairing.observing(SharedMonitor::clone(&monitor));
+        let monitor = owed.observing(pairing.observing(SharedMonitor::clone(&monitor)));
         let (error, went) =
             once(job, &pairing, live.watch_options, source.clone(), &flushes, &commands, monitor, done).await;
+        owed.cut();
         let worked = works.load(Ordering::Relaxed);
         has_worked |= worked;
         if has_worked {
@@ -214,7 +216,7 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
             ErrorKind::Socket | ErrorKind::Timeout | ErrorKind::ConnectTimeout | ErrorKind::CouldNotStart => {
                 true
             }
-            ErrorKind::Usage | ErrorKind::NotAuthorised | ErrorKind::HostKey => false,
+            ErrorKind::Usage | ErrorKind::FileIo | ErrorKind::NotAuthorised | ErrorKind::HostKey => false,
         },
         // Socket errors and timeouts may pass; a lost session and a rejected key do not.
         SyncError::Kernel(error) => matches!(error.exit_code(), 10 | 30 | 35),
@@ -227,7 +229,7 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
             AbortKind::Protocol | AbortKind::Version | AbortKind::Selection => false,
         },
         // The VM may be waking up.
-        SyncError::Unreachable { .. } | SyncError::Agent(_) => true,
+        SyncError::Unreachable { .. } | SyncError::Agent { .. } => true,
         _ => false,
     }
 }
@@ -236,6 +238,7 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
 mod tests {
     use super::*;
     use crate::engine::RunError;
+    use crate::sync::error::AgentExit;
 
     #[test]
     fn only_errors_that_may_pass_are_retried() {
@@ -249,7 +252,7 @@ mod tests {
             (run(AbortKind::Selection), true, false),
             (run(AbortKind::Storage), false, true),
             (run(AbortKind::Protocol), true, false),
-            (SyncError::Agent("signal KILL".to_owned()), true, true),
+            (SyncError::Agent { end: AgentExit::Watch, said: String::new() }, true, true),
             (SyncError::Overlap, true, false),
         ] {
             assert_eq!(is_passing(&error, worked), expected, "{error:?} {worked}");

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use rustix::process::geteuid;
 
+use crate::tree::path::escape;
+
 /// Maximum length of the list of users, in bytes.
 const USERS_BYTES_MAX: u64 = 4 << 20;
 
@@ -36,6 +38,19 @@ pub fn home() -> Option<PathBuf> {
         let own = geteuid().as_raw();
         homes(&users()).into_iter().find_map(|(user, home)| (user == own).then_some(home))
     })
+}
+
+/// This process's user, for a message: `nobody (uid 65534)`.
+pub(crate) fn user() -> String {
+    let own = geteuid().as_raw();
+    let users = users();
+    let name = users.split(|&byte| byte == b'\n').find_map(|line| {
+        let mut fields = line.split(|&byte| byte == b':');
+        let name = fields.next()?;
+        let user: u32 = std::str::from_utf8(fields.nth(1)?).ok()?.parse().ok()?;
+        (user == own).then_some(name)
+    });
+    name.map_or_else(|| format!("uid {own}"), |name| format!("{} (uid {own})", escape(name)))
 }
 
 /// The content of this machine's list of users.

@@ -55,6 +55,7 @@ mod given_away;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub(crate) use homes::user;
 pub use homes::{expand_home, home};
 pub use state::Staged;
 pub use writable::{clear_leftovers, staged};

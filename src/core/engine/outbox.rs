@@ -74,7 +74,7 @@ impl<M: Message, W> Outbox<M, W> {
                 let cause = self.problems.iter().find(unread).map_or(cause, |problem| {
                     let path = if problem.path.is_empty() { b"." } else { &*problem.path };
                     format!(
-                        "nothing was deleted: {} could not be read, so its missing entries are unknown",
+                        "nothing was deleted: {} could not be read, so what is missing from it is unknown",
                         escape(path)
                     )
                 });

@@ -97,5 +97,55 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    text
+    plain(&text)
+}
+
+/// Writes system errors as the parts of a sentence that they are: "No such file or directory (os
+/// error 2)" becomes "no such file or directory".
+#[must_use]
+pub fn plain(text: &str) -> String {
+    const MARK: &str = " (os error ";
+    let (mut plain, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some((before, after)) = rest.split_once(MARK) {
+        let number = after.split_once(')');
+        let number = number.filter(|(number, _)| number.parse::<u32>().is_ok());
+        let Some((_, behind)) = number else {
+            plain.push_str(before);
+            plain.push_str(MARK);
+            rest = after;
+            continue;
+        };
+        let start = before.rfind(": ").map_or(0, |at| at + 2);
+        let (lead, cause) = before.split_at_checked(start).unwrap_or((before, ""));
+        plain.push_str(lead);
+        let mut letters = cause.chars();
+        plain.extend(letters.next().into_iter().flat_map(char::to_lowercase));
+        plain.push_str(letters.as_str());
+        rest = behind;
+    }
+    plain.push_str(rest);
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn system_errors_are_parts_of_a_sentence() {
+        for (text, expected) in [
+            (
+                "cannot read a: No such file or directory (os error 2)",
+                "cannot read a: no such file or directory",
+            ),
+            ("Permission denied (os error 13)", "permission denied"),
+            ("a: B (os error 1), c: D (os error 2); e", "a: b, c: d; e"),
+            ("cannot read x (os error y): gone", "cannot read x (os error y): gone"),
+            ("É (os error 5)", "é"),
+            ("plain", "plain"),
+            (" (os error ", " (os error "),
+        ] {
+            assert_eq!(plain(text), expected);
+        }
+    }
 }

@@ -22,8 +22,9 @@ mod send_queue;
 mod sending;
 mod several;
 mod tails;
+mod unusable;
 
-pub use common::chain;
+pub use common::{chain, plain};
 pub use liveness::{Carried, Timeouts};
 pub use receiving::{FileReceiver, OpenTree, PlannedTree, Receiving};
 pub use run::{Asker, Incoming, Link, Perform, run};

@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 use crate::disk::baseline::Baseline;
 use crate::disk::root::Root;
 use crate::engine::{Config, Engine, Receiver, RunError, Sender, Summary};
-use crate::exchange::common::chain;
 use crate::exchange::mailbox::Idle;
 use crate::exchange::receiver_session::ReceiverSession;
 use crate::exchange::receiving::{FileReceiver, Receiving};
 use crate::exchange::run::Link;
 use crate::exchange::sending::{FileSender, Sending, Watched};
+use crate::exchange::unusable;
 use crate::log::debug;
 use crate::monitor::{Event, Monitor, ProblemKind};
 use crate::tree::filter::IGNORE_FILE;
@@ -94,14 +94,10 @@ impl WatchedSource {
         watch_options: WatchOptions,
         clock: impl Fn() -> Instant + Send + Sync + 'static,
     ) -> Result<Self, RunError> {
-        let run_error = |cause: &dyn std::error::Error| RunError {
+        let run_error = |cause: &(dyn std::error::Error + 'static)| RunError {
             kind: AbortKind::Selection,
             by_peer: false,
-            text: format!(
-                "cannot read {}: {}",
-                crate::tree::path::escape(path.as_os_str().as_bytes()),
-                chain(cause)
-            ),
+            text: unusable::source(path, cause),
         };
         let real = fs::canonicalize(path).map_err(|error| run_error(&error))?;
         let is_directory = real.is_dir();

@@ -35,6 +35,7 @@ use crate::exchange::prefetch::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes,
 use crate::exchange::run::Perform;
 use crate::exchange::several::{self, FoundSeveral, ListedSeveral};
 use crate::exchange::tails::Tails;
+use crate::exchange::unusable;
 use crate::log::{self, debug};
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::change;
@@ -266,9 +267,8 @@ impl Sending {
             let engine = engine::Found { subject: Subject::Several, baseline: None, is_partial: true };
             return Ok((engine, FoundSource(Sources::Several(found))));
         }
-        let missing = |error: &dyn std::error::Error| {
-            let shown = escape(self.path.as_os_str().as_bytes());
-            WorkError::Fatal(AbortKind::Selection, format!("cannot read {shown}: {}", chain(error)))
+        let missing = |error: &(dyn std::error::Error + 'static)| {
+            WorkError::Fatal(AbortKind::Selection, unusable::source(&self.path, error))
         };
         let found = found::find(&self.path).map_err(|error| missing(&*error))?;
         let (subject, baseline) = match &found.single {

@@ -1,5 +1,6 @@
 //! The command after each round that changed something. One runs at a time; of the rounds that end
-//! meanwhile, only the last one starts another.
+//! meanwhile, only the last one starts another. A command that failed is owed: the next process
+//! runs it after its first round, whatever that round changed.
 
 use std::convert::Infallible;
 use std::process::Stdio;
@@ -12,7 +13,9 @@ use tokio::sync::Notify;
 use crate::remote::Lines;
 use crate::sync::error::SyncError;
 use crate::sync::news::{Listener, News, Said};
+use crate::sync::owed::Owed;
 use crate::sync::remote::LazyConnection;
+use crate::sync::retry::is_loss;
 
 /// The place where a command runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,18 +30,25 @@ pub enum AfterRound {
 pub(super) struct Commands {
     after: Option<AfterRound>,
     due: Arc<Notify>,
+    owed: Arc<Owed>,
     listener: Listener,
+}
+
+/// Starts the command after a round, if it is due.
+pub(super) struct Starter {
+    due: Arc<Notify>,
+    owed: Arc<Owed>,
 }
 
 impl Commands {
     /// Runs this command, if there is one.
-    pub(super) fn new(after: Option<AfterRound>, listener: Listener) -> Self {
-        Self { after, due: Arc::default(), listener }
+    pub(super) fn new(after: Option<AfterRound>, owed: Arc<Owed>, listener: Listener) -> Self {
+        Self { after, due: Arc::default(), owed, listener }
     }
 
-    /// The signal that a round changed something.
-    pub(super) fn changed(&self) -> Arc<Notify> {
-        Arc::clone(&self.due)
+    /// Returns a handle for the code that sees rounds end.
+    pub(super) fn starter(&self) -> Starter {
+        Starter { due: Arc::clone(&self.due), owed: Arc::clone(&self.owed) }
     }
 
     /// Runs the command after each change, as long as the connection lasts. A command that is
@@ -47,23 +57,53 @@ impl Commands {
         let Some(after) = &self.after else { return std::future::pending().await };
         loop {
             self.due.notified().await;
-            let owed = Owed(&self.due);
+            let begun = Begun(&self.due);
+            let (rounds, is_again) = (self.owed.rounds(), self.owed.is_old());
             // The listener has got the result.
-            let _ = after.run(connection, &self.listener).await;
-            owed.settle();
+            match after.run(is_again && rounds == 0, connection, &self.listener).await {
+                Ok(0) => self.owed.settle(rounds),
+                Ok(_) => {}
+                Err(error) if is_loss(&error) => {
+                    drop(begun);
+                    return std::future::pending().await;
+                }
+                Err(_) => {}
+            }
+            begun.end();
+        }
+    }
+}
+
+impl Starter {
+    /// Starts the command after a round that changed something, or that follows one which was cut
+    /// off. After the first round of this process, also starts one that an earlier process owes.
+    pub(super) fn round_ended(&self, has_changed: bool, is_first: bool) {
+        let was_cut = self.owed.round_ended(has_changed);
+        if has_changed || was_cut || (is_first && self.owed.is_old()) {
+            self.due.notify_one();
         }
     }
 }
 
 impl AfterRound {
+    /// The place and the command, for [`Owed`].
+    pub(in crate::sync) fn named(&self) -> (&str, &str) {
+        match self {
+            Self::There(command) => ("there", command),
+            Self::Here(command) => ("here", command),
+        }
+    }
+
     /// Runs the command once, reports its output and result, and returns its exit status.
+    /// `is_again` tells that an earlier run owes it.
     pub(in crate::sync) async fn run(
         &self,
+        is_again: bool,
         connection: Option<&LazyConnection<'_>>,
         listener: &Listener,
     ) -> Result<u32, SyncError> {
         let (Self::There(command) | Self::Here(command)) = self;
-        listener(News::Command(Said::Begins(command)));
+        listener(News::Command(Said::Begins { command, is_again }));
         let mut hear = |line: &[u8]| listener(News::Command(Said::Line(line)));
         let ended = match (self, connection.and_then(LazyConnection::connection)) {
             (Self::There(command), Some(connection)) => {
@@ -81,17 +121,17 @@ impl AfterRound {
     }
 }
 
-/// A started command that may be broken off.
-struct Owed<'a>(&'a Notify);
+/// A started command that may be broken off. It is then due on the next connection.
+struct Begun<'a>(&'a Notify);
 
-impl Owed<'_> {
+impl Begun<'_> {
     /// The command has ended.
-    fn settle(self) {
+    fn end(self) {
         std::mem::forget(self);
     }
 }
 
-impl Drop for Owed<'_> {
+impl Drop for Begun<'_> {
     fn drop(&mut self) {
         self.0.notify_one();
     }

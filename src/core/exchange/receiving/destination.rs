@@ -24,6 +24,7 @@ use crate::engine::{Destination, Opened, WorkError};
 use crate::exchange::common::{chain, metadata_error, renamed, retry_while_busy, scan_options};
 use crate::exchange::receiving::Receiving;
 use crate::exchange::receiving::tree::{OpenTree, PlannedTree};
+use crate::exchange::unusable;
 use crate::log::debug;
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::doubt::Doubts;
@@ -114,7 +115,7 @@ impl Receiving {
             // Opening it reports a directory that stays closed.
             let _ = give_owner_access(&self.path);
         }
-        let root = self.open_root(&self.path)?;
+        let root = self.open_root(&self.path, true)?;
         Ok(OpenTree::new(root, None, absolute(&self.path)))
     }
 
@@ -132,14 +133,15 @@ impl Receiving {
         let single = TreePath::new(name).map_err(|error| {
             WorkError::Fatal(AbortKind::Destination, format!("{}: {error}", escape(name)))
         })?;
-        let root = self.open_root(directory)?;
+        let root = self.open_root(directory, false)?;
         let shown = absolute(directory).join(OsStr::from_bytes(name));
         Ok(OpenTree::new(root, Some(single), shown))
     }
 
-    fn open_root(&self, path: &Path) -> Result<Option<Arc<WritableRoot>>, WorkError> {
+    fn open_root(&self, path: &Path, is_directory: bool) -> Result<Option<Arc<WritableRoot>>, WorkError> {
         if self.options.dry_run && !path.exists() {
-            return Ok(None);
+            let blocked = unusable::blocked(path, is_directory);
+            return blocked.map_or(Ok(None), |text| Err(WorkError::Fatal(AbortKind::Destination, text)));
         }
         if !self.options.dry_run {
             let named = path.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty());
@@ -148,7 +150,15 @@ impl Receiving {
         }
         let root = if self.options.dry_run { WritableRoot::open(path) } else { WritableRoot::create(path) };
         let policy = Policy { set_id_owner: self.options.set_id_owner };
-        root.map(|root| Some(Arc::new(root.with_policy(policy)))).map_err(|error| destination_error(&error))
+        root.map(|root| Some(Arc::new(root.with_policy(policy)))).map_err(|error| {
+            match destination_error(&error) {
+                WorkError::Fatal(AbortKind::Destination, _) => {
+                    let text = unusable::destination(path, is_directory, &error);
+                    WorkError::Fatal(AbortKind::Destination, text)
+                }
+                other => other,
+            }
+        })
     }
 
     fn list(

@@ -15,11 +15,12 @@ impl PlannedTree {
             Step::Clear { at } => self.clear(at),
             Step::Unlock { at } => {
                 let entry = self.present.get(at).ok_or_else(unknown)?;
-                self.root.make_directory(&entry.path.to_path(), entry.mode).map(drop).map_err(unwritable)
+                let made = self.root.make_directory(&entry.path.to_path(), entry.mode);
+                made.map(drop).map_err(|error| self.unwritable(&error))
             }
             Step::MakeDirectory { id } => {
                 let made = self.root.make_directory(&self.path(id)?, self.entry(id)?.mode);
-                made.map(|made| self.directories.add(id, made.inode)).map_err(unwritable)
+                made.map(|made| self.directories.add(id, made.inode)).map_err(|error| self.unwritable(&error))
             }
             Step::MakeLink { id } => self.make_link(id),
             Step::Adjust { id } => self.adjust(id),
@@ -34,7 +35,7 @@ impl PlannedTree {
         let entry = self.entry(id)?;
         let Kind::Symlink { target } = entry.kind else { return Err(unknown()) };
         let made = self.root.make_symlink(&self.path(id)?, target, entry.mtime, self.seen(id)?.as_ref());
-        made.map_err(unwritable)
+        made.map_err(|error| self.unwritable(&error))
     }
 
     fn adjust(&self, id: u32) -> Result<(), WorkError> {

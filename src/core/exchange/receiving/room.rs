@@ -13,9 +13,11 @@ use crate::engine::{Room, WorkError};
 use crate::exchange::common::work_error;
 use crate::exchange::receiving::Receiving;
 use crate::exchange::receiving::tree::PlannedTree;
+use crate::exchange::unusable;
 use crate::monitor::ProblemKind;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
+use crate::wire::message::AbortKind;
 
 impl Receiving {
     /// Free room, if the filesystem reports it exactly enough.
@@ -64,7 +66,17 @@ impl PlannedTree {
         if error.is_no_space() || error.is_too_long() {
             self.give_up(id);
         }
-        work_error(error, ProblemKind::Unwritable)
+        self.unwritable(error)
+    }
+
+    /// Classifies a failure to make an entry. Where this user can make nothing in the root, every
+    /// other entry would fail, too.
+    pub(super) fn unwritable(&self, error: &DiskError) -> WorkError {
+        let refusal = error.is_permission().then(|| unusable::not_writable(self.root.path())).flatten();
+        match refusal {
+            Some(text) => WorkError::Fatal(AbortKind::Destination, text),
+            None => work_error(error, ProblemKind::Unwritable),
+        }
     }
 
     /// Frees the staged part of a file that nobody writes to.
