@@ -103,7 +103,13 @@ fn event(name: &str) -> Event {
         "planned" => Event::Planned { files: 3, bytes: 4 },
         "change" => {
             let differs = Differs { size: false, time: true, mode: false };
-            Event::Change { action: Action::Adjust, what: What::Symlink, differs, path }
+            Event::Change {
+                action: Action::Adjust,
+                what: What::Symlink,
+                differs,
+                path,
+                target: b"t".to_vec(),
+            }
         }
         "braked" => braked(2, 3),
         "paired" => Event::Paired(PAIR),

@@ -158,7 +158,8 @@ pub enum Event {
         /// Additional bytes. [`Event::Matched`] subtracts those that are found in the destination.
         bytes: u64,
     },
-    /// One change, in path order; reported only if the options ask for a list of changes.
+    /// One change; reported only if the options ask for a list of changes. A dry run reports what it
+    /// would do, in the order of rsync's list. A run reports each change after it has happened.
     Change {
         /// The kind of the change.
         action: Action,
@@ -169,6 +170,9 @@ pub enum Event {
         /// The path as bytes; empty for the root.
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,
+        /// The target of a link; empty for another entry, and for a deleted one.
+        #[serde(with = "serde_bytes")]
+        target: Vec<u8>,
     },
     /// The transfer of a file's content begins.
     Began {

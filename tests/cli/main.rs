@@ -19,6 +19,7 @@ mod holes;
 mod hostile;
 mod impostor;
 mod interrupted;
+mod itemized;
 mod kinds;
 mod locked;
 mod log;

@@ -187,6 +187,8 @@ impl Monitor for Json {
                     *self.told() = Some(braked);
                 }
             }
+            // A new root is no entry of the tree.
+            Event::Change { action: Action::Create, path, .. } if path.is_empty() => {}
             Event::Change { action, what, path, .. } => {
                 let action = match action {
                     Action::Create => "create",

@@ -12,7 +12,7 @@ use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report, SyncError};
 
 use crate::brake::Words;
-use crate::list::{self, visible};
+use crate::list::{self, Line, visible};
 use crate::report;
 use crate::request::Show;
 use crate::screen::Screen;
@@ -145,8 +145,9 @@ impl Monitor for LiveScreen {
                 drop(state);
                 self.first.observe(event);
             }
-            Event::Change { action, what, differs, path } if !self.show.quiet => {
-                state.print(&self.first.change(action, what, differs, &path), out::result);
+            Event::Change { action, what, differs, path, target } if !self.show.quiet => {
+                let line = Line { action, what, differs, path: &path, target: &target };
+                self.first.change(line).into_iter().for_each(|line| state.print(&line, out::result));
             }
             Event::Problem(problem) => state.print(&list::problem(&problem), out::note),
             Event::Planned { files, .. } if files > 0 => {

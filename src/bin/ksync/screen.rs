@@ -9,14 +9,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ksync::monitor::{Action, Differs, Event, Monitor, Preparation, Warning, What};
+use ksync::monitor::{Event, Monitor, Preparation, Warning};
 use ksync::sync::endpoint::Endpoint;
 use ksync::sync::watch::News;
 use ksync::sync::{Job, Report};
 use ksync::tree::path::escape;
 
 use crate::brake::Words;
-use crate::list::visible;
+use crate::list::{Line, visible};
 use crate::progress::{Progress, RateMeter};
 use crate::report::{self, Direction};
 use crate::request::Show;
@@ -116,13 +116,9 @@ impl Screen {
         format!("{} → {}", self.source, self.destination.clone().with_path(path))
     }
 
-    /// The line for a change.
-    pub(crate) fn change(&self, action: Action, what: What, differs: Differs, path: &[u8]) -> String {
-        if self.show.itemize {
-            list::itemized(action, what, differs, path, self.direction, self.checksum)
-        } else {
-            list::plain(action, what, path)
-        }
+    /// The line for a change, if it has one.
+    pub(crate) fn change(&self, line: Line<'_>) -> Option<String> {
+        if self.show.itemize { Some(line.itemized(self.direction, self.checksum)) } else { line.in_words() }
     }
 
     /// The lines for an event: one for stdout, one for stderr.
@@ -132,8 +128,9 @@ impl Screen {
                 state.is_mapped = true;
                 (None, (!self.show.quiet).then(|| self.mapping(path)))
             }
-            Event::Change { action, what, differs, path } if !self.show.quiet => {
-                (Some(self.change(*action, *what, *differs, path)), None)
+            Event::Change { action, what, differs, path, target } if !self.show.quiet => {
+                let line = Line { action: *action, what: *what, differs: *differs, path, target };
+                (self.change(line), None)
             }
             Event::Excluded { entries } if !self.show.quiet => {
                 (None, Some(format!("{} excluded by rules", counted(*entries, "entry", "entries"))))
@@ -310,7 +307,7 @@ fn style(template: &str) -> ProgressStyle {
 
 #[cfg(test)]
 mod tests {
-    use ksync::monitor::{Problem, ProblemKind};
+    use ksync::monitor::{Action, Differs, Problem, ProblemKind, What};
     use ksync::sync::ConnectOptions;
     use ksync::wire::hello::Options;
 
@@ -333,7 +330,7 @@ mod tests {
 
     fn change() -> Event {
         let (action, what, differs) = (Action::Create, What::File, Differs::default());
-        Event::Change { action, what, differs, path: b"a".to_vec() }
+        Event::Change { action, what, differs, path: b"a".to_vec(), target: Vec::new() }
     }
 
     fn problem() -> Event {

@@ -26,11 +26,11 @@ use crate::engine::error::WorkError;
 use crate::engine::ids::IdMap;
 use crate::engine::need::Need;
 use crate::engine::outbox::Outbox;
-use crate::engine::plan::Plan;
+use crate::engine::plan::{Item, Listing, Plan};
 use crate::engine::transfer::Target;
 use crate::engine::window::Window;
 use crate::engine::work::{Opened, ReceiverOutcome, ReceiverWork, Step};
-use crate::monitor::Event;
+use crate::monitor::{Action, Differs, Event};
 use crate::tree::compare::below;
 use crate::tree::entry::{EntryRef, Time};
 use crate::tree::filter::Filter;
@@ -65,6 +65,10 @@ pub struct Receiver<T: Target> {
     /// Progress of asking about them.
     resolved: Resolved,
     plan: Plan,
+    /// The lines of changes that have not happened, if changes are listed.
+    listing: Listing,
+    /// Lines of changes that have happened since the last report, with their places in the list.
+    happened: Vec<(usize, Event)>,
     tally: Tally,
     /// The pair of source and destination after this run.
     pair: Option<Pair>,
@@ -141,6 +145,8 @@ impl<T: Target> Receiver<T> {
             spelling: Arc::default(),
             resolved: Resolved::No,
             plan: Plan::default(),
+            listing: Listing::default(),
+            happened: Vec::new(),
             tally: Tally::default(),
             pair: None,
             metadata: None,
@@ -203,6 +209,8 @@ impl<T: Target> Receiver<T> {
             ReceiverOutcome::Close(Ok(())) => {
                 self.closed = true;
                 self.tally.adjusted += u64::from(self.plan.root.is_some());
+                self.happens(Item::Root, None);
+                self.tell_happened();
                 if let Some(pair) = self.pair.filter(|pair| self.will_be_copy && self.is_news(pair)) {
                     self.outbox.report(Event::Paired(pair));
                 }
@@ -261,8 +269,11 @@ impl<T: Target> Receiver<T> {
             self.outbox.problem(problem);
         }
         if self.config.options.list_changes {
-            for event in self.plan.events(&self.wanted, present) {
-                self.outbox.report(event);
+            let listing = self.plan.listing(&self.wanted, present, self.root_change());
+            if self.config.options.dry_run {
+                listing.planned().for_each(|event| self.outbox.report(event));
+            } else {
+                self.listing = listing;
             }
         }
         if self.offer.is_partial && !self.config.options.delete {
@@ -272,6 +283,33 @@ impl<T: Target> Receiver<T> {
         }
         let (files, bytes) = self.plan.content(&self.wanted, |_| true);
         self.outbox.progress(Event::Planned { files, bytes });
+    }
+
+    /// The change of the root itself, if it is made or adjusted.
+    fn root_change(&self) -> Option<(Action, Differs)> {
+        let is_new =
+            self.is_directory() && self.opened.as_ref().is_some_and(|opened| opened.destination.is_new);
+        let made = is_new.then_some((Action::Create, Differs::default()));
+        made.or_else(|| Some((Action::Adjust, self.plan.root?)))
+    }
+
+    /// Records that a listed change has happened. `action` replaces the planned one.
+    fn happens(&mut self, item: Item, action: Option<Action>) {
+        self.happened.extend(self.listing.take(item, action));
+    }
+
+    /// Records that the entries below a directory are deleted.
+    fn clears(&mut self, at: u32) {
+        let below = self.opened.as_ref().map(|opened| opened.manifest.subtree(at));
+        below.into_iter().flatten().for_each(|at| self.happens(Item::Present(at), None));
+    }
+
+    /// Reports the changes that have happened.
+    fn tell_happened(&mut self) {
+        self.happened.sort_unstable_by_key(|&(place, _)| place);
+        for (_, event) in std::mem::take(&mut self.happened) {
+            self.outbox.report(event);
+        }
     }
 
     /// Sends `Finished` only when all works are done: the sender may cut the agent off afterwards.
@@ -284,6 +322,10 @@ impl<T: Target> Receiver<T> {
 
     fn planned(&mut self) {
         self.phase = Phase::Directories;
+        if self.opened.as_ref().is_some_and(|opened| opened.destination.is_new) {
+            self.happens(Item::Root, None);
+            self.tell_happened();
+        }
         self.store_baseline();
         // Steps that must precede any content.
         if !self.start_steps() {
@@ -339,8 +381,29 @@ impl<T: Target> Receiver<T> {
             match result {
                 Ok(()) => {
                     *counter += 1;
-                    if let Step::Clear { at } = step {
-                        self.tally.deleted += self.count_below(at);
+                    match step {
+                        Step::Clear { at } => {
+                            self.tally.deleted += self.count_below(at);
+                            self.clears(at);
+                        }
+                        Step::Adjust { id } if self.plan.adjusts.contains(&id) => {
+                            self.happens(Item::Wanted(id), Some(Action::Adjust));
+                        }
+                        Step::Respell { id } if self.plan.respelled.contains(&id) => {
+                            self.happens(Item::Wanted(id), None);
+                        }
+                        Step::MakeDirectory { id } | Step::MakeLink { id } => {
+                            self.happens(Item::Wanted(id), None);
+                        }
+                        Step::Move { id, at, .. } => {
+                            self.happens(Item::Present(at), None);
+                            self.happens(Item::Wanted(id), None);
+                        }
+                        Step::Remove { at } => self.happens(Item::Present(at), None),
+                        Step::Adjust { .. }
+                        | Step::Respell { .. }
+                        | Step::Unlock { .. }
+                        | Step::Restore { .. } => {}
                     }
                 }
                 Err(error) => {
@@ -355,7 +418,12 @@ impl<T: Target> Receiver<T> {
                 }
             }
         }
-        if self.start_steps() {
+        let goes_on = self.start_steps();
+        // Removals run in another order than they are listed in.
+        if !(goes_on && self.phase == Phase::Remove) {
+            self.tell_happened();
+        }
+        if goes_on {
             return;
         }
         match self.phase {
@@ -408,11 +476,9 @@ impl<T: Target> Receiver<T> {
         matches!(self.offer.subject, Some(Subject::Directory { .. }))
     }
 
-    /// True if no present entry has this entry's path.
-    fn is_new(&self, id: u32) -> bool {
-        let present = self.opened.as_ref().map(|opened| &opened.manifest);
-        let entry = self.wanted.get(id);
-        entry.zip(present).is_some_and(|(entry, present)| present.position(entry.path).is_none())
+    /// Position of the present entry with this entry's path.
+    fn present_at(&self, id: u32) -> Option<u32> {
+        self.opened.as_ref()?.manifest.position(self.wanted.path(id)?)
     }
 
     fn size(&self, id: u32) -> u64 {

@@ -12,6 +12,7 @@ use super::{Ended, ORDERS, Order, Pair};
 use crate::engine::RunError;
 use crate::monitor::{Action, Event, ProblemKind};
 use crate::tree::filter::{Filter, Rule};
+use crate::tree::path::{TreePath, escape};
 use crate::wire::hello::{Consent, Options};
 use crate::wire::message::{Tally, WANTS_MAX};
 
@@ -91,9 +92,6 @@ proptest! {
 
         let wet = Options { dry_run: false, ..dry };
         let real = run(ended.source, ended.target.again(), &wet, ORDERS[order], seed);
-        let changes = |events: &[Event]| -> Vec<Event> {
-            events.iter().filter(|event| matches!(event, Event::Change { .. })).cloned().collect()
-        };
         prop_assert_eq!(changes(&ended.events), changes(&real.events), "the preview is the plan");
     }
 }
@@ -276,29 +274,109 @@ fn unanswered_wants_never_exceed_the_limit() {
     }
 }
 
+/// The reported changes by path. A file of another time is an update in the preview, and an
+/// adjustment once its content proved to be the same.
+fn changes(events: &[Event]) -> Vec<(Vec<u8>, bool)> {
+    let change = |event: &Event| match event {
+        Event::Change { action, path, .. } => Some((path.clone(), *action == Action::Delete)),
+        _ => None,
+    };
+    let mut changes: Vec<_> = events.iter().filter_map(change).collect();
+    changes.sort_unstable();
+    changes
+}
+
+/// The reported changes in order.
+fn lines(events: &[Event]) -> Vec<String> {
+    let line = |event: &Event| match event {
+        Event::Change { action, path, .. } => Some(format!("{action:?} {}", escape(path))),
+        _ => None,
+    };
+    events.iter().filter_map(line).collect()
+}
+
 #[test]
-fn list_of_changes_names_each_once_in_path_order() {
-    let source = tree([("a", directory()), ("a/f", file(b"1")), ("l", link("new"))]);
+fn changes_are_listed_as_they_happen_and_planned_as_rsync_lists_them() {
+    let source = tree([
+        ("a", directory()),
+        ("a/f", file(b"1")),
+        ("in the way", file(b"2")),
+        ("kind", link("t")),
+        ("l", link("new")),
+        ("z", file(b"3")),
+    ]);
     let mut target = source.clone();
     remove_with_all_below(&mut target, &path("a"));
     target.insert(path("l"), link("old"));
-    target.insert(path("z"), file(b""));
+    for name in ["in the way", "in the way/b", "old"] {
+        target.insert(path(name), directory());
+    }
+    for name in ["in the way/b/c", "kind", "old/x", "old/y", "old2"] {
+        target.insert(path(name), file(b""));
+    }
     let options = Options { list_changes: true, ..delete() };
-    let ended = run(SenderDisk::new(source), ReceiverDisk::new(target), &options, Order::Random, 29);
-    let changes: Vec<(Action, Vec<u8>)> = ended
-        .events
-        .into_iter()
-        .filter_map(|event| match event {
-            Event::Change { action, path, .. } => Some((action, path)),
-            _ => None,
-        })
-        .collect();
-    let expected = [
-        (Action::Adjust, &b""[..]),
-        (Action::Create, b"a"),
-        (Action::Create, b"a/f"),
-        (Action::Update, b"l"),
-        (Action::Delete, b"z"),
-    ];
-    assert_eq!(changes, expected.map(|(action, path)| (action, path.to_vec())));
+    let dry = Options { dry_run: true, ..options.clone() };
+    let disks = || (SenderDisk::new(source.clone()), ReceiverDisk::new(target.clone()));
+    let (from, to) = disks();
+    assert_eq!(
+        lines(&run(from, to, &dry, Order::Random, 29).events),
+        [
+            "Delete old/y",
+            "Delete old/x",
+            "Delete old",
+            "Delete old2",
+            "Delete in the way/b/c",
+            "Delete in the way/b",
+            "Adjust ",
+            "Create in the way",
+            "Create kind",
+            "Update l",
+            "Create a",
+            "Create a/f",
+        ]
+    );
+    let (from, to) = disks();
+    let mut happened = lines(&run(from, to, &options, Order::Random, 29).events);
+    // Contents arrive in any order.
+    happened[1..5].sort();
+    assert_eq!(
+        happened,
+        [
+            "Create a",
+            "Create a/f",
+            "Create in the way",
+            "Delete in the way/b",
+            "Delete in the way/b/c",
+            "Create kind",
+            "Update l",
+            "Delete old/y",
+            "Delete old/x",
+            "Delete old",
+            "Delete old2",
+            "Adjust ",
+        ]
+    );
+}
+
+#[test]
+fn failed_file_is_not_listed() {
+    let (source, target) = every_way();
+    let options = Options { list_changes: true, ..delete() };
+    for name in source.keys() {
+        for order in ORDERS {
+            let (mut lying, mut broken) = (SenderDisk::new(source.clone()), SenderDisk::new(source.clone()));
+            lying.lies.insert(name.clone(), (Lie::Hash, 2));
+            broken.unreadable.insert(name.clone());
+            for disk in [lying, broken] {
+                let ended = run(disk, ReceiverDisk::new(target.clone()), &options, order, 31);
+                let changes = changes(&ended.events);
+                let is_listed = |name: &TreePath| {
+                    changes.iter().any(|(path, is_deleted)| !is_deleted && path == name.as_bytes())
+                };
+                let listed: Vec<_> = source.keys().filter(|name| is_listed(name)).collect();
+                let others: Vec<_> = source.keys().filter(|&other| other != name).collect();
+                assert_eq!(listed, others, "{order:?}");
+            }
+        }
+    }
 }

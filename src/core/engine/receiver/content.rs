@@ -9,11 +9,12 @@ use super::missing_file::{MissingFile, Progress, held_bytes};
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
 use crate::engine::error::WorkError;
+use crate::engine::plan::Item;
 use crate::engine::transfer::Target;
 use crate::engine::transfer::pre_copy::CancelOnDrop;
 use crate::engine::transfer::receive::{Looked, Query, ReceiveInput, Returned, Strategy};
 use crate::engine::work::{ReceiverWork, ReportOrder};
-use crate::monitor::{Action, Differs, Event, Problem, ProblemKind, What};
+use crate::monitor::{Action, Event, Problem, ProblemKind};
 use crate::wire::message::{
     AbortKind, Answer, FromReceiver, Op, Reply, SMALL_BYTES_MAX, STREAMS_MAX, Want, digest_of,
 };
@@ -269,7 +270,9 @@ impl<T: Target> Receiver<T> {
         for ((&id, basis), hash) in ids.iter().zip(bases.into_iter().flatten()).zip(hashes) {
             let size = self.size(id);
             matched += size;
-            let is_moved = basis.is_elsewhere && self.is_new(id) && self.plan.move_here(id, basis.at, hash);
+            let is_moved = basis.is_elsewhere
+                && self.present_at(id).is_none()
+                && self.plan.move_here(id, basis.at, hash);
             let Some(file) = self.missing.get_mut(&id) else { continue };
             if !is_moved && (basis.is_elsewhere || basis.has_gap()) {
                 // The content is there, but not in the new file's place, or not in this shape.
@@ -373,6 +376,7 @@ impl<T: Target> Receiver<T> {
             fed.push(id);
         }
         self.feed(fed);
+        self.tell_happened();
     }
 
     /// Records that the content of a file is in place, or failed.
@@ -382,12 +386,17 @@ impl<T: Target> Receiver<T> {
                 let is_copy = self.missing.get(&id).is_some_and(|file| file.is_copy);
                 self.tally.copied += u64::from(is_copy);
                 self.tally.files += 1;
-                self.tally.deleted += self.plan.cleared(id);
+                let cleared = self.plan.cleared(id);
+                self.tally.deleted += cleared;
+                if let Some(at) = self.present_at(id).filter(|_| cleared > 0) {
+                    self.clears(at);
+                }
                 if self.plan.updates.contains(&id) {
                     self.tally.updated += 1;
-                    self.tell_repair(id);
+                    self.happens(Item::Wanted(id), Some(Action::Update));
                 } else {
                     self.tally.created += 1;
+                    self.happens(Item::Wanted(id), None);
                 }
                 self.forget(id);
             }
@@ -398,15 +407,6 @@ impl<T: Target> Receiver<T> {
                     self.forget(id);
                 }
             }
-        }
-    }
-
-    /// Reports a file that was only to be verified, differed, and was replaced.
-    fn tell_repair(&mut self, id: u32) {
-        if self.plan.verifies.contains_key(&id) && self.config.options.list_changes {
-            let path = self.path(id);
-            let (action, what, differs) = (Action::Update, What::File, Differs::default());
-            self.outbox.report(Event::Change { action, what, differs, path });
         }
     }
 
