@@ -39,7 +39,7 @@ mod timeout;
 mod tls;
 mod websocket;
 
-pub use agent::{Agent, AgentEnd, AgentReader, AgentWriter, End, Heard, Installed};
+pub use agent::{Acknowledged, Agent, AgentEnd, AgentReader, AgentWriter, End, Heard, Installed};
 pub use agent_image::{AgentImage, BLOCK_BYTES};
 pub use bootstrap::token;
 pub use bridge::{hold_open, proxy};

@@ -5,6 +5,7 @@
 //! The sending task sends. Queues bounded in bytes connect the tasks to the reader and writer.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::log::{self, Side, debug};
 use crate::remote::agent::{
-    Agent, AgentEnd, AgentReader, AgentWriter, Chunk, End, Heard, Installed, WRITE_BYTES_MAX,
+    Acknowledged, Agent, AgentEnd, AgentReader, AgentWriter, Chunk, End, Heard, Installed, WRITE_BYTES_MAX,
 };
 use crate::remote::agent_image::AgentImage;
 use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner, seal};
@@ -88,6 +89,7 @@ pub struct Waiting {
     end: oneshot::Sender<End>,
     installed: Installed,
     heard: Heard,
+    acknowledged: Acknowledged,
     error: Arc<OnceLock<Arc<RemoteError>>>,
 }
 
@@ -101,20 +103,21 @@ impl Agent {
         let (write_sender, writes) = mpsc::channel(WRITES_QUEUED);
         let (end_sender, end) = oneshot::channel();
         let error = Arc::new(OnceLock::new());
-        let (installed, heard) = (Installed::default(), Heard::default());
+        let (installed, heard, acknowledged) = Default::default();
         let waiting = Waiting {
             chunks: chunk_sender,
             writes,
             surplus: None,
             first: None,
             end: end_sender,
-            installed: installed.clone(),
-            heard: heard.clone(),
+            installed: Installed::clone(&installed),
+            heard: Heard::clone(&heard),
+            acknowledged: Acknowledged::clone(&acknowledged),
             error: error.clone(),
         };
         let reader = AgentReader { chunks, current: None, error: error.clone() };
         let writer = AgentWriter { writes: write_sender, error };
-        (Self { reader, writer, end: AgentEnd(end), installed, heard }, waiting)
+        (Self { reader, writer, end: AgentEnd(end), installed, heard, acknowledged }, waiting)
     }
 }
 
@@ -177,6 +180,7 @@ impl Waiting {
             lines: Lines::default(),
             end: End::default(),
             send_window,
+            acknowledged: self.acknowledged,
         };
         let (error, end_sender) = (self.error, self.end);
         tokio::spawn(async move {
@@ -207,6 +211,7 @@ struct Receiving {
     lines: Lines,
     end: End,
     send_window: Arc<SendWindow>,
+    acknowledged: Acknowledged,
 }
 
 impl Receiving {
@@ -265,7 +270,9 @@ impl Receiving {
                 // output. This loop does.
                 Some(ChannelMsg::Eof) if self.scanner.is_none() => self.chunks = None,
                 Some(ChannelMsg::Close) => return (None, true),
-                Some(ChannelMsg::WindowAdjusted { new_size }) => self.send_window.has_room(new_size),
+                Some(ChannelMsg::WindowAdjusted { new_size }) => {
+                    self.acknowledged.0.fetch_add(self.send_window.has_room(new_size), Ordering::Relaxed);
+                }
                 Some(_) => {}
                 None => return (Some(self.start.connection_status.error(&self.start.endpoint)), false),
             }
