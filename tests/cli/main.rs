@@ -26,6 +26,7 @@ mod log;
 mod mapping;
 mod moved;
 mod plan;
+mod progress;
 mod reports;
 mod rules;
 mod silence;

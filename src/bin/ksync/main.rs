@@ -22,6 +22,7 @@ mod screen;
 mod session;
 mod shell;
 mod ssh;
+mod status;
 mod units;
 mod verbs;
 mod view;

@@ -14,6 +14,7 @@
 //! is made.
 
 mod content;
+mod content_progress;
 mod decide;
 mod missing_file;
 mod offer;
@@ -40,6 +41,7 @@ use crate::tree::path_ref::PathRef;
 use crate::tree::spelling::Spelling;
 use crate::tree::tree_id::Pair;
 use crate::wire::message::{AbortKind, FromReceiver, FromSender, Subject, Tally, Want};
+use content_progress::ContentProgress;
 use missing_file::{HELD_BYTES_MAX, MissingFile};
 use offer::Offer;
 
@@ -70,6 +72,7 @@ pub struct Receiver<T: Target> {
     /// Lines of changes that have happened since the last report, with their places in the list.
     happened: Vec<(usize, Event)>,
     tally: Tally,
+    progress: ContentProgress,
     /// The pair of source and destination after this run.
     pair: Option<Pair>,
     /// The root's own mode and time, as far as they must be set.
@@ -148,6 +151,7 @@ impl<T: Target> Receiver<T> {
             listing: Listing::default(),
             happened: Vec::new(),
             tally: Tally::default(),
+            progress: ContentProgress::default(),
             pair: None,
             metadata: None,
             will_be_copy: false,
@@ -283,6 +287,7 @@ impl<T: Target> Receiver<T> {
         }
         let (files, bytes) = self.plan.content(&self.wanted, |_| true);
         self.outbox.progress(Event::Planned { files, bytes });
+        self.progress.begin(files, bytes);
     }
 
     /// The change of the root itself, if it is made or adjusted.
@@ -327,10 +332,28 @@ impl<T: Target> Receiver<T> {
             self.tell_happened();
         }
         self.store_baseline();
+        if !(self.is_unobserved() && self.is_round()) {
+            self.tell_progress(false);
+        }
         // Steps that must precede any content.
         if !self.start_steps() {
             self.directories_are_there();
         }
+    }
+
+    /// True if the content is so little that the peer is not told how it goes.
+    fn is_unobserved(&self) -> bool {
+        self.config.relay && self.progress.is_short()
+    }
+
+    fn is_round(&self) -> bool {
+        self.opened.as_ref().is_some_and(|opened| opened.destination.is_round)
+    }
+
+    /// Reports the progress of the content, if it is due or the content `is_complete`.
+    fn tell_progress(&mut self, is_complete: bool) {
+        let due = if is_complete { self.progress.rest() } else { self.progress.due(self.config.relay) };
+        due.into_iter().for_each(|written| self.outbox.report(Event::Written(written)));
     }
 
     /// Starts the next steps of this phase; `false` if there are none.

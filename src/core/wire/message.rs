@@ -550,6 +550,7 @@ fn event_is_within_limits(event: &Event) -> bool {
         | Event::StateExcluded { .. }
         | Event::Planned { .. }
         | Event::Moved { .. }
-        | Event::Matched { .. } => true,
+        | Event::Matched { .. }
+        | Event::Written(_) => true,
     }
 }

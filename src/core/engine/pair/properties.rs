@@ -10,7 +10,7 @@ use super::tree::{
 };
 use super::{Ended, ORDERS, Order, Pair};
 use crate::engine::RunError;
-use crate::monitor::{Action, Event, ProblemKind};
+use crate::monitor::{Action, Event, ProblemKind, Written};
 use crate::tree::filter::{Filter, Rule};
 use crate::tree::path::{TreePath, escape};
 use crate::wire::hello::{Consent, Options};
@@ -49,6 +49,24 @@ pub(super) fn assert_same(expected: &Tree, actual: &Tree) {
     assert_eq!(differences(expected, actual), Vec::<String>::new());
 }
 
+/// Asserts that the progress never goes back, and ends when everything is written or given up.
+#[track_caller]
+pub(super) fn assert_progress(ended: &Ended) {
+    let written = ended.events.iter().filter_map(|event| match event {
+        Event::Written(written) => Some(*written),
+        _ => None,
+    });
+    let written: Vec<_> = written.collect();
+    assert!(written.is_sorted_by_key(|written| (written.files, written.bytes)), "{written:?}");
+    let is_within =
+        |written: &Written| written.files <= written.total_files && written.bytes <= written.total_bytes;
+    assert!(written.iter().all(is_within), "{written:?}");
+    if let [_, .., Written { files, total_files, bytes, total_bytes }] = written[..] {
+        assert_eq!((files, bytes), (total_files, total_bytes));
+        assert!(bytes <= ended.log.sent_bytes);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
 
@@ -65,6 +83,7 @@ proptest! {
 
         let ended = run(SenderDisk::new(source), ReceiverDisk::new(target), &options, ORDERS[order], seed);
         assert_same(&expected, &ended.target.tree);
+        assert_progress(&ended);
         assert!(ended.target.staged.is_empty());
         prop_assert_eq!(ended.target.root, ended.source.root);
         prop_assert_eq!(tally(&ended.sender), tally(&ended.receiver));
@@ -193,6 +212,7 @@ fn lie_about_a_file_costs_one_retry_of_the_whole() {
                 lying.lies.insert(name.clone(), (lie, 1));
                 let ended = run(lying, ReceiverDisk::new(target.clone()), &delete(), order, 11);
                 assert_same(&source, &ended.target.tree);
+                assert_progress(&ended);
                 // Files that one message vouched for together with a lie are sent again with it.
                 let again = if lie == Lie::Same { 1..=source.len() } else { 1..=1 };
                 assert!(again.contains(&(ended.log.wants - source.len())), "{name} {lie:?}");
@@ -369,6 +389,7 @@ fn failed_file_is_not_listed() {
             broken.unreadable.insert(name.clone());
             for disk in [lying, broken] {
                 let ended = run(disk, ReceiverDisk::new(target.clone()), &options, order, 31);
+                assert_progress(&ended);
                 let changes = changes(&ended.events);
                 let is_listed = |name: &TreePath| {
                     changes.iter().any(|(path, is_deleted)| !is_deleted && path == name.as_bytes())

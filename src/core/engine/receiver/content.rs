@@ -51,6 +51,7 @@ impl<T: Target> Receiver<T> {
             let mut file = Box::new(MissingFile::new(fetch, size, basis_bytes));
             if let Some((hash, data)) = self.offer.pushed.files.remove(&id) {
                 self.took(data.len() as u64, data.len() as u64);
+                (file.sent_bytes, file.made_bytes) = (data.len() as u64, data.len() as u64);
                 self.held_bytes += file.complete(vec![Op::Data(ByteBuf::from(data))], hash);
                 self.missing.insert(id, file);
                 pushed.push(id);
@@ -222,10 +223,12 @@ impl<T: Target> Receiver<T> {
         let size = file.facts.size;
         let begins = file.progress == Progress::Asked && (end.is_none() || size > SMALL_BYTES_MAX);
         file.made_bytes = file.made_bytes.saturating_add(made);
+        file.sent_bytes += sent;
         if file.made_bytes > size || end.is_some() && file.made_bytes < size {
             self.outbox.protocol_error("a file of another size than offered");
             return None;
         }
+        self.progress.expects(0, made.saturating_sub(sent));
         self.held_bytes += held_bytes(&ops);
         file.progress = if end.is_some() { Progress::Arrived } else { Progress::Receiving };
         // Most files have no further ones.
@@ -331,6 +334,7 @@ impl<T: Target> Receiver<T> {
                         file.written_bytes = held_bytes(&ops);
                     }
                     file.is_written = true;
+                    file.fed_bytes = ops.iter().map(Op::sent_bytes).sum();
                     // Its slot is free for another.
                     file.pre_copy = None;
                     self.writing += 1;
@@ -363,6 +367,7 @@ impl<T: Target> Receiver<T> {
             let Some(file) = self.missing.get_mut(&id) else { continue };
             self.writing -= usize::from(std::mem::take(&mut file.is_written));
             self.held_bytes -= std::mem::take(&mut file.written_bytes);
+            let fed_bytes = std::mem::take(&mut file.fed_bytes);
             if !held.has_pre_copy() {
                 // If it could not be made, its slot is free for another.
                 file.pre_copy = None;
@@ -371,7 +376,10 @@ impl<T: Target> Receiver<T> {
             match result {
                 Err(WorkError::Fatal(kind, text)) => return self.outbox.fail(kind, text),
                 Err(error) => file.failed = Some(error),
-                Ok(()) => {}
+                Ok(()) => {
+                    file.on_disk_bytes += fed_bytes;
+                    self.progress.wrote(fed_bytes);
+                }
             }
             fed.push(id);
         }
@@ -419,7 +427,10 @@ impl<T: Target> Receiver<T> {
             self.outbox.problem(Problem { kind: ProblemKind::Corrupt, path, cause: cause.to_owned() });
             return;
         }
+        let awaited_bytes = file.awaited_bytes();
         (file.basis, file.made_bytes, file.is_copy) = (None, 0, false);
+        file.sent_bytes = file.on_disk_bytes;
+        self.progress.expects(file.awaited_bytes(), awaited_bytes);
         file.weight.take().into_iter().for_each(|weight| self.window.close(weight));
         self.want(Want::whole(id));
         self.send_batch();
@@ -427,13 +438,18 @@ impl<T: Target> Receiver<T> {
 
     /// Drops a file that is done, and counts its want as answered.
     fn forget(&mut self, id: u32) {
-        let weight = self.missing.remove(&id).and_then(|file| file.weight);
-        weight.into_iter().for_each(|weight| self.window.close(weight));
+        let Some(file) = self.missing.remove(&id) else { return };
+        self.progress.expects(0, file.awaited_bytes());
+        self.progress.settled();
+        file.weight.into_iter().for_each(|weight| self.window.close(weight));
     }
 
     pub(super) fn go_on(&mut self) {
         if matches!(self.phase, Phase::Directories | Phase::Content) {
             self.ask();
+            if !self.is_unobserved() {
+                self.tell_progress(self.contents_are_there());
+            }
         }
         if self.contents_are_there() && self.outbox.queue.is_empty() {
             self.next_phase();
