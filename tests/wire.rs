@@ -11,7 +11,9 @@ use ksync::content::blocks::{BLOCKS_MAX, BlockId};
 use ksync::content::chunk::{CHUNKS_MAX, Chunk, ChunkId};
 use ksync::content::hash::Hash;
 use ksync::content::sample::{SAMPLED_BYTES_MIN, Samples};
-use ksync::monitor::{Action, Braked, Differs, Doomed, Event, HEAD_MAX, Problem, ProblemKind, Reason, What};
+use ksync::monitor::{
+    Action, Braked, Differs, Doomed, Event, HEAD_MAX, Problem, ProblemKind, Reason, What, Written,
+};
 use ksync::tree::change::{Change, EDITS_MAX, Edit};
 use ksync::tree::entry::Time;
 use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
@@ -103,7 +105,13 @@ fn event(name: &str) -> Event {
         "planned" => Event::Planned { files: 3, bytes: 4 },
         "change" => {
             let differs = Differs { size: false, time: true, mode: false };
-            Event::Change { action: Action::Adjust, what: What::Symlink, differs, path }
+            Event::Change {
+                action: Action::Adjust,
+                what: What::Symlink,
+                differs,
+                path,
+                target: b"t".to_vec(),
+            }
         }
         "braked" => braked(2, 3),
         "paired" => Event::Paired(PAIR),
@@ -113,6 +121,7 @@ fn event(name: &str) -> Event {
         "state-excluded" => Event::StateExcluded { directories: 2 },
         "grew" => Event::Grew { path },
         "links-excluded" => Event::LinksExcluded { links: 3, first: path },
+        "written" => Event::Written(Written { files: 1, total_files: 300, bytes: 2, total_bytes: 1 << 40 }),
         "left" => Event::Left { what: What::File, path },
         "polling" => Event::Polling { cause: "cause".to_owned() },
         _ => Event::Problem(Problem { kind: ProblemKind::NotDeleted, path, cause: "cause".to_owned() }),
@@ -221,6 +230,7 @@ fn messages() -> Vec<(String, Either)> {
         "state-excluded",
         "grew",
         "links-excluded",
+        "written",
     ] {
         messages.push((format!("note-{name}"), Either::Sender(Common::Note(event(name)).into())));
     }

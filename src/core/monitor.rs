@@ -130,6 +130,20 @@ pub struct Problem {
     pub cause: String,
 }
 
+/// Content that the receiver has written, of all that is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Written {
+    /// Files that are settled: in place, or given up.
+    pub files: u64,
+    /// Files whose content is missing or must be verified.
+    pub total_files: u64,
+    /// Bytes of content that travelled and are written.
+    pub bytes: u64,
+    /// Bytes of content that has to travel, as far as is known. Content that the destination
+    /// already has counts until it is found there.
+    pub total_bytes: u64,
+}
+
 /// An event of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
@@ -158,7 +172,8 @@ pub enum Event {
         /// Additional bytes. [`Event::Matched`] subtracts those that are found in the destination.
         bytes: u64,
     },
-    /// One change, in path order; reported only if the options ask for a list of changes.
+    /// One change; reported only if the options ask for a list of changes. A dry run reports what it
+    /// would do, in the order of rsync's list. A run reports each change after it has happened.
     Change {
         /// The kind of the change.
         action: Action,
@@ -169,6 +184,9 @@ pub enum Event {
         /// The path as bytes; empty for the root.
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,
+        /// The target of a link; empty for another entry, and for a deleted one.
+        #[serde(with = "serde_bytes")]
+        target: Vec<u8>,
     },
     /// The transfer of a file's content begins.
     Began {
@@ -176,7 +194,7 @@ pub enum Event {
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,
     },
-    /// Content was transferred.
+    /// This side has sent or received content. [`Event::Written`] counts what is written.
     Moved {
         /// Bytes of content.
         bytes: u64,
@@ -225,6 +243,8 @@ pub enum Event {
         #[serde(with = "serde_bytes")]
         first: Vec<u8>,
     },
+    /// Progress of the content: as soon as it is known what is missing, then now and then.
+    Written(Written),
 }
 
 /// A preparation that may take a while, before any transfer.

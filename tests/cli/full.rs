@@ -142,15 +142,27 @@ fn a_disk_that_fills_up_gets_the_part_back_and_loses_nothing() {
 fn a_file_beyond_the_file_size_limit_is_a_problem_of_that_file() {
     let world = World::new();
     world.tree("src").file("a", "small").file("long", noise(1, 17 * MIB)).file("z", "small");
-    for (from, to) in directions(&world) {
+    for ((from, to), list) in
+        directions(&world).iter().flat_map(|way| ["-v", "-i", "--json"].map(|list| (way, list)))
+    {
         let _ = fs::remove_dir_all(world.path("dst"));
         // In blocks of 512 bytes. The agent must fit, and the emulator's record of the stream.
-        let script = format!("ulimit -f 32768; exec $KSYNC {from} {to}");
+        let script = format!("ulimit -f 32768; exec $KSYNC {list} {from} {to}");
         let mut command = world.command("sh");
         command.args(["-c", &script]).env("KSYNC", env!("CARGO_BIN_EXE_ksync"));
         let run = Run::of(command).fails(23);
-        assert!(run.stderr.contains("long"), "{to}: {}", run.stderr);
-        assert!(run.stderr.contains("ulimit -f"), "{to}: {}", run.stderr);
+        let told = if list == "--json" { &run.stdout } else { &run.stderr };
+        assert!(told.contains("long") && told.contains("ulimit -f"), "{to}: {told}");
+        // Only what is there is listed as changed.
+        let is_listed = |name: &str| {
+            let ends = [format!("create  {name}"), format!("f+++++++++ {name}")];
+            let field = format!(r#""path":"{name}""#);
+            run.stdout.lines().any(|line| {
+                let is_file = line.contains(r#""event":"file""#) && line.contains(&field);
+                is_file || ends.iter().any(|end| line.ends_with(end))
+            })
+        };
+        assert_eq!(["a", "long", "z"].map(is_listed), [true, false, true], "{list} {to}: {}", run.stdout);
         assert_eq!(fs::read(world.path("dst/z")).unwrap(), b"small", "{to}");
         assert!(!world.path("dst/long").exists() && !world.path("dst/.ksync").exists(), "{to}");
     }

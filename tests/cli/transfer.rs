@@ -102,7 +102,9 @@ fn a_dry_run_lists_all_changes_and_makes_none() {
         let mut command = world.ksync(["-n", "-i", "--delete"]);
         command.arg(source).arg(destination);
         let run = Run::of(command).ok();
-        for line in [&format!("{sign}f+++++++++ src/main.rs"), "*deleting   old", "cL+++++++++ link"] {
+        for line in
+            [&format!("{sign}f+++++++++ src/main.rs"), "*deleting   old", "cL+++++++++ link -> src/main.rs"]
+        {
             assert!(run.stdout.lines().any(|told| told == line), "{line} in\n{}", run.stdout);
         }
         assert!(run.summary().starts_with("would change "), "{}", run.summary());

@@ -14,6 +14,7 @@
 mod emulator;
 pub(crate) mod link;
 mod run;
+mod screen;
 pub(crate) mod service;
 pub(crate) mod skip;
 mod terminal;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use emulator::Emulator;
 pub(crate) use run::{Run, Stats};
+pub(crate) use screen::Screen;
 pub(crate) use skip::path;
 pub(crate) use terminal::Terminal;
 pub(crate) use tree::{Snapshot, Tree, assert_same, noise, snapshot};

@@ -93,6 +93,11 @@ impl Terminal {
         self.shown.lock().unwrap().contains(text)
     }
 
+    /// All output so far.
+    pub(crate) fn output(&self) -> String {
+        self.shown.lock().unwrap().clone()
+    }
+
     /// Resizes the terminal.
     pub(crate) fn resize(&self, columns: u16, rows: u16) {
         tcsetwinsize(&self.keys, size(columns, rows)).unwrap();

@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use data_encoding::BASE64;
 use ksync::engine::Summary;
 use ksync::exchange::rounds::Round;
-use ksync::monitor::{Action, Braked, Event, Monitor, Preparation, ProblemKind, Reason, Warning, What};
+use ksync::monitor::{
+    Action, Braked, Event, Monitor, Preparation, ProblemKind, Reason, Warning, What, Written,
+};
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
 use ksync::wire::message::Tally;
@@ -28,6 +30,8 @@ use crate::view::View;
 pub(crate) struct Json {
     is_mapped: AtomicBool,
     is_ready: AtomicBool,
+    /// True once the missing content was reported.
+    is_planned: AtomicBool,
     /// Number of full rounds so far.
     scans: AtomicU64,
     words: Words,
@@ -47,6 +51,7 @@ impl Json {
         Self {
             is_mapped: AtomicBool::default(),
             is_ready: AtomicBool::default(),
+            is_planned: AtomicBool::default(),
             scans: AtomicU64::default(),
             words: Words::new(job, watches),
             braked: Mutex::default(),
@@ -194,6 +199,8 @@ impl Monitor for Json {
                     *self.told() = Some(braked);
                 }
             }
+            // A new root is no entry of the tree.
+            Event::Change { action: Action::Create, path, .. } if path.is_empty() => {}
             Event::Change { action, what, path, .. } => {
                 let action = match action {
                     Action::Create => "create",
@@ -232,8 +239,10 @@ impl Monitor for Json {
             Event::Scanned { entries, bytes } if !self.is_ready.load(Ordering::Relaxed) => {
                 tell("scan", json!({ "entries": entries, "bytes": bytes }));
             }
-            Event::Planned { files, bytes } if bytes > 0 && !self.is_ready.load(Ordering::Relaxed) => {
-                tell("plan", json!({ "files": files, "bytes": bytes }));
+            Event::Written(Written { files: 0, total_files, bytes: 0, total_bytes })
+                if !self.is_planned.swap(true, Ordering::Relaxed) =>
+            {
+                tell("plan", json!({ "files": total_files, "bytes": total_bytes }));
             }
             Event::Scanned { .. }
             | Event::Grew { .. }
@@ -244,6 +253,7 @@ impl Monitor for Json {
             | Event::Began { .. }
             | Event::Moved { .. }
             | Event::Matched { .. }
+            | Event::Written(_)
             | Event::Paired(_) => {}
         }
     }

@@ -8,50 +8,69 @@ use ksync::tree::path::escape;
 use crate::report::Direction;
 use crate::units::counted;
 
-/// A change in words: `create  css/`.
-pub(crate) fn plain(action: Action, what: What, path: &[u8]) -> String {
-    let verb = match action {
-        Action::Create => "create",
-        Action::Update => "update",
-        Action::Adjust => "adjust",
-        Action::Delete => "delete",
-    };
-    format!("{verb}  {}", shown(what, path))
+/// A change of an entry, as its event reports it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Line<'a> {
+    pub(crate) action: Action,
+    pub(crate) what: What,
+    pub(crate) differs: Differs,
+    pub(crate) path: &'a [u8],
+    /// The target of a link; empty for another entry.
+    pub(crate) target: &'a [u8],
 }
 
-/// A change in the eleven letters of `rsync --itemize-changes`: `<f+++++++++ a`.
-///
-/// Owner, group and the letters after them are not compared, so they stay dots. A link's target is
-/// not shown.
-pub(crate) fn itemized(
-    action: Action,
-    what: What,
-    differs: Differs,
-    path: &[u8],
-    direction: Direction,
-    checksum: bool,
-) -> String {
-    let travels = match direction {
-        Direction::Up => '<',
-        // rsync, too, takes a local run for a download.
-        Direction::Down | Direction::Local => '>',
-    };
-    let (kind, made_by) = match what {
-        What::Directory => ('d', 'c'),
-        What::File => ('f', travels),
-        What::Symlink => ('L', 'c'),
-        What::Special => ('S', 'c'),
-    };
-    let path = shown(what, path);
-    match action {
-        Action::Delete => format!("*deleting   {path}"),
-        Action::Create => format!("{made_by}{kind}+++++++++ {path}"),
-        Action::Update if what == What::File => {
-            let content = if checksum { 'c' } else { '.' };
-            format!("{made_by}{kind}{content}{} {path}", letters(differs))
+impl Line<'_> {
+    /// The change in words: `create  css/`. A new root is no line: the mapping names it.
+    pub(crate) fn in_words(self) -> Option<String> {
+        let verb = match self.action {
+            Action::Create if self.path.is_empty() => return None,
+            Action::Create => "create",
+            Action::Update => "update",
+            Action::Adjust => "adjust",
+            Action::Delete => "delete",
+        };
+        Some(format!("{verb}  {}", self.name()))
+    }
+
+    /// The change in the eleven letters of `rsync --itemize-changes`: `<f+++++++++ a`.
+    ///
+    /// Owner, group and the letters after them are not compared, so they stay dots.
+    pub(crate) fn itemized(self, direction: Direction, checksum: bool) -> String {
+        let Self { action, what, differs, .. } = self;
+        let travels = match direction {
+            Direction::Up => '<',
+            // rsync, too, takes a local run for a download.
+            Direction::Down | Direction::Local => '>',
+        };
+        let (kind, made_by) = match what {
+            What::Directory => ('d', 'c'),
+            What::File => ('f', travels),
+            What::Symlink => ('L', 'c'),
+            What::Special => ('S', 'c'),
+        };
+        let content = if checksum { 'c' } else { '.' };
+        let name = self.name();
+        match action {
+            Action::Delete => format!("*deleting   {name}"),
+            Action::Create => format!("{made_by}{kind}+++++++++ {name}"),
+            Action::Update if what == What::File => {
+                format!("{made_by}{kind}{content}{} {name}", letters(differs))
+            }
+            Action::Update => {
+                format!("{made_by}{kind}c{} {name}", letters(Differs { size: false, ..differs }))
+            }
+            // Without --checksum rsync transfers each file of another time, and learns only then
+            // that its content is the same.
+            Action::Adjust if what == What::File && differs.time && !checksum => {
+                format!("{made_by}{kind}.{} {name}", letters(differs))
+            }
+            Action::Adjust => format!(".{kind}.{} {name}", letters(differs)),
         }
-        Action::Update => format!("{made_by}{kind}c{} {path}", letters(Differs { size: false, ..differs })),
-        Action::Adjust => format!(".{kind}.{} {path}", letters(differs)),
+    }
+
+    fn name(self) -> String {
+        let name = shown(self.what, self.path);
+        if self.target.is_empty() { name } else { format!("{name} -> {}", escape(self.target)) }
     }
 }
 
@@ -168,9 +187,14 @@ mod tests {
 
     #[test]
     fn changes_are_listed_in_words() {
-        assert_eq!(plain(Action::Create, What::Directory, b"css"), "create  css/");
-        assert_eq!(plain(Action::Delete, What::File, b"a\x1b[2J"), "delete  a\\u{1b}[2J");
-        assert_eq!(plain(Action::Adjust, What::Directory, b""), "adjust  ./");
+        let told = |action, what, path, target| {
+            Line { action, what, differs: Differs::default(), path, target }.in_words()
+        };
+        assert_eq!(told(Action::Create, What::Directory, b"css", b"").unwrap(), "create  css/");
+        assert_eq!(told(Action::Delete, What::File, b"a\x1b[2J", b"").unwrap(), "delete  a\\u{1b}[2J");
+        assert_eq!(told(Action::Adjust, What::Directory, b"", b"").unwrap(), "adjust  ./");
+        assert_eq!(told(Action::Update, What::Symlink, b"l", b"t\x1b").unwrap(), "update  l -> t\\u{1b}");
+        assert_eq!(told(Action::Create, What::Directory, b"", b""), None);
     }
 
     #[test]
@@ -186,25 +210,30 @@ mod tests {
             (Update, What::File, Up, false, "<f.stp..... p"),
             (Update, What::File, Up, true, "<fcstp..... p"),
             (Update, What::Symlink, Up, false, "cLc.tp..... p"),
-            (Adjust, What::File, Up, false, ".f.stp..... p"),
+            (Adjust, What::File, Up, false, "<f.stp..... p"),
+            (Adjust, What::File, Up, true, ".f.stp..... p"),
             (Adjust, What::Directory, Down, false, ".d.stp..... p/"),
             (Delete, What::File, Up, false, "*deleting   p"),
             (Delete, What::Directory, Up, false, "*deleting   p/"),
         ] {
             let differs = Differs { size: true, time: true, mode: true };
-            assert_eq!(itemized(action, what, differs, b"p", direction, checksum), line);
+            let told = Line { action, what, differs, path: b"p", target: b"" };
+            assert_eq!(told.itemized(direction, checksum), line);
             assert_eq!(line.rfind(" p"), Some(11), "{line}");
         }
     }
 
     #[test]
     fn an_equal_attribute_is_a_dot() {
+        let told = |action, what, differs, path, target| {
+            Line { action, what, differs, path, target }.itemized(Direction::Local, false)
+        };
         let time = Differs { time: true, ..Differs::default() };
-        let line = itemized(Action::Adjust, What::Directory, time, b"", Direction::Local, false);
-        assert_eq!(line, ".d..t...... ./");
+        assert_eq!(told(Action::Adjust, What::Directory, time, b"", b""), ".d..t...... ./");
+        assert_eq!(told(Action::Adjust, What::Symlink, time, b"l", b"t"), ".L..t...... l -> t");
         let mode = Differs { mode: true, ..Differs::default() };
-        let line = itemized(Action::Update, What::File, mode, b"a", Direction::Local, false);
-        assert_eq!(line, ">f...p..... a");
+        assert_eq!(told(Action::Update, What::File, mode, b"a", b""), ">f...p..... a");
+        assert_eq!(told(Action::Adjust, What::File, mode, b"a", b""), ".f...p..... a");
     }
 
     #[test]

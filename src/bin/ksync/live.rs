@@ -4,7 +4,6 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ksync::exchange::chain;
 use ksync::exchange::rounds::Round;
 use ksync::monitor::{Event, Monitor, Preparation, Warning};
@@ -12,16 +11,14 @@ use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report, SyncError};
 
 use crate::brake::Words;
-use crate::list::{self, visible};
+use crate::list::{self, Line, visible};
 use crate::report;
 use crate::request::Show;
-use crate::screen::Screen;
+use crate::screen::{DRAW_PERIOD, Screen};
+use crate::status::StatusLine;
 use crate::units::{bytes, counted, span};
 use crate::view::View;
 use crate::{out, screen};
-
-/// Interval of drawing the status line.
-const PERIOD: Duration = Duration::from_millis(100);
 
 /// The view of a watch for people.
 pub(crate) struct LiveScreen {
@@ -39,8 +36,9 @@ struct State {
     is_ready: bool,
     /// The last message about deletions that wait for consent.
     braked: Option<String>,
-    /// The status line; only on a terminal.
-    bar: Option<ProgressBar>,
+    /// The text of the status line; only on a terminal, after the first round.
+    doing: Option<String>,
+    status: StatusLine,
 }
 
 impl LiveScreen {
@@ -67,12 +65,8 @@ impl LiveScreen {
         }
         let report = Report { summary: round.summary.clone(), elapsed: round.elapsed, ..Report::default() };
         out::result(&report::line(&report, self.direction));
-        if self.show.progress && std::io::IsTerminal::is_terminal(&std::io::stderr()) {
-            let style = ProgressStyle::with_template("{spinner} {wide_msg}");
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10))
-                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()).tick_chars("|/-\\ "));
-            bar.set_message("watching");
-            state.bar = Some(bar);
+        if self.show.progress && screen::can_draw() {
+            state.doing = Some("watching".to_owned());
         } else {
             out::note("watching; Ctrl-C ends it");
         }
@@ -81,17 +75,14 @@ impl LiveScreen {
 
 impl State {
     /// Prints above the status line.
-    fn print(&self, line: &str, print: fn(&str)) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| print(line)),
-            None => print(line),
-        }
+    fn print(&mut self, line: &str, print: fn(&str)) {
+        self.status.above(|| print(line));
     }
 
-    /// Sets the status line.
-    fn is_doing(&self, what: impl Into<String>) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(what.into());
+    /// Sets the text of the status line.
+    fn is_doing(&mut self, what: impl Into<String>) {
+        if let Some(doing) = &mut self.doing {
+            *doing = what.into();
         }
     }
 }
@@ -145,8 +136,9 @@ impl Monitor for LiveScreen {
                 drop(state);
                 self.first.observe(event);
             }
-            Event::Change { action, what, differs, path } if !self.show.quiet => {
-                state.print(&self.first.change(action, what, differs, &path), out::result);
+            Event::Change { action, what, differs, path, target } if !self.show.quiet => {
+                let line = Line { action, what, differs, path: &path, target: &target };
+                self.first.change(line).into_iter().for_each(|line| state.print(&line, out::result));
             }
             Event::Problem(problem) => state.print(&self.first.problem(&problem), out::note),
             Event::Planned { files, .. } if files > 0 => {
@@ -157,7 +149,7 @@ impl Monitor for LiveScreen {
     }
 
     fn prepare(&self, preparation: Preparation) {
-        let state = self.state();
+        let mut state = self.state();
         if state.is_ready {
             state.is_doing(screen::prepared(preparation));
         } else {
@@ -175,14 +167,15 @@ impl Monitor for LiveScreen {
 
 impl View for LiveScreen {
     fn period(&self) -> Duration {
-        if self.state().is_ready { PERIOD } else { self.first.period() }
+        if self.state().is_ready { DRAW_PERIOD } else { self.first.period() }
     }
 
     fn tick(&self) {
-        let state = self.state();
-        match &state.bar {
-            Some(bar) => bar.tick(),
-            None if state.is_ready => {}
+        let mut state = self.state();
+        let State { is_ready, doing, status, .. } = &mut *state;
+        match doing {
+            Some(doing) => status.spin(doing),
+            None if *is_ready => {}
             None => {
                 drop(state);
                 self.first.tick();
@@ -192,9 +185,7 @@ impl View for LiveScreen {
 
     fn finish(&self) {
         let mut state = self.state();
-        if let Some(bar) = state.bar.take() {
-            bar.finish_and_clear();
-        }
+        state.status.clear();
         if !state.is_ready {
             self.first.finish();
         }

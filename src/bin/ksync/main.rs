@@ -24,6 +24,7 @@ mod screen;
 mod session;
 mod shell;
 mod ssh;
+mod status;
 mod units;
 mod usage;
 mod verbs;

@@ -1,33 +1,32 @@
 //! The terminal view of a run: the mapping, changes, problems, and progress.
 //!
 //! Events only change numbers or print a line, so they cost the exchange next to nothing.
-//! [`Screen::tick`] draws the bar and the plain lines; the caller calls it every
+//! [`Screen::tick`] draws the status line or prints a plain one; the caller calls it every
 //! [`Screen::period`].
 
 use std::io::IsTerminal;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ksync::monitor::{Action, Differs, Event, Monitor, Preparation, Problem, Warning, What};
+use ksync::monitor::{Event, Monitor, Preparation, Problem, Warning};
 use ksync::sync::endpoint::Endpoint;
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
-use ksync::tree::path::escape;
 
 use crate::brake::Words;
-use crate::list::visible;
-use crate::progress::{Progress, RateMeter};
+use crate::list::{Line, visible};
+use crate::progress::{Progress, SpeedMeter};
 use crate::report::{self, Direction};
 use crate::request::{self, Show};
+use crate::status::StatusLine;
 use crate::units::counted;
 use crate::view::View;
 use crate::{list, live, out};
 
-/// Maximum frequency of drawing the bar, in Hz.
-const DRAWS_PER_SECOND: u8 = 10;
+/// Interval between two drawings of the status line.
+pub(crate) const DRAW_PERIOD: Duration = Duration::from_millis(100);
 
-/// Delay before the bar appears: a bar that flashes by is useless.
+/// Delay before the status line appears: one that flashes by is useless.
 const BAR_DELAY: Duration = Duration::from_millis(300);
 
 /// Interval between two lines where there is no terminal.
@@ -35,13 +34,6 @@ const LINE_PERIOD: Duration = Duration::from_secs(10);
 
 /// Number of problems that are shown one by one; the others are counted.
 const PROBLEMS_SHOWN: u64 = 20;
-
-/// Template until the amount of missing content is known.
-const WAITING: &str = "{spinner} {wide_msg}";
-
-/// Template while content moves. Plain characters and no colours, so `NO_COLOR` has nothing to turn
-/// off.
-const MOVING: &str = "[{bar:20}] {decimal_bytes} of {decimal_total_bytes}, {prefix}  {wide_msg}";
 
 /// The form of progress output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,14 +61,14 @@ struct State {
     is_mapped: bool,
     problems: u64,
     progress: Progress,
-    bar: Option<ProgressBar>,
-    rate_meter: RateMeter,
+    status: StatusLine,
+    meter: SpeedMeter,
 }
 
 impl Screen {
     /// An empty screen for a job.
     pub(crate) fn new(job: &Job, show: Show) -> Self {
-        let mode = match (show.progress, std::io::stderr().is_terminal()) {
+        let mode = match (show.progress, can_draw()) {
             (false, _) => Mode::Nothing,
             (true, true) => Mode::Bar,
             (true, false) => Mode::Lines,
@@ -94,15 +86,10 @@ impl Screen {
         }
     }
 
-    /// Prints a line on stderr, above the bar if there is one.
+    /// Prints a line on stderr, above the status line.
     fn note(&self, text: &str) {
         if !self.show.quiet {
-            let state = self.state();
-            let print = || out::note(text);
-            match &state.bar {
-                Some(bar) => bar.suspend(print),
-                None => print(),
-            }
+            self.state().status.above(|| out::note(text));
         }
     }
 
@@ -121,13 +108,9 @@ impl Screen {
         list::problem(problem, &self.sources, &self.destination)
     }
 
-    /// The line for a change.
-    pub(crate) fn change(&self, action: Action, what: What, differs: Differs, path: &[u8]) -> String {
-        if self.show.itemize {
-            list::itemized(action, what, differs, path, self.direction, self.checksum)
-        } else {
-            list::plain(action, what, path)
-        }
+    /// The line for a change, if it has one.
+    pub(crate) fn change(&self, line: Line<'_>) -> Option<String> {
+        if self.show.itemize { Some(line.itemized(self.direction, self.checksum)) } else { line.in_words() }
     }
 
     /// The lines for an event: one for stdout, one for stderr.
@@ -137,8 +120,9 @@ impl Screen {
                 state.is_mapped = true;
                 (None, (!self.show.quiet).then(|| self.mapping(path)))
             }
-            Event::Change { action, what, differs, path } if !self.show.quiet => {
-                (Some(self.change(*action, *what, *differs, path)), None)
+            Event::Change { action, what, differs, path, target } if !self.show.quiet => {
+                let line = Line { action: *action, what: *what, differs: *differs, path, target };
+                (self.change(line), None)
             }
             Event::Excluded { entries } if !self.show.quiet => {
                 (None, Some(format!("{} excluded by rules", counted(*entries, "entry", "entries"))))
@@ -165,19 +149,20 @@ impl Monitor for Screen {
         let mut state = self.state();
         let told = self.told(&mut state, &event);
         if told != (None, None) {
-            let print = || {
+            state.status.above(|| {
                 told.0.iter().for_each(|line| out::result(line));
                 told.1.iter().for_each(|line| out::note(line));
-            };
-            match &state.bar {
-                Some(bar) => bar.suspend(print),
-                None => print(),
-            }
+            });
         }
-        if matches!(event, Event::Planned { .. }) {
-            state.rate_meter.begin(Instant::now());
+        if let Event::Written(written) = &event {
+            state.meter.observe(Instant::now(), written.bytes);
         }
+        let was_complete = state.progress.is_complete();
         state.progress.observe(event);
+        // The end may be too short for a tick.
+        if state.status.is_shown() && !was_complete && state.progress.is_complete() {
+            state.draw(self.direction);
+        }
     }
 
     fn prepare(&self, preparation: Preparation) {
@@ -192,7 +177,7 @@ impl Monitor for Screen {
 impl View for Screen {
     fn period(&self) -> Duration {
         match self.mode {
-            Mode::Bar => Duration::from_secs(1) / u32::from(DRAWS_PER_SECOND),
+            Mode::Bar => DRAW_PERIOD,
             Mode::Lines | Mode::Nothing => LINE_PERIOD,
         }
     }
@@ -200,23 +185,19 @@ impl View for Screen {
     fn tick(&self) {
         let mut state = self.state();
         match self.mode {
-            Mode::Bar if self.started.elapsed() >= BAR_DELAY => state.draw(),
+            Mode::Bar if self.started.elapsed() >= BAR_DELAY => state.draw(self.direction),
             Mode::Bar | Mode::Nothing => {}
-            // A sample before anything is planned would start the measurement too early.
-            Mode::Lines if !state.progress.is_planned => out::note(&state.progress.line(0.0)),
             Mode::Lines => {
-                let rate = state.rate();
-                out::note(&state.progress.line(rate));
+                let speed = state.meter.speed(Instant::now());
+                out::note(&state.progress.line(speed, self.direction));
             }
         }
     }
 
-    /// Removes the bar and counts the problems that were not shown.
+    /// Removes the status line and counts the problems that were not shown.
     fn finish(&self) {
         let mut state = self.state();
-        if let Some(bar) = state.bar.take() {
-            bar.finish_and_clear();
-        }
+        state.status.clear();
         if let Some(line) = further_problems(state.problems) {
             out::note(&line);
         }
@@ -243,13 +224,9 @@ impl View for Screen {
             }
             News::Lost { error, wait } => {
                 let mut state = self.state();
-                let line = live::lost(error, wait);
-                match &state.bar {
-                    Some(bar) => bar.suspend(|| out::note(&line)),
-                    None => out::note(&line),
-                }
+                state.status.above(|| out::note(&live::lost(error, wait)));
                 // The next attempt plans the content that is still missing.
-                (state.progress, state.rate_meter) = Default::default();
+                (state.progress, state.meter) = Default::default();
             }
             News::Round(_) => {}
         }
@@ -257,30 +234,20 @@ impl View for Screen {
 }
 
 impl State {
-    fn rate(&mut self) -> f64 {
-        self.rate_meter.look(Instant::now(), self.progress.moved_bytes)
+    fn draw(&mut self, direction: Direction) {
+        let Self { progress, status, meter, .. } = self;
+        if progress.is_planned() {
+            let speed = meter.speed(Instant::now());
+            status.draw(|columns| progress.status(speed, direction, columns));
+        } else {
+            status.spin(&progress.waiting());
+        }
     }
+}
 
-    fn draw(&mut self) {
-        let rate = if self.progress.is_planned { self.rate() } else { 0.0 };
-        let progress = &self.progress;
-        let bar = self.bar.get_or_insert_with(|| {
-            let target = ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND);
-            ProgressBar::with_draw_target(None, target).with_style(style(WAITING))
-        });
-        if !progress.is_planned {
-            bar.set_message(progress.waiting());
-            return bar.tick();
-        }
-        bar.set_prefix(progress.rate_text(rate));
-        bar.set_message(escape(&progress.name).into_owned());
-        bar.set_position(progress.moved_bytes);
-        if bar.length().is_none() {
-            bar.set_style(style(MOVING));
-        }
-        bar.set_length(progress.total_bytes());
-        bar.tick();
-    }
+/// True if stderr is a terminal on which a line can be drawn again.
+pub(crate) fn can_draw() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// The line for a preparation step.
@@ -312,16 +279,9 @@ fn further_problems(problems: u64) -> Option<String> {
     Some(format!("ksync: and {}", counted(more, "more problem", "more problems")))
 }
 
-fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template)
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("=> ")
-        .tick_chars("|/-\\ ")
-}
-
 #[cfg(test)]
 mod tests {
-    use ksync::monitor::ProblemKind;
+    use ksync::monitor::{Action, Differs, ProblemKind, What};
     use ksync::sync::ConnectOptions;
     use ksync::wire::hello::Options;
 
@@ -345,7 +305,7 @@ mod tests {
 
     fn change() -> Event {
         let (action, what, differs) = (Action::Create, What::File, Differs::default());
-        Event::Change { action, what, differs, path: b"a".to_vec() }
+        Event::Change { action, what, differs, path: b"a".to_vec(), target: Vec::new() }
     }
 
     fn problem() -> Event {
@@ -388,12 +348,5 @@ mod tests {
         assert_eq!(further_problems(20), None);
         assert_eq!(further_problems(21).as_deref(), Some("ksync: and 1 more problem"));
         assert_eq!(further_problems(25).as_deref(), Some("ksync: and 5 more problems"));
-    }
-
-    #[test]
-    fn both_templates_are_valid() {
-        for template in [WAITING, MOVING] {
-            ProgressStyle::with_template(template).unwrap();
-        }
     }
 }

@@ -2,6 +2,7 @@
 //! [`pump`](super::pump).
 
 use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::{Buf, Bytes};
@@ -28,6 +29,8 @@ pub struct Agent {
     pub installed: Installed,
     /// The counter of bytes received over the agent's connection.
     pub heard: Heard,
+    /// The counter of bytes that the other side has read from the agent's channel.
+    pub acknowledged: Acknowledged,
 }
 
 /// Counts the bytes received over a connection, for all its channels. On a slow link a single
@@ -40,6 +43,18 @@ impl Heard {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.0.get().map_or(0, ConnectionStatus::heard_bytes)
+    }
+}
+
+/// Counts the bytes that the SSH server has read from a channel, by its window adjustments.
+#[derive(Debug, Clone, Default)]
+pub struct Acknowledged(pub(super) Arc<AtomicU64>);
+
+impl Acknowledged {
+    /// Bytes read so far.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 

@@ -45,7 +45,7 @@ mod tls_error;
 mod upgrade;
 mod websocket;
 
-pub use agent::{Agent, AgentEnd, AgentReader, AgentWriter, End, Heard, Installed};
+pub use agent::{Acknowledged, Agent, AgentEnd, AgentReader, AgentWriter, End, Heard, Installed};
 pub use agent_image::{AgentImage, BLOCK_BYTES};
 pub use bootstrap::token;
 pub use bridge::{hold_open, proxy};

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::log::{self, Side, debug};
 use crate::remote::agent::{
-    Agent, AgentEnd, AgentReader, AgentWriter, Chunk, End, Heard, Installed, WRITE_BYTES_MAX,
+    Acknowledged, Agent, AgentEnd, AgentReader, AgentWriter, Chunk, End, Heard, Installed, WRITE_BYTES_MAX,
 };
 use crate::remote::agent_image::AgentImage;
 use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner, seal};
@@ -101,6 +102,7 @@ pub struct Waiting {
     end: oneshot::Sender<End>,
     installed: Installed,
     heard: Heard,
+    acknowledged: Acknowledged,
     error: Arc<OnceLock<Arc<RemoteError>>>,
 }
 
@@ -114,20 +116,21 @@ impl Agent {
         let (write_sender, writes) = mpsc::channel(WRITES_QUEUED);
         let (end_sender, end) = oneshot::channel();
         let error = Arc::new(OnceLock::new());
-        let (installed, heard) = (Installed::default(), Heard::default());
+        let (installed, heard, acknowledged) = Default::default();
         let waiting = Waiting {
             chunks: chunk_sender,
             writes,
             surplus: None,
             first: None,
             end: end_sender,
-            installed: installed.clone(),
-            heard: heard.clone(),
+            installed: Installed::clone(&installed),
+            heard: Heard::clone(&heard),
+            acknowledged: Acknowledged::clone(&acknowledged),
             error: error.clone(),
         };
         let reader = AgentReader { chunks, current: None, error: error.clone() };
         let writer = AgentWriter { writes: write_sender, error };
-        (Self { reader, writer, end: AgentEnd(end), installed, heard }, waiting)
+        (Self { reader, writer, end: AgentEnd(end), installed, heard, acknowledged }, waiting)
     }
 }
 
@@ -194,6 +197,7 @@ impl Waiting {
             send_window,
             beginning,
             is_silent: true,
+            acknowledged: self.acknowledged,
         };
         let (error, end_sender) = (self.error, self.end);
         tokio::spawn(async move {
@@ -228,6 +232,7 @@ struct Receiving {
     beginning: Arc<OnceLock<Bytes>>,
     /// True until the command has said something.
     is_silent: bool,
+    acknowledged: Acknowledged,
 }
 
 impl Receiving {
@@ -301,7 +306,9 @@ impl Receiving {
                 // output. This loop does.
                 Some(ChannelMsg::Eof) if self.scanner.is_none() => self.chunks = None,
                 Some(ChannelMsg::Close) => return (None, true),
-                Some(ChannelMsg::WindowAdjusted { new_size }) => self.send_window.has_room(new_size),
+                Some(ChannelMsg::WindowAdjusted { new_size }) => {
+                    self.acknowledged.0.fetch_add(self.send_window.has_room(new_size), Ordering::Relaxed);
+                }
                 Some(_) => {}
                 None => return (Some(self.start.connection_status.error(&self.start.endpoint)), false),
             }

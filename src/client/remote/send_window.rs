@@ -88,8 +88,9 @@ impl SendWindow {
         }
     }
 
-    /// Handles a window adjustment: the other side has room for `window` bytes.
-    pub(super) fn has_room(&self, window: u32) {
+    /// Handles a window adjustment: the other side has room for `window` bytes. Returns the number
+    /// of bytes that it has read since the last one.
+    pub(super) fn has_room(&self, window: u32) -> u64 {
         let mut state = self.state();
         if let First::Due(since) = state.first {
             state.first = First::Measured;
@@ -97,8 +98,11 @@ impl SendWindow {
             let under_way = (passed.as_secs_f64() * BYTES_PER_SECOND_MAX) as usize;
             state.bytes_max = state.bytes_max.max(under_way);
         }
-        state.in_flight = SERVER_WINDOW_BYTES.saturating_sub(window as usize);
+        let in_flight = SERVER_WINDOW_BYTES.saturating_sub(window as usize);
+        let read = state.in_flight.saturating_sub(in_flight);
+        state.in_flight = in_flight;
         self.read.notify_one();
+        read as u64
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -132,8 +136,8 @@ mod tests {
     }
 
     /// Reports room for all but `packets` packets.
-    fn adjust(send_window: &SendWindow, packets: usize) {
-        send_window.has_room((SERVER_WINDOW_BYTES - packets * PACKET) as u32);
+    fn adjust(send_window: &SendWindow, packets: usize) -> u64 {
+        send_window.has_room((SERVER_WINDOW_BYTES - packets * PACKET) as u32)
     }
 
     /// Counts the packets that are admitted after an adjustment that takes this long.
@@ -154,7 +158,7 @@ mod tests {
         let send_window = SendWindow::over(ROUND_TRIP_MAX, Instant::now);
         send_window.state().first = First::Measured;
         assert_eq!(admitted(&send_window, 1000), most);
-        adjust(&send_window, most - 3);
+        assert_eq!(adjust(&send_window, most - 3), 3 * PACKET as u64);
         assert_eq!(admitted(&send_window, 1000), 3);
     }
 

@@ -3,13 +3,13 @@
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use crate::exchange::lanes::{Entrance, OpenLanes};
 use crate::log::debug;
-use crate::remote::{self, Agent, AgentImage, Connection};
+use crate::remote::{self, Acknowledged, Agent, AgentImage, Connection};
 use crate::sync::meter::Count;
 use crate::wire::hello::MAGIC;
 use crate::wire::lanes::{Announcement, LANES_MAX, Token};
@@ -20,6 +20,15 @@ const ROUND_TRIP_PER_LANE: Duration = Duration::from_micros(12_500);
 
 /// On connections with a shorter round trip, a single lane is as fast as the machines.
 const ROUND_TRIP_MIN: Duration = Duration::from_millis(15);
+
+/// Bytes that the other side reads in a round trip, from which OpenSSH's window limits a single
+/// lane: half the window. Below that the link is the limit. There the main lane is enough, and what
+/// is sent arrives in order.
+const READ_BYTES_MIN: f64 = (1 << 20) as f64;
+
+/// Shortest time to measure that. A server may adjust a window only when half of it was read, so
+/// over a slow link a megabyte seems to be read at once.
+const PACE_SPAN_MIN: Duration = Duration::from_millis(250);
 
 /// The number of lanes that pay at this round trip.
 fn worthwhile(round_trip: Duration) -> usize {
@@ -78,6 +87,7 @@ impl Opening {
         connection: &Connection,
         image: &AgentImage,
         chosen: Option<usize>,
+        acknowledged: Acknowledged,
     ) -> std::convert::Infallible {
         let lanes =
             chosen.map_or_else(|| worthwhile(connection.round_trip()), |lanes| lanes.clamp(1, LANES_MAX));
@@ -88,7 +98,13 @@ impl Opening {
         );
         self.worthwhile.store(lanes, Ordering::Relaxed);
         if let Some(request) = self.requests.recv().await {
-            let lanes = (1..request.lanes).map(|_| self.open_one(connection, image, &request));
+            let pace = Pace { since: Instant::now(), bytes: acknowledged.bytes() };
+            let pays = async || {
+                if chosen.is_none() {
+                    window_limits(&acknowledged, pace, connection.round_trip()).await;
+                }
+            };
+            let lanes = (1..request.lanes).map(|_| self.open_one(connection, image, &request, &pays));
             // A server may allow no more sessions; then the open lanes must suffice.
             let opened = futures_util::future::join_all(lanes).await;
             debug!("lanes asked={} joined={}", opened.len(), opened.iter().flatten().count());
@@ -96,16 +112,51 @@ impl Opening {
         std::future::pending().await
     }
 
-    async fn open_one(&self, connection: &Connection, image: &AgentImage, request: &Request) -> Option<()> {
+    /// Opens a lane, and adds it once it `pays`.
+    async fn open_one(
+        &self,
+        connection: &Connection,
+        image: &AgentImage,
+        request: &Request,
+        pays: &impl AsyncFn(),
+    ) -> Option<()> {
         let agent = connection.lane(image.clone(), request.token).await.ok()?;
         let Agent { mut reader, writer, .. } = agent;
-        let (entrance, writer) = (request.entrance.clone(), self.up_bytes.meter(writer));
         let joining = move || {
             let mut answer = MAGIC;
-            let has_joined = reader.read_exact(&mut answer).is_ok() && answer == MAGIC;
-            has_joined.then(|| entrance.add(Box::new(writer)))
+            reader.read_exact(&mut answer).is_ok() && answer == MAGIC
         };
-        tokio::task::spawn_blocking(joining).await.ok().flatten()
+        let has_joined = tokio::task::spawn_blocking(joining).await.ok()?;
+        pays().await;
+        has_joined.then(|| request.entrance.add(Box::new(self.up_bytes.meter(writer))))
+    }
+}
+
+/// The acknowledged bytes at a time.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    /// True if so many bytes were read since then that the window limits the lane.
+    fn is_limited(self, bytes: u64, now: Instant, round_trip: Duration) -> bool {
+        let round_trips = now.duration_since(self.since).as_secs_f64() / round_trip.as_secs_f64();
+        bytes.saturating_sub(self.bytes) as f64 >= READ_BYTES_MIN * round_trips.max(1.0)
+    }
+}
+
+/// Waits until the window limits the main lane, and not the link.
+async fn window_limits(acknowledged: &Acknowledged, begin: Pace, round_trip: Duration) {
+    let mut last = begin;
+    loop {
+        let now = Pace { since: Instant::now(), bytes: acknowledged.bytes() };
+        if [begin, last].iter().any(|pace| pace.is_limited(now.bytes, now.since, round_trip)) {
+            return;
+        }
+        last = now;
+        tokio::time::sleep(PACE_SPAN_MIN.max(4 * round_trip)).await;
     }
 }
 
@@ -121,5 +172,16 @@ mod tests {
             assert_eq!(worthwhile(Duration::from_millis(round_trip_ms)), lanes, "{round_trip_ms}");
         }
         assert_eq!(worthwhile(Duration::MAX), LANES_MAX);
+    }
+
+    #[test]
+    fn lanes_wait_until_the_window_limits_the_main_lane() {
+        let (since, round_trip) = (Instant::now(), Duration::from_millis(50));
+        let pace = Pace { since, bytes: 1000 };
+        let is_limited =
+            |bytes: u64, ms| pace.is_limited(1000 + bytes, since + Duration::from_millis(ms), round_trip);
+        assert!(is_limited(2 << 20, 100) && is_limited(40 << 20, 1000));
+        assert!(!is_limited((2 << 20) - 1, 100));
+        assert!(!is_limited(250_000, 100), "20 Mbit/s");
     }
 }

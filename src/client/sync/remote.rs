@@ -293,7 +293,7 @@ impl<'a> LazyConnection<'a> {
         let (asking, opening) = lanes::pair(up_bytes.clone());
         // The timeout for a silent agent is the one in the connect options.
         let timeouts = (options.timeout < FOR_EVER).then_some(options.timeout).and_then(Timeouts::of_client);
-        let heard = agent.heard;
+        let (heard, acknowledged) = (agent.heard, agent.acknowledged);
         let running = spawn_blocking(move || {
             // If the write fails, the reader reports why.
             let _ = hello::write(&mut writer, Some(request));
@@ -313,7 +313,7 @@ impl<'a> LazyConnection<'a> {
             started = starting => {
                 tokio::select! {
                     result = &mut running => result,
-                    never = opening.run(started?, &options.agent, options.connections) => match never {},
+                    never = opening.run(started?, &options.agent, options.connections, acknowledged) => match never {},
                 }
             }
         };

@@ -6,6 +6,7 @@
 //! directory moves its time.
 
 mod directories;
+mod listing;
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -15,7 +16,7 @@ use crate::engine::fetch::Fetch;
 use crate::engine::links::leads_out;
 use crate::engine::renames;
 use crate::engine::work::Step;
-use crate::monitor::{Action, Differs, Doomed, Event, HEAD_MAX, Problem, ProblemKind, What};
+use crate::monitor::{Differs, Doomed, Event, HEAD_MAX, Problem, ProblemKind, What};
 use crate::tree::compare::{Change, Rules, below, compare_doubting};
 use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{EntryRef, Kind, Time};
@@ -27,6 +28,7 @@ use crate::tree::spelling::Spelling;
 use crate::tree::time_rule::TimeRule;
 use crate::wire::message::Tally;
 use directories::Touched;
+pub(super) use listing::{Item, Listing};
 
 /// The receiver's plan.
 #[derive(Debug, Default)]
@@ -47,6 +49,7 @@ pub(super) struct Plan {
     pub(super) directory_times: Vec<Step>,
     /// True if an earlier run left something staged.
     pub(super) has_staged: bool,
+    /// Files and links whose content or target is replaced by one of the same kind.
     pub(super) updates: HashSet<u32>,
     /// Files to verify, each with whether its mode differs.
     pub(super) verifies: HashMap<u32, bool>,
@@ -144,8 +147,13 @@ impl Plan {
         match change {
             Change::Create { id } => self.make(id, None, wanted),
             Change::Update { id, at } => {
-                self.updates.insert(id);
-                let old_is_file = present.get(at).is_some_and(|old| matches!(old.kind, Kind::File { .. }));
+                let (entry, old) = (wanted.get(id), present.get(at));
+                let is_file = |entry: &EntryRef<'_>| matches!(entry.kind, Kind::File { .. });
+                let old_is_file = old.is_some_and(|old| is_file(&old));
+                // An entry of another kind counts as new, as with rsync.
+                if entry.is_some_and(|entry| is_file(&entry)) == old_is_file {
+                    self.updates.insert(id);
+                }
                 let is_basis = old_is_file && doubts.of(at) != Some(Doubt::Lost);
                 self.make(id, is_basis.then_some(at), wanted);
             }
@@ -340,7 +348,8 @@ impl Plan {
                     tally.created += 1;
                     tally.deleted += self.cleared(*id);
                 }
-                Change::Update { .. } => tally.updated += 1,
+                Change::Update { id, .. } if self.updates.contains(id) => tally.updated += 1,
+                Change::Update { .. } => tally.created += 1,
                 Change::Adjust { .. } | Change::Verify { adjust: true, .. } => tally.adjusted += 1,
                 Change::Remove { .. } => tally.deleted += 1,
                 Change::Verify { adjust: false, .. } | Change::Obstacle { .. } => {}
@@ -392,38 +401,6 @@ impl Plan {
             .map(|entry| Event::Left { what: what(entry), path: entry.path.to_vec() })
             .collect()
     }
-
-    /// Reports the changes in path order, for display. The entries of a removed directory come
-    /// before it, as with rsync.
-    pub(super) fn events(&self, wanted: &Manifest, present: &Manifest) -> Vec<Event> {
-        let mut list = List::default();
-        if let Some(differs) = self.root {
-            let (action, what, path) = (Action::Adjust, What::Directory, Vec::new());
-            list.events.push(Event::Change { action, what, differs, path });
-        }
-        let differs = |id, at| {
-            let pair = wanted.get(id).zip(present.get(at));
-            pair.map_or(Differs::default(), |(entry, old)| {
-                differs(entry, old, self.mode_mask, self.time_rule)
-            })
-        };
-        for change in &self.changes {
-            match *change {
-                Change::Remove { at } => list.remove(present.get(at)),
-                Change::Create { id } => list.add(Action::Create, wanted.get(id), Differs::default()),
-                Change::Replace { id, at } => {
-                    below(present, at).for_each(|entry| list.remove(Some(entry)));
-                    list.add(Action::Create, wanted.get(id), Differs::default());
-                }
-                Change::Update { id, at } => list.add(Action::Update, wanted.get(id), differs(id, at)),
-                Change::Adjust { id, at } | Change::Verify { id, at, adjust: true } => {
-                    list.add(Action::Adjust, wanted.get(id), differs(id, at));
-                }
-                Change::Verify { adjust: false, .. } | Change::Obstacle { .. } => {}
-            }
-        }
-        list.end()
-    }
 }
 
 /// Adds a change for each entry that differs only in the spelling of its name, and records these
@@ -455,46 +432,6 @@ fn with_respelled(
     }
     merged.extend(renamed.filter_map(adjust));
     merged
-}
-
-/// A growing list of reported changes.
-#[derive(Default)]
-struct List<'a> {
-    events: Vec<Event>,
-    /// Removed entries of one subtree, whose directory comes first.
-    removed: Vec<EntryRef<'a>>,
-}
-
-impl<'a> List<'a> {
-    fn remove(&mut self, entry: Option<EntryRef<'a>>) {
-        let Some(entry) = entry else { return };
-        if self.removed.first().is_some_and(|top| !entry.path.is_below(top.path)) {
-            self.flush();
-        }
-        self.removed.push(entry);
-    }
-
-    fn add(&mut self, action: Action, entry: Option<EntryRef<'_>>, differs: Differs) {
-        self.flush();
-        let change = |entry: EntryRef<'_>| {
-            let (what, path) = (what(entry), entry.path.to_vec());
-            Event::Change { action, what, differs, path }
-        };
-        self.events.extend(entry.map(change));
-    }
-
-    fn flush(&mut self) {
-        for entry in std::mem::take(&mut self.removed).into_iter().rev() {
-            let (action, differs) = (Action::Delete, Differs::default());
-            let (what, path) = (what(entry), entry.path.to_vec());
-            self.events.push(Event::Change { action, what, differs, path });
-        }
-    }
-
-    fn end(mut self) -> Vec<Event> {
-        self.flush();
-        self.events
-    }
 }
 
 fn differs(entry: EntryRef<'_>, old: EntryRef<'_>, mode_mask: u16, time_rule: TimeRule) -> Differs {

@@ -14,6 +14,7 @@
 //! is made.
 
 mod content;
+mod content_progress;
 mod decide;
 mod missing_file;
 mod offer;
@@ -22,16 +23,16 @@ mod take_offer;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::engine::contract::{Config, Engine, Input, Output};
+use crate::engine::contract::{Config, Engine, Input, Output, RunError};
 use crate::engine::error::WorkError;
 use crate::engine::ids::IdMap;
 use crate::engine::need::Need;
 use crate::engine::outbox::Outbox;
-use crate::engine::plan::Plan;
+use crate::engine::plan::{Item, Listing, Plan};
 use crate::engine::transfer::Target;
 use crate::engine::window::Window;
 use crate::engine::work::{Opened, ReceiverOutcome, ReceiverWork, Step};
-use crate::monitor::Event;
+use crate::monitor::{Action, Differs, Event};
 use crate::tree::compare::below;
 use crate::tree::entry::{EntryRef, Time};
 use crate::tree::filter::Filter;
@@ -41,6 +42,7 @@ use crate::tree::path_ref::PathRef;
 use crate::tree::spelling::Spelling;
 use crate::tree::tree_id::Pair;
 use crate::wire::message::{AbortKind, FromReceiver, FromSender, Subject, Tally, Want};
+use content_progress::ContentProgress;
 use missing_file::{HELD_BYTES_MAX, MissingFile};
 use offer::Offer;
 
@@ -68,7 +70,12 @@ pub struct Receiver<T: Target> {
     /// Progress of asking about them.
     resolved: Resolved,
     plan: Plan,
+    /// The lines of changes that have not happened, if changes are listed.
+    listing: Listing,
+    /// Lines of changes that have happened since the last report, with their places in the list.
+    happened: Vec<(usize, Event)>,
     tally: Tally,
+    progress: ContentProgress,
     /// The pair of source and destination after this run.
     pair: Option<Pair>,
     /// The root's own mode and time, as far as they must be set.
@@ -145,7 +152,10 @@ impl<T: Target> Receiver<T> {
             spelling: Arc::default(),
             resolved: Resolved::No,
             plan: Plan::default(),
+            listing: Listing::default(),
+            happened: Vec::new(),
             tally: Tally::default(),
+            progress: ContentProgress::default(),
             pair: None,
             metadata: None,
             will_be_copy: false,
@@ -212,6 +222,8 @@ impl<T: Target> Receiver<T> {
             ReceiverOutcome::Close(Ok(())) => {
                 self.closed = true;
                 self.tally.adjusted += u64::from(self.plan.root.is_some());
+                self.happens(Item::Root, None);
+                self.tell_happened(true);
                 if let Some(pair) = self.pair.filter(|pair| self.will_be_copy && self.is_news(pair)) {
                     self.outbox.report(Event::Paired(pair));
                 }
@@ -275,8 +287,11 @@ impl<T: Target> Receiver<T> {
             self.outbox.report(event);
         }
         if self.config.options.list_changes {
-            for event in self.plan.events(&self.wanted, present) {
-                self.outbox.report(event);
+            let listing = self.plan.listing(&self.wanted, present, self.root_change());
+            if self.config.options.dry_run {
+                listing.planned().for_each(|event| self.outbox.report(event));
+            } else {
+                self.listing = listing;
             }
         }
         if self.is_increment() && !self.config.options.delete {
@@ -286,6 +301,46 @@ impl<T: Target> Receiver<T> {
         }
         let (files, bytes) = self.plan.content(&self.wanted, |_| true);
         self.outbox.progress(Event::Planned { files, bytes });
+        self.progress.begin(files, bytes);
+    }
+
+    /// The change of the root itself, if it is made or adjusted.
+    fn root_change(&self) -> Option<(Action, Differs)> {
+        let is_new =
+            self.is_directory() && self.opened.as_ref().is_some_and(|opened| opened.destination.is_new);
+        let made = is_new.then_some((Action::Create, Differs::default()));
+        made.or_else(|| Some((Action::Adjust, self.plan.root?)))
+    }
+
+    /// Records that a listed change has happened. `action` replaces the planned one.
+    fn happens(&mut self, item: Item, action: Option<Action>) {
+        self.happened.extend(self.listing.take(item, action));
+    }
+
+    /// Records that the entries below a directory are deleted.
+    fn clears(&mut self, at: u32) {
+        let below = self.opened.as_ref().map(|opened| opened.manifest.subtree(at));
+        below.into_iter().flatten().for_each(|at| self.happens(Item::Present(at), None));
+    }
+
+    /// Reports the changes that have happened. A short run reports them all when it `is_over`, so
+    /// that they come in the order of the list.
+    fn tell_happened(&mut self, is_over: bool) {
+        if is_over || !self.progress.is_short() {
+            self.happened.sort_unstable_by_key(|&(place, _)| place);
+            let happened = std::mem::take(&mut self.happened);
+            happened.into_iter().for_each(|(_, event)| self.outbox.report(event));
+        }
+    }
+
+    /// Reports the changes that have happened before a run failed. A peer that is gone gets none.
+    fn tell_before_failure(&mut self) {
+        let has_failed = |error: &RunError| !(error.by_peer && self.config.relay);
+        if matches!(&self.outbox.ended, Some(Err(error)) if has_failed(error)) {
+            let queue = std::mem::take(&mut self.outbox.queue);
+            self.tell_happened(true);
+            self.outbox.queue.extend(queue);
+        }
     }
 
     /// Sends `Finished` only when all works are done: the sender may cut the agent off afterwards.
@@ -298,11 +353,33 @@ impl<T: Target> Receiver<T> {
 
     fn planned(&mut self) {
         self.phase = Phase::Directories;
+        if self.opened.as_ref().is_some_and(|opened| opened.destination.is_new) {
+            self.happens(Item::Root, None);
+            self.tell_happened(false);
+        }
         self.store_baseline();
+        if !(self.is_unobserved() && self.is_round()) {
+            self.tell_progress(false);
+        }
         // Steps that must precede any content.
         if !self.start_steps() {
             self.directories_are_there();
         }
+    }
+
+    /// True if the content is so little that the peer is not told how it goes.
+    fn is_unobserved(&self) -> bool {
+        self.config.relay && self.progress.is_short()
+    }
+
+    fn is_round(&self) -> bool {
+        self.opened.as_ref().is_some_and(|opened| opened.destination.is_round)
+    }
+
+    /// Reports the progress of the content, if it is due or the content `is_complete`.
+    fn tell_progress(&mut self, is_complete: bool) {
+        let due = if is_complete { self.progress.rest() } else { self.progress.due(self.config.relay) };
+        due.into_iter().for_each(|written| self.outbox.report(Event::Written(written)));
     }
 
     /// Starts the next steps of this phase; `false` if there are none.
@@ -353,8 +430,29 @@ impl<T: Target> Receiver<T> {
             match result {
                 Ok(()) => {
                     *counter += 1;
-                    if let Step::Clear { at } = step {
-                        self.tally.deleted += self.count_below(at);
+                    match step {
+                        Step::Clear { at } => {
+                            self.tally.deleted += self.count_below(at);
+                            self.clears(at);
+                        }
+                        Step::Adjust { id } if self.plan.adjusts.contains(&id) => {
+                            self.happens(Item::Wanted(id), Some(Action::Adjust));
+                        }
+                        Step::Respell { id } if self.plan.respelled.contains(&id) => {
+                            self.happens(Item::Wanted(id), None);
+                        }
+                        Step::MakeDirectory { id } | Step::MakeLink { id } => {
+                            self.happens(Item::Wanted(id), None);
+                        }
+                        Step::Move { id, at, .. } => {
+                            self.happens(Item::Present(at), None);
+                            self.happens(Item::Wanted(id), None);
+                        }
+                        Step::Remove { at } => self.happens(Item::Present(at), None),
+                        Step::Adjust { .. }
+                        | Step::Respell { .. }
+                        | Step::Unlock { .. }
+                        | Step::Restore { .. } => {}
                     }
                 }
                 Err(error) => {
@@ -369,7 +467,12 @@ impl<T: Target> Receiver<T> {
                 }
             }
         }
-        if self.start_steps() {
+        let goes_on = self.start_steps();
+        // Removals run in another order than they are listed in.
+        if !(goes_on && self.phase == Phase::Remove) {
+            self.tell_happened(false);
+        }
+        if goes_on {
             return;
         }
         match self.phase {
@@ -422,11 +525,9 @@ impl<T: Target> Receiver<T> {
         matches!(self.offer.subject, Some(Subject::Directory { .. } | Subject::Several))
     }
 
-    /// True if no present entry has this entry's path.
-    fn is_new(&self, id: u32) -> bool {
-        let present = self.opened.as_ref().map(|opened| &opened.manifest);
-        let entry = self.wanted.get(id);
-        entry.zip(present).is_some_and(|(entry, present)| present.position(entry.path).is_none())
+    /// Position of the present entry with this entry's path.
+    fn present_at(&self, id: u32) -> Option<u32> {
+        self.opened.as_ref()?.manifest.position(self.wanted.path(id)?)
     }
 
     /// True in an incremental round of a watch, which follows rounds about the same tree.
@@ -478,12 +579,14 @@ impl<T: Target> Engine for Receiver<T> {
             Input::Closed(cause) => self.closing = Some(cause),
             Input::Broken(kind, cause) => self.outbox.fail(kind, cause),
         }
+        self.tell_before_failure();
     }
 
     fn poll(&mut self) -> Output<FromReceiver, ReceiverWork<T>> {
         if self.outbox.ended.is_none() && self.outbox.queue.is_empty() {
             if let Some(cause) = self.closing.clone().filter(|_| !self.puts_content_aside()) {
                 self.outbox.peer_failed(AbortKind::Connection, cause);
+                self.tell_before_failure();
             } else if self.closing.is_none() {
                 self.go_on();
             }

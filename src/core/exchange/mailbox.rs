@@ -5,7 +5,8 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::engine::{Engine, Input};
-use crate::wire::message::AbortKind;
+use crate::monitor::{Event, Written};
+use crate::wire::message::{AbortKind, Common, Message};
 
 /// Most bytes of messages that wait. This is more than all unanswered wants together, so a sender
 /// never keeps a receiver from sending them. It is also enough content to keep a receiver's disk
@@ -132,6 +133,26 @@ impl<E: Engine> Mailbox<E> {
     pub(super) fn fail(&self, cause: String) {
         self.lock().failed.get_or_insert(cause);
         self.changed.notify_all();
+    }
+
+    /// Takes the latest progress of the content, ahead of the messages before it.
+    pub(super) fn take_progress(&self) -> Option<Written> {
+        let mut state = self.lock();
+        let progress = |message: &E::Incoming| match message.as_common() {
+            Some(Common::Note(Event::Written(written))) => Some(*written),
+            _ => None,
+        };
+        let latest = state.messages.iter().rev().find_map(|(message, _)| progress(message));
+        if latest.is_some() {
+            let State { messages, message_bytes, .. } = &mut *state;
+            messages.retain(|(message, bytes)| {
+                let is_kept = progress(message).is_none();
+                *message_bytes -= if is_kept { 0 } else { *bytes };
+                is_kept
+            });
+            self.changed.notify_all();
+        }
+        latest
     }
 
     /// Counts a written message.

@@ -20,7 +20,7 @@ use crate::exchange::mailbox::Mailbox;
 use crate::exchange::pool::Pool;
 use crate::exchange::send_queue::{SendQueue, Taken};
 use crate::log::{self, debug};
-use crate::monitor::Monitor;
+use crate::monitor::{Event, Monitor};
 use crate::wire::frame::{FrameError, FrameReader, Next};
 use crate::wire::hello::{self, Hello};
 use crate::wire::message::{AbortKind, Common, FromReceiver, Message};
@@ -269,7 +269,10 @@ fn drive<E: Engine>(
     // A writer that ended has reported the reason in the mailbox.
     let send = |message, follows| {
         liveness.wait(true);
-        send_queue.put(message, follows);
+        // A slow link may hold the engine up here for long, and its progress is the peer's.
+        send_queue.put_calling(message, follows, || {
+            mailbox.take_progress().into_iter().for_each(|written| monitor.observe(Event::Written(written)));
+        });
         liveness.wait(false);
     };
     // Hold a message back until another one follows, or the engine waits.

@@ -8,6 +8,9 @@ use std::time::Duration;
 /// next one is read.
 const MESSAGES_MAX: usize = 4;
 
+/// Interval of calls while a message waits for room.
+const MEANWHILE: Duration = Duration::from_millis(100);
+
 /// A message, and whether another one follows at once. Each packet costs both sides and every hop
 /// between them. Where a relay uses Nagle's algorithm, a second packet waits up to 40 ms until the
 /// first is acknowledged.
@@ -50,9 +53,18 @@ impl<M> Default for SendQueue<M> {
 impl<M> SendQueue<M> {
     /// Puts in a message, when there is room; `false` if nobody will take it.
     pub(super) fn put(&self, message: M, follows: bool) -> bool {
+        self.put_calling(message, follows, || {})
+    }
+
+    /// Puts in a message as [`SendQueue::put`] does. While it waits for room, it calls `meanwhile`
+    /// every tenth of a second.
+    pub(super) fn put_calling(&self, message: M, follows: bool, meanwhile: impl Fn()) -> bool {
         let mut state = self.lock();
         while state.messages.len() >= MESSAGES_MAX && !state.ended {
-            state = self.taken.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.taken.wait_timeout(state, MEANWHILE);
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+            meanwhile();
+            state = self.lock();
         }
         if !state.ended {
             state.messages.push_back((message, follows));
@@ -109,13 +121,19 @@ mod tests {
 
     #[test]
     fn full_send_queue_waits_until_a_message_is_taken_or_nobody_takes() {
-        let send_queue = SendQueue::default();
+        let send_queue = &SendQueue::default();
         assert!((0..MESSAGES_MAX).all(|_| send_queue.put(FromReceiver::Rescan, false)));
         std::thread::scope(|scope| {
             let putting = scope.spawn(|| send_queue.put(FromReceiver::BaselineMissing, true));
             assert!(matches!(send_queue.take(Duration::MAX), Taken::Message((FromReceiver::Rescan, false))));
             assert!(putting.join().unwrap());
-            let putting = scope.spawn(|| send_queue.put(FromReceiver::BaselineMissing, true));
+            let (calling, called) = std::sync::mpsc::channel();
+            let putting = scope.spawn(move || {
+                send_queue.put_calling(FromReceiver::BaselineMissing, true, || {
+                    let _ = calling.send(());
+                })
+            });
+            called.recv().unwrap();
             send_queue.abandon();
             assert!(!putting.join().unwrap());
         });

@@ -537,8 +537,8 @@ pub fn digest_of<'a>(hashes: impl Iterator<Item = &'a Hash>) -> Hash {
 
 fn event_is_within_limits(event: &Event) -> bool {
     match event {
+        Event::Change { path, target, .. } => path.len().max(target.len()) <= TEXT_BYTES_MAX,
         Event::Resolved { path }
-        | Event::Change { path, .. }
         | Event::Left { path, .. }
         | Event::Grew { path }
         | Event::LinksExcluded { first: path, .. }
@@ -557,6 +557,7 @@ fn event_is_within_limits(event: &Event) -> bool {
         | Event::StateExcluded { .. }
         | Event::Planned { .. }
         | Event::Moved { .. }
-        | Event::Matched { .. } => true,
+        | Event::Matched { .. }
+        | Event::Written(_) => true,
     }
 }

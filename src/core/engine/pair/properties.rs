@@ -5,13 +5,12 @@ use proptest::test_runner::RngSeed;
 
 use super::disk::ReceiverDisk;
 use super::source::{Lie, SenderDisk};
-use super::tree::{
-    Rng, Tree, change, differences, directory, expected, file, grow, link, path, remove_with_all_below, tree,
-};
+use super::tree::{Rng, Tree, change, differences, directory, expected, file, grow, link, path, tree};
 use super::{Ended, ORDERS, Order, Pair};
 use crate::engine::RunError;
-use crate::monitor::{Action, Event, ProblemKind};
+use crate::monitor::{Action, Event, ProblemKind, Written};
 use crate::tree::filter::{Filter, Rule};
+use crate::tree::path::{TreePath, escape};
 use crate::wire::hello::{Consent, Options};
 use crate::wire::message::{Tally, WANTS_MAX};
 
@@ -48,6 +47,24 @@ pub(super) fn assert_same(expected: &Tree, actual: &Tree) {
     assert_eq!(differences(expected, actual), Vec::<String>::new());
 }
 
+/// Asserts that the progress never goes back, and ends when everything is written or given up.
+#[track_caller]
+pub(super) fn assert_progress(ended: &Ended) {
+    let written = ended.events.iter().filter_map(|event| match event {
+        Event::Written(written) => Some(*written),
+        _ => None,
+    });
+    let written: Vec<_> = written.collect();
+    assert!(written.is_sorted_by_key(|written| (written.files, written.bytes)), "{written:?}");
+    let is_within =
+        |written: &Written| written.files <= written.total_files && written.bytes <= written.total_bytes;
+    assert!(written.iter().all(is_within), "{written:?}");
+    if let [_, .., Written { files, total_files, bytes, total_bytes }] = written[..] {
+        assert_eq!((files, bytes), (total_files, total_bytes));
+        assert!(bytes <= ended.log.sent_bytes);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
 
@@ -64,6 +81,7 @@ proptest! {
 
         let ended = run(SenderDisk::new(source), ReceiverDisk::new(target), &options, ORDERS[order], seed);
         assert_same(&expected, &ended.target.tree);
+        assert_progress(&ended);
         assert!(ended.target.staged.is_empty());
         prop_assert_eq!(ended.target.root, ended.source.root);
         prop_assert_eq!(tally(&ended.sender), tally(&ended.receiver));
@@ -91,9 +109,6 @@ proptest! {
 
         let wet = Options { dry_run: false, ..dry };
         let real = run(ended.source, ended.target.again(), &wet, ORDERS[order], seed);
-        let changes = |events: &[Event]| -> Vec<Event> {
-            events.iter().filter(|event| matches!(event, Event::Change { .. })).cloned().collect()
-        };
         prop_assert_eq!(changes(&ended.events), changes(&real.events), "the preview is the plan");
     }
 }
@@ -195,6 +210,7 @@ fn lie_about_a_file_costs_one_retry_of_the_whole() {
                 lying.lies.insert(name.clone(), (lie, 1));
                 let ended = run(lying, ReceiverDisk::new(target.clone()), &delete(), order, 11);
                 assert_same(&source, &ended.target.tree);
+                assert_progress(&ended);
                 // Files that one message vouched for together with a lie are sent again with it.
                 let again = if lie == Lie::Same { 1..=source.len() } else { 1..=1 };
                 assert!(again.contains(&(ended.log.wants - source.len())), "{name} {lie:?}");
@@ -276,29 +292,110 @@ fn unanswered_wants_never_exceed_the_limit() {
     }
 }
 
+/// The reported changes by path. A file of another time is an update in the preview, and an
+/// adjustment once its content proved to be the same.
+fn changes(events: &[Event]) -> Vec<(Vec<u8>, bool)> {
+    let change = |event: &Event| match event {
+        Event::Change { action, path, .. } => Some((path.clone(), *action == Action::Delete)),
+        _ => None,
+    };
+    let mut changes: Vec<_> = events.iter().filter_map(change).collect();
+    changes.sort_unstable();
+    changes
+}
+
+/// The reported changes in order.
+fn lines(events: &[Event]) -> Vec<String> {
+    let line = |event: &Event| match event {
+        Event::Change { action, path, .. } => Some(format!("{action:?} {}", escape(path))),
+        _ => None,
+    };
+    events.iter().filter_map(line).collect()
+}
+
 #[test]
-fn list_of_changes_names_each_once_in_path_order() {
-    let source = tree([("a", directory()), ("a/f", file(b"1")), ("l", link("new"))]);
-    let mut target = source.clone();
-    remove_with_all_below(&mut target, &path("a"));
-    target.insert(path("l"), link("old"));
-    target.insert(path("z"), file(b""));
-    let options = Options { list_changes: true, ..delete() };
-    let ended = run(SenderDisk::new(source), ReceiverDisk::new(target), &options, Order::Random, 29);
-    let changes: Vec<(Action, Vec<u8>)> = ended
-        .events
-        .into_iter()
-        .filter_map(|event| match event {
-            Event::Change { action, path, .. } => Some((action, path)),
-            _ => None,
-        })
-        .collect();
-    let expected = [
-        (Action::Adjust, &b""[..]),
-        (Action::Create, b"a"),
-        (Action::Create, b"a/f"),
-        (Action::Update, b"l"),
-        (Action::Delete, b"z"),
+fn long_run_lists_changes_as_they_happen_and_a_short_or_dry_one_as_rsync_does() {
+    let source = |size: usize| {
+        tree([
+            ("a", directory()),
+            ("a/f", file(&vec![1; size])),
+            ("in the way", file(b"2")),
+            ("kind", link("t")),
+            ("l", link("new")),
+            ("z", file(b"3")),
+        ])
+    };
+    let mut target = tree([("l", link("old")), ("z", file(b"3"))]);
+    for name in ["in the way", "in the way/b", "old"] {
+        target.insert(path(name), directory());
+    }
+    for name in ["in the way/b/c", "kind", "old/x", "old/y", "old2"] {
+        target.insert(path(name), file(b""));
+    }
+    let listed = |size, dry_run| {
+        let options = Options { list_changes: true, dry_run, ..delete() };
+        let (from, to) = (SenderDisk::new(source(size)), ReceiverDisk::new(target.clone()));
+        lines(&run(from, to, &options, Order::Random, 29).events)
+    };
+    let planned = [
+        "Delete old/y",
+        "Delete old/x",
+        "Delete old",
+        "Delete old2",
+        "Delete in the way/b/c",
+        "Delete in the way/b",
+        "Adjust ",
+        "Create in the way",
+        "Create kind",
+        "Update l",
+        "Create a",
+        "Create a/f",
     ];
-    assert_eq!(changes, expected.map(|(action, path)| (action, path.to_vec())));
+    for (size, dry_run) in [(1, true), (300_000, true), (1, false)] {
+        assert_eq!(listed(size, dry_run), planned);
+    }
+    let mut happened = listed(300_000, false);
+    // Contents arrive in any order.
+    happened[1..5].sort();
+    assert_eq!(
+        happened,
+        [
+            "Create a",
+            "Create a/f",
+            "Create in the way",
+            "Delete in the way/b",
+            "Delete in the way/b/c",
+            "Create kind",
+            "Update l",
+            "Delete old/y",
+            "Delete old/x",
+            "Delete old",
+            "Delete old2",
+            "Adjust ",
+        ]
+    );
+}
+
+#[test]
+fn failed_file_is_not_listed() {
+    let (source, target) = every_way();
+    let options = Options { list_changes: true, ..delete() };
+    for name in source.keys() {
+        for order in ORDERS {
+            let (mut lying, mut broken) = (SenderDisk::new(source.clone()), SenderDisk::new(source.clone()));
+            lying.lies.insert(name.clone(), (Lie::Hash, 2));
+            broken.unreadable.insert(name.clone());
+            for disk in [lying, broken] {
+                let ended = run(disk, ReceiverDisk::new(target.clone()), &options, order, 31);
+                assert_progress(&ended);
+                let changes = changes(&ended.events);
+                let is_listed = |name: &TreePath| {
+                    changes.iter().any(|(path, is_deleted)| !is_deleted && path == name.as_bytes())
+                };
+                let listed: Vec<_> = source.keys().filter(|name| is_listed(name)).collect();
+                let others: Vec<_> = source.keys().filter(|&other| other != name).collect();
+                assert_eq!(listed, others, "{order:?}");
+            }
+        }
+    }
 }

@@ -9,11 +9,12 @@ use super::missing_file::{MissingFile, Progress, held_bytes};
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
 use crate::engine::error::WorkError;
+use crate::engine::plan::Item;
 use crate::engine::transfer::Target;
 use crate::engine::transfer::pre_copy::CancelOnDrop;
 use crate::engine::transfer::receive::{Looked, Query, ReceiveInput, Returned, Strategy};
 use crate::engine::work::{ReceiverWork, ReportOrder};
-use crate::monitor::{Action, Differs, Event, Problem, ProblemKind, What};
+use crate::monitor::{Action, Event, Problem, ProblemKind};
 use crate::wire::message::{
     AbortKind, Answer, FromReceiver, Op, Reply, SMALL_BYTES_MAX, STREAMS_MAX, Want, digest_of,
 };
@@ -50,6 +51,7 @@ impl<T: Target> Receiver<T> {
             let mut file = Box::new(MissingFile::new(fetch, size, basis_bytes));
             if let Some((hash, data)) = self.offer.pushed.files.remove(&id) {
                 self.took(data.len() as u64, data.len() as u64);
+                (file.sent_bytes, file.made_bytes) = (data.len() as u64, data.len() as u64);
                 self.held_bytes += file.complete(vec![Op::Data(ByteBuf::from(data))], hash);
                 self.missing.insert(id, file);
                 pushed.push(id);
@@ -221,10 +223,12 @@ impl<T: Target> Receiver<T> {
         let size = file.facts.size;
         let begins = file.progress == Progress::Asked && (end.is_none() || size > SMALL_BYTES_MAX);
         file.made_bytes = file.made_bytes.saturating_add(made);
+        file.sent_bytes += sent;
         if file.made_bytes > size || end.is_some() && file.made_bytes < size {
             self.outbox.protocol_error("a file of another size than offered");
             return None;
         }
+        self.progress.expects(0, made.saturating_sub(sent));
         self.held_bytes += held_bytes(&ops);
         file.progress = if end.is_some() { Progress::Arrived } else { Progress::Receiving };
         // Most files have no further ones.
@@ -269,7 +273,9 @@ impl<T: Target> Receiver<T> {
         for ((&id, basis), hash) in ids.iter().zip(bases.into_iter().flatten()).zip(hashes) {
             let size = self.size(id);
             matched += size;
-            let is_moved = basis.is_elsewhere && self.is_new(id) && self.plan.move_here(id, basis.at, hash);
+            let is_moved = basis.is_elsewhere
+                && self.present_at(id).is_none()
+                && self.plan.move_here(id, basis.at, hash);
             let Some(file) = self.missing.get_mut(&id) else { continue };
             if !is_moved && (basis.is_elsewhere || basis.has_gap()) {
                 // The content is there, but not in the new file's place, or not in this shape.
@@ -328,6 +334,7 @@ impl<T: Target> Receiver<T> {
                         file.written_bytes = held_bytes(&ops);
                     }
                     file.is_written = true;
+                    file.fed_bytes = ops.iter().map(Op::sent_bytes).sum();
                     // Its slot is free for another.
                     file.pre_copy = None;
                     self.writing += 1;
@@ -360,6 +367,7 @@ impl<T: Target> Receiver<T> {
             let Some(file) = self.missing.get_mut(&id) else { continue };
             self.writing -= usize::from(std::mem::take(&mut file.is_written));
             self.held_bytes -= std::mem::take(&mut file.written_bytes);
+            let fed_bytes = std::mem::take(&mut file.fed_bytes);
             if !held.has_pre_copy() {
                 // If it could not be made, its slot is free for another.
                 file.pre_copy = None;
@@ -368,11 +376,15 @@ impl<T: Target> Receiver<T> {
             match result {
                 Err(WorkError::Fatal(kind, text)) => return self.outbox.fail(kind, text),
                 Err(error) => file.failed = Some(error),
-                Ok(()) => {}
+                Ok(()) => {
+                    file.on_disk_bytes += fed_bytes;
+                    self.progress.wrote(fed_bytes);
+                }
             }
             fed.push(id);
         }
         self.feed(fed);
+        self.tell_happened(false);
     }
 
     /// Records that the content of a file is in place, or failed.
@@ -388,12 +400,17 @@ impl<T: Target> Receiver<T> {
                 let is_copy = self.missing.get(&id).is_some_and(|file| file.is_copy);
                 self.tally.copied += u64::from(is_copy);
                 self.tally.files += 1;
-                self.tally.deleted += self.plan.cleared(id);
+                let cleared = self.plan.cleared(id);
+                self.tally.deleted += cleared;
+                if let Some(at) = self.present_at(id).filter(|_| cleared > 0) {
+                    self.clears(at);
+                }
                 if self.plan.updates.contains(&id) {
                     self.tally.updated += 1;
-                    self.tell_repair(id);
+                    self.happens(Item::Wanted(id), Some(Action::Update));
                 } else {
                     self.tally.created += 1;
+                    self.happens(Item::Wanted(id), None);
                 }
                 self.forget(id);
             }
@@ -407,15 +424,6 @@ impl<T: Target> Receiver<T> {
         }
     }
 
-    /// Reports a file that was only to be verified, differed, and was replaced.
-    fn tell_repair(&mut self, id: u32) {
-        if self.plan.verifies.contains_key(&id) && self.config.options.list_changes {
-            let path = self.path(id);
-            let (action, what, differs) = (Action::Update, What::File, Differs::default());
-            self.outbox.report(Event::Change { action, what, differs, path });
-        }
-    }
-
     /// Asks once more for a file whose content did not verify, this time for all of it.
     fn retry(&mut self, id: u32, cause: &str) {
         let Some(file) = self.missing.get_mut(&id) else { return };
@@ -425,7 +433,10 @@ impl<T: Target> Receiver<T> {
             self.outbox.problem(Problem { kind: ProblemKind::Corrupt, path, cause: cause.to_owned() });
             return;
         }
+        let awaited_bytes = file.awaited_bytes();
         (file.basis, file.made_bytes, file.is_copy) = (None, 0, false);
+        file.sent_bytes = file.on_disk_bytes;
+        self.progress.expects(file.awaited_bytes(), awaited_bytes);
         file.weight.take().into_iter().for_each(|weight| self.window.close(weight));
         self.want(Want::whole(id));
         self.send_batch();
@@ -433,13 +444,18 @@ impl<T: Target> Receiver<T> {
 
     /// Drops a file that is done, and counts its want as answered.
     fn forget(&mut self, id: u32) {
-        let weight = self.missing.remove(&id).and_then(|file| file.weight);
-        weight.into_iter().for_each(|weight| self.window.close(weight));
+        let Some(file) = self.missing.remove(&id) else { return };
+        self.progress.expects(0, file.awaited_bytes());
+        self.progress.settled();
+        file.weight.into_iter().for_each(|weight| self.window.close(weight));
     }
 
     pub(super) fn go_on(&mut self) {
         if matches!(self.phase, Phase::Directories | Phase::Content) {
             self.ask();
+            if !self.is_unobserved() {
+                self.tell_progress(self.contents_are_there());
+            }
         }
         if self.contents_are_there() && self.outbox.queue.is_empty() {
             self.next_phase();

@@ -99,6 +99,7 @@ impl<T: Target> Receiver<T> {
             self.outbox.report(Event::Braked(braked));
         }
         if self.config.options.dry_run {
+            self.tell_progress(false);
             self.plan.count(&self.wanted, &mut self.tally);
             self.outbox.send(FromReceiver::Finished(self.tally));
             return self.outbox.finish(self.tally);

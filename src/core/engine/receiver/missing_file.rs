@@ -42,7 +42,14 @@ pub(super) struct MissingFile<T: Target> {
     pub(super) is_written: bool,
     /// Bytes of the steps that a work performs, if they still count as waiting.
     pub(super) written_bytes: usize,
+    /// Bytes of the content that the steps so far make.
     pub(super) made_bytes: u64,
+    /// Bytes of them that travelled.
+    pub(super) sent_bytes: u64,
+    /// Bytes of those that a work writes.
+    pub(super) fed_bytes: u64,
+    /// Bytes of those that are written.
+    pub(super) on_disk_bytes: u64,
     /// Set if the file cannot be made; steps that still arrive are dropped.
     pub(super) failed: Option<WorkError>,
     /// True once the content has arrived damaged.
@@ -85,11 +92,21 @@ impl<T: Target> MissingFile<T> {
             is_written: false,
             written_bytes: 0,
             made_bytes: 0,
+            sent_bytes: 0,
+            fed_bytes: 0,
+            on_disk_bytes: 0,
             failed: None,
             was_retried: false,
             is_copy: false,
             pre_copy: None,
         }
+    }
+
+    /// Bytes of the content that have to be written, as far as is known: those that have not
+    /// arrived, and those that travelled and are not written.
+    pub(super) fn awaited_bytes(&self) -> u64 {
+        let unwritten = self.sent_bytes.saturating_sub(self.on_disk_bytes);
+        self.facts.size.saturating_sub(self.made_bytes) + unwritten
     }
 
     /// True if the sender owes an answer.
