@@ -25,6 +25,9 @@ const KEPT_BYTES_MAX: usize = 1024;
 /// server answers within a round trip.
 const SILENCE: Duration = Duration::from_secs(2);
 
+/// The port of SSH.
+const SSH_PORT: u16 = 22;
+
 /// Timeout for the answer to such a question, and for the rest of the answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 const BODY_TIMEOUT: Duration = Duration::from_millis(200);
@@ -226,6 +229,11 @@ pub(super) async fn explain(
     let answer = match (wanted, port) {
         (Wanted::Ws, Some(port)) => ask_tls(port).await,
         (Wanted::Wss, Some(port)) => ask_http(port).await,
+        // On its own port an SSH server that closes is too busy for questions.
+        (Wanted::Ssh, Some(port)) if port.1 != SSH_PORT => {
+            let (tls, http) = tokio::join!(ask_tls(port), ask_http(port));
+            tls.or(http)
+        }
         _ => None,
     };
     match answer.filter(|protocol| !wanted.allows(protocol)) {
