@@ -213,8 +213,10 @@ fn difference(ours: &HostConfig, theirs: &BTreeMap<String, Vec<String>>) -> Opti
     printed(ours).into_iter().find_map(|(keyword, ours)| {
         let theirs = theirs.get(keyword).cloned().unwrap_or_default();
         let is_set = |value: &String| {
-            !(keyword == "identityfile" && value == "none")
-                && !(keyword == "identityagent" && value == "SSH_AUTH_SOCK")
+            !matches!(
+                (keyword, value.as_str()),
+                ("identityfile", "none") | ("identityagent", "SSH_AUTH_SOCK")
+            )
         };
         let theirs: Vec<String> = theirs.into_iter().filter(is_set).collect();
         (theirs != ours).then(|| format!("{keyword} {ours:?}, ssh: {theirs:?}"))
