@@ -91,7 +91,7 @@ fn a_closed_port_is_exit_10_with_every_scheme() {
     for scheme in ["ssh", "ws", "wss"] {
         let endpoint = format!("{scheme}://root@127.0.0.1:{port}/tmp/x");
         let run = machine.run(["src", &endpoint]).fails(10);
-        assert!(run.stderr.contains("Connection refused"), "{}", run.stderr);
+        assert!(run.stderr.contains("connection refused"), "{}", run.stderr);
     }
     assert_nothing_written(&machine);
 }

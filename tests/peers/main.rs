@@ -7,6 +7,7 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod machine;
+#[allow(dead_code)]
 mod tls;
 #[path = "../world/mod.rs"]
 mod world;

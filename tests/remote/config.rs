@@ -60,7 +60,7 @@ const LISTS: [&str; 12] = [
     "root,me",
 ];
 
-const COMMANDS: [&str; 8] = [
+const COMMANDS: [&str; 10] = [
     "true",
     "false",
     "\"test %h = real.example\"",
@@ -69,6 +69,8 @@ const COMMANDS: [&str; 8] = [
     "\"test %r = me && test %u != %%\"",
     "\"test -n %l -a -n %L -a %i -ge 0\"",
     "\"test %k = %h\"",
+    "\"case %C in [0-7]*) ;; *) false; esac\"",
+    "\"case %C in *[13579bdf]) ;; *) false; esac\"",
 ];
 
 fn criterion(dice: &mut Dice) -> String {
@@ -213,8 +215,10 @@ fn difference(ours: &HostConfig, theirs: &BTreeMap<String, Vec<String>>) -> Opti
     printed(ours).into_iter().find_map(|(keyword, ours)| {
         let theirs = theirs.get(keyword).cloned().unwrap_or_default();
         let is_set = |value: &String| {
-            !(keyword == "identityfile" && value == "none")
-                && !(keyword == "identityagent" && value == "SSH_AUTH_SOCK")
+            !matches!(
+                (keyword, value.as_str()),
+                ("identityfile", "none") | ("identityagent", "SSH_AUTH_SOCK")
+            )
         };
         let theirs: Vec<String> = theirs.into_iter().filter(is_set).collect();
         (theirs != ours).then(|| format!("{keyword} {ours:?}, ssh: {theirs:?}"))
@@ -294,7 +298,7 @@ fn what_ksync_cannot_honour_is_refused_with_its_line() {
         ("PreferredAuthentications password\n", "ksync logs in with keys only"),
         ("Port many\n", "config:1: Port many: it takes a number from 1 to 65535"),
         ("HostName %q\n", "config:1: HostName %q: it holds %q"),
-        ("IdentityFile /%C\n", "it holds %C"),
+        ("IdentityFile /%q\n", "it holds %q"),
         ("IdentityFile ${KSYNC_NO_SUCH}\n", "the variable KSYNC_NO_SUCH is not set"),
         ("Match exec \"kill $$\"\n", "was killed"),
         ("Match\n", "Match has no criterion"),

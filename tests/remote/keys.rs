@@ -86,6 +86,7 @@ async fn every_kind_of_key_file_logs_in() {
         ("ecdsa384", &["-t", "ecdsa", "-b", "384"]),
         ("ecdsa521", &["-t", "ecdsa", "-b", "521"]),
         ("rsa", &["-t", "rsa", "-b", "2048"]),
+        ("rsa-short", &["-t", "rsa", "-b", "1024"]),
         ("rsa-pem", &["-t", "rsa", "-b", "2048", "-m", "PEM"]),
         ("rsa-pkcs8", &["-t", "rsa", "-b", "3072", "-m", "PKCS8"]),
         ("ecdsa-pem", &["-t", "ecdsa", "-m", "PEM"]),
@@ -126,7 +127,7 @@ async fn a_certificate_logs_in_where_its_key_alone_does_not() {
         assert!(login(&server, Keys::named(vec![file.clone()])).await.is_err());
         sign(&server, "authority", name, &["-n", &crate::server::user()]);
         ok(login(&server, Keys::named(vec![file.clone()])).await, name);
-        let beside = server.path(&format!("{name}-cert.pub"));
+        let beside = server.path(format!("{name}-cert.pub"));
         if let Some(agent) = &agent {
             agent.add(&file);
             let keys = Keys { ssh_agent: agent.at(), ..Keys::default() };
@@ -162,7 +163,7 @@ async fn ssh_agent_signs_for_files_whose_private_half_cannot_be_used() {
         encrypt(&file, format);
         let error = login(&server, named(&file)).await.unwrap_err();
         assert!(error.hint().contains("passphrase") && error.kind() == ErrorKind::NotAuthorised, "{error:?}");
-        let public = server.path(&format!("{name}.pub"));
+        let public = server.path(format!("{name}.pub"));
         let error = login(&server, named(&public)).await.unwrap_err();
         assert!(matches!(error, RemoteError::OnlyPublic { .. }), "{error:?}");
         agent.add(&in_agent);
@@ -290,7 +291,7 @@ async fn an_error_names_the_algorithms_of_both_sides() {
 fn sign(server: &Server, authority: &str, key: &str, args: &[&str]) {
     let mut command = Command::new("ssh-keygen");
     command.args(["-q", "-I", "it"]).args(args).arg("-s").arg(server.path(authority));
-    assert!(command.arg(server.path(&format!("{key}.pub"))).status().unwrap().success());
+    assert!(command.arg(server.path(format!("{key}.pub"))).status().unwrap().success());
 }
 
 #[tokio::test]
@@ -304,7 +305,9 @@ async fn a_host_certificate_is_trusted_by_its_authority() {
     let port = server.port();
     let authority = |key: &str| format!("@cert-authority [127.0.0.1]:{port},other {key}");
     let named = ["-h", "-n", "vm,127.0.0.1"];
-    let cases: [(&str, &str, &[&str], String, Option<&str>); 12] = [
+    /// Host key, its authority, arguments of ssh-keygen, known_hosts, and the error.
+    type Case<'a> = (&'a str, &'a str, &'a [&'a str], String, Option<&'a str>);
+    let cases: [Case<'_>; 12] = [
         ("host", "authority", &named, authority(&ed25519), None),
         ("host", "rsa-authority", &named, authority(&ed25519) + &authority(&rsa), None),
         ("host-rsa", "authority", &named, authority(&ed25519), None),

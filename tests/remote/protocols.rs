@@ -159,6 +159,31 @@ async fn foreign_servers_are_quoted() {
     }
 }
 
+/// As `openssl s_server` does with a client that does not speak TLS.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tls_server_that_closes_in_silence_is_named() {
+    let Some(server) = Server::new() else { return };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut first = [0; 3];
+            if stream.read_exact(&mut first).is_ok() && first[..2] == [0x16, 3] {
+                let _ = stream.write_all(b"\x15\x03\x03\0\x02\x02\x28");
+                let _ = stream.read(&mut [0; 4096]);
+            }
+        }
+    });
+    for (target, hint) in [
+        (server.target_at(address), format!("write wss://{address}/path")),
+        (server.target_over(&format!("ws://{address}"), None), format!("Write wss://{address}/path.")),
+    ] {
+        let (_, text) = refused(&target).await;
+        says(&text, &["it speaks TLS", &hint]);
+    }
+}
+
 /// A server of TLS that is slow to answer, and complains at once about plain HTTP.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_tls_server_is_not_taken_for_one_without_tls() {

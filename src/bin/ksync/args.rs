@@ -281,7 +281,7 @@ pub(crate) struct OutputArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct ConnectionArgs {
-    /// A private key file for the login; may be given several times
+    /// A private key file, or the .pub of a key in ssh-agent; may be given several times
     #[arg(long, value_name = "FILE", action = ArgAction::Append)]
     pub(crate) identity: Vec<PathBuf>,
     /// The output of `kernel browsers ssh ID --setup-only -o json`; - is stdin

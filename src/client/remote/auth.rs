@@ -201,9 +201,13 @@ impl russh::Signer for PrivateSigner {
 }
 
 /// Signs with an RSA key in constant time, which the crate that russh would use does not promise.
+/// aws-lc takes keys of 2048 to 8192 bits. The others are not safe anyhow, or rare.
 fn sign_rsa(key: &PrivateKey, hash: HashAlg, data: &[u8]) -> Result<Signature, SshKeyError> {
     let der = encode_pkcs8(key).map_err(|_| SshKeyError::FormatEncoding)?;
-    let pair = RsaKeyPair::from_pkcs8(&der).map_err(|_| SshKeyError::Crypto)?;
+    let Ok(pair) = RsaKeyPair::from_pkcs8(&der) else {
+        let pair = key.key_data().rsa().ok_or(SshKeyError::Crypto)?;
+        return (pair, Some(hash)).try_sign(data).map_err(SshKeyError::from);
+    };
     let scheme = if hash == HashAlg::Sha256 { &RSA_PKCS1_SHA256 } else { &RSA_PKCS1_SHA512 };
     let mut signature = vec![0; pair.public_modulus_len()];
     pair.sign(scheme, &SystemRandom::new(), data, &mut signature).map_err(|_| SshKeyError::Crypto)?;

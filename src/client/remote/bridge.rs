@@ -111,14 +111,14 @@ pub(super) async fn open(
     let begin = Instant::now();
     let stream = tcp::connect(&address.host, address.port, &endpoint, timeout).await?;
     let round_trip = begin.elapsed();
-    let (host, port) = (address.host.as_str(), address.port);
+    let (host, port) = (address.host.as_str(), Some((address.host.as_str(), address.port)));
     let opening = |stream, greeting, wanted| {
         let endpoint = &endpoint;
         async move {
             let opening = websocket::open(address, stream, silence, connection_status.clone());
             match within(timeout, "open a WebSocket to", endpoint, opening).await {
                 Ok(opened) => Ok(opened),
-                Err(error) => Err(greeting::explain(error, &greeting, wanted, host, port).await),
+                Err(error) => Err(greeting::explain(error, &greeting, wanted, port).await),
             }
         }
     };
@@ -131,7 +131,7 @@ pub(super) async fn open(
     let handshake = async {
         tokio::select! {
             connected = tls.connect(host, stream, &endpoint) => connected,
-            () = greeting::speaks_http(&greeting, host, port, round_trip) => {
+            () = greeting::speaks_http(&greeting, port, round_trip) => {
                 let (endpoint, protocol) = (endpoint.clone(), Protocol::Http);
                 Err(RemoteError::OtherProtocol { endpoint, wanted, protocol })
             }
@@ -142,6 +142,6 @@ pub(super) async fn open(
             let (stream, greeting) = Greeted::new(stream, Wanted::WsInTls);
             opening(Box::new(stream), greeting, Wanted::WsInTls).await
         }
-        Err(error) => Err(greeting::explain(error, &greeting, wanted, host, port).await),
+        Err(error) => Err(greeting::explain(error, &greeting, wanted, port).await),
     }
 }

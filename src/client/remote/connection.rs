@@ -137,18 +137,12 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             let stream =
                 tcp::connect_from(from.as_deref(), *family, (host, *port), &endpoint, timeout).await?;
             let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
-            let (wanted, (stream, greeting)) = (Wanted::Ssh, Greeted::new(stream, Wanted::Ssh));
-            let shaken = tokio::select! {
-                shaken = handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown) => shaken,
-                () = greeting::speaks_http(&greeting, host, *port, round_trip) => {
-                    let (endpoint, protocol) = (endpoint.clone(), Protocol::Http);
-                    Err(RemoteError::OtherProtocol { endpoint, wanted, protocol })
-                }
-            };
-            match shaken {
-                Ok(session) => (session, None, endpoint),
-                Err(error) => return Err(greeting::explain(error, &greeting, wanted, host, *port).await),
-            }
+            (
+                handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown)
+                    .await?,
+                None,
+                endpoint,
+            )
         }
         Transport::WebSocket { url, ca_cert } => {
             let address = Address::parse(url)?;
@@ -159,16 +153,10 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             let (stream, socket) =
                 bridge::open(&address, ca_cert.as_deref(), timeout, silence, &connection_status).await?;
             let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
-            let wanted = Wanted::SshBehindBridge;
-            let (stream, greeting) = Greeted::new(stream, wanted);
-            match handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown).await
-            {
-                Ok(session) => (session, Some(socket), endpoint),
-                Err(error) => {
-                    let (host, port) = (&address.host, address.port);
-                    return Err(greeting::explain(error, &greeting, wanted, host, port).await);
-                }
-            }
+            let session =
+                handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown)
+                    .await?;
+            (session, Some(socket), endpoint)
         }
     };
     let begin = Instant::now();
@@ -344,10 +332,28 @@ async fn handshake(
     connection_status: &ConnectionStatus,
     shown: &Shown,
 ) -> Result<Handle<Client>, RemoteError> {
+    // A silent port is asked what it speaks, unless a bridge leads to it.
+    let (wanted, port) = match &target.transport {
+        Transport::Tcp { host, port, .. } => (Wanted::Ssh, Some((host.as_str(), *port))),
+        Transport::WebSocket { .. } => (Wanted::SshBehindBridge, None),
+    };
+    let (stream, greeting) = Greeted::new(stream, wanted);
     let (host_keys, silence) = (target.host_keys.clone(), target.silence_timeout);
+    let stream: Box<dyn ByteStream> = Box::new(stream);
     let stream = GuardedStream::new(stream, silence, connection_status.clone());
     let (connection_status, shown) = (connection_status.clone(), shown.clone());
     let handshake =
         ssh::handshake(stream, round_trip, host_keys, silence, endpoint, connection_status, shown);
-    within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake).await
+    let handshake = within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake);
+    let shaken = tokio::select! {
+        shaken = handshake => shaken,
+        () = greeting::speaks_http(&greeting, port, round_trip) => {
+            let (endpoint, protocol) = (endpoint.into(), Protocol::Http);
+            Err(RemoteError::OtherProtocol { endpoint, wanted, protocol })
+        }
+    };
+    match shaken {
+        Ok(session) => Ok(session),
+        Err(error) => Err(greeting::explain(error, &greeting, wanted, port).await),
+    }
 }

@@ -565,7 +565,7 @@ impl HostKeyError {
             Self::Unreadable { .. } => "Make the file readable; until then no host is trusted.".into(),
             Self::NotKept { .. } => "Make the directory writable for you, and for nobody else.".into(),
             Self::Unknown { .. } => {
-                "Compare the fingerprint with the host's (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub there), then connect once with ssh.".into()
+                "Compare the fingerprint with the host's (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub there), then connect once with ssh, or give the key with --host-key.".into()
             }
             Self::Changed { .. } => {
                 "Somebody may be listening in. If the host was made anew, or has got a key of another type, compare the fingerprint and replace the line.".into()

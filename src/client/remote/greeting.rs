@@ -25,6 +25,9 @@ const KEPT_BYTES_MAX: usize = 1024;
 /// server answers within a round trip.
 const SILENCE: Duration = Duration::from_secs(2);
 
+/// The port of SSH.
+const SSH_PORT: u16 = 22;
+
 /// Timeout for the answer to such a question, and for the rest of the answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 const BODY_TIMEOUT: Duration = Duration::from_millis(200);
@@ -137,15 +140,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Greeted<S> {
 /// Waits until the server has been silent for a while, and then asks its port over a connection of
 /// its own if it speaks HTTP. Returns only if it does. Sends neither path nor query, because they
 /// may hold a token.
-pub(super) async fn speaks_http(greeting: &Greeting, host: &str, port: u16, round_trip: Duration) {
+pub(super) async fn speaks_http(greeting: &Greeting, port: Option<(&str, u16)>, round_trip: Duration) {
     tokio::time::sleep(SILENCE.max(4 * round_trip)).await;
-    if !greeting.is_empty() || ask_http(host, port).await != Some(Protocol::Http) {
+    let answer = match port.filter(|_| greeting.is_empty()) {
+        Some(port) => ask_http(port).await,
+        None => None,
+    };
+    if answer != Some(Protocol::Http) {
         std::future::pending::<()>().await;
     }
 }
 
 /// Asks a port for a WebSocket, without TLS.
-async fn ask_http(host: &str, port: u16) -> Option<Protocol> {
+async fn ask_http((host, port): (&str, u16)) -> Option<Protocol> {
     let asking = async {
         let (mut stream, greeting) = Greeted::new(TcpStream::connect((host, port)).await.ok()?, Wanted::Ws);
         let request = format!(
@@ -166,7 +173,7 @@ async fn ask_http(host: &str, port: u16) -> Option<Protocol> {
 }
 
 /// Asks a port for TLS. Its certificate does not matter.
-async fn ask_tls(host: &str, port: u16) -> Option<Protocol> {
+async fn ask_tls((host, port): (&str, u16)) -> Option<Protocol> {
     let asking = async {
         let tls = Tls::new(None, host).ok()?;
         let stream = TcpStream::connect((host, port)).await.ok()?;
@@ -182,8 +189,7 @@ pub(super) async fn explain(
     error: RemoteError,
     greeting: &Greeting,
     wanted: Wanted,
-    host: &str,
-    port: u16,
+    port: Option<(&str, u16)>,
 ) -> RemoteError {
     let (endpoint, is_closed) = match &error {
         RemoteError::NoWebSocket { endpoint, .. } | RemoteError::WebSocket { endpoint, .. }
@@ -220,10 +226,15 @@ pub(super) async fn explain(
         (true, None) => {}
     }
     // Many servers close a connection that begins in a foreign protocol.
-    let answer = match wanted {
-        Wanted::Ws => ask_tls(host, port).await,
-        Wanted::Wss => ask_http(host, port).await,
-        Wanted::Ssh | Wanted::SshBehindBridge | Wanted::WsInTls => None,
+    let answer = match (wanted, port) {
+        (Wanted::Ws, Some(port)) => ask_tls(port).await,
+        (Wanted::Wss, Some(port)) => ask_http(port).await,
+        // On its own port an SSH server that closes is too busy for questions.
+        (Wanted::Ssh, Some(port)) if port.1 != SSH_PORT => {
+            let (tls, http) = tokio::join!(ask_tls(port), ask_http(port));
+            tls.or(http)
+        }
+        _ => None,
     };
     match answer.filter(|protocol| !wanted.allows(protocol)) {
         Some(protocol) => RemoteError::OtherProtocol { endpoint, wanted, protocol },

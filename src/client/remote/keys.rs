@@ -123,7 +123,7 @@ pub(super) fn load(keys: &Keys) -> Result<Loaded, RemoteError> {
     }
     for file in &keys.files {
         match load_file(file) {
-            Ok(Content::Key(key)) => loaded.keys.push(key),
+            Ok(Content::Key(key)) => loaded.keys.push(*key),
             Ok(Content::Certificate(certificate)) => loaded.certificates.push(*certificate),
             Err(RemoteError::Identity { source: KeyError::IO(error), .. })
                 if !keys.must_be_usable && error.kind() == io::ErrorKind::NotFound => {}
@@ -229,7 +229,7 @@ fn certified(identity: &AgentIdentity) -> Option<&Certificate> {
 
 /// Content of a key file.
 enum Content {
-    Key(Half),
+    Key(Box<Half>),
     Certificate(Box<Certificate>),
 }
 
@@ -242,7 +242,7 @@ fn load_file(file: &Path) -> Result<Content, RemoteError> {
     let text = match read(file) {
         Ok(text) => text,
         Err(error) => match public_beside() {
-            Some(public) => return Ok(Content::Key(Half::in_agent(public, name))),
+            Some(public) => return Ok(Content::Key(Box::new(Half::in_agent(public, name)))),
             None => return Err(failed(error.into())),
         },
     };
@@ -250,10 +250,10 @@ fn load_file(file: &Path) -> Result<Content, RemoteError> {
         return Ok(Content::Certificate(Box::new(certificate)));
     }
     if let Some(public) = public_half(&text) {
-        return Ok(Content::Key(Half::in_agent(public, name)));
+        return Ok(Content::Key(Box::new(Half::in_agent(public, name))));
     }
     check_protected(file)?;
-    half(&text, public_beside(), failed).map(Content::Key)
+    half(&text, public_beside(), failed).map(|half| Content::Key(Box::new(half)))
 }
 
 impl Half {

@@ -169,7 +169,6 @@ fn config(known_kinds: Vec<Algorithm>, certified: bool, window_size: u32, silenc
             host_key_certificates: if certified { Cow::Borrowed(&HOST_KEYS) } else { Cow::Borrowed(&[]) },
             cipher: Cow::Borrowed(CIPHERS),
             compression: Cow::Borrowed(COMPRESSIONS),
-            ..Preferred::default()
         },
         gex: GexParams::new(DH_BITS_MIN, DH_BITS_MAX, DH_BITS_MAX).unwrap_or_default(),
         // The keepalive after the last unanswered one ends the session: 20 s each for a silence of

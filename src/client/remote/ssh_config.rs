@@ -19,9 +19,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use aws_lc_rs::digest;
+use data_encoding::HEXLOWER;
 use nix::unistd::{Uid, User, gethostname, getuid};
 
-use self::words::{arguments, expand_environment, expand_tokens, included, list_matches, take_word};
+use self::words::{
+    arguments, expand_environment, expand_tokens, included, is_blank, list_matches, take_word,
+};
 use crate::remote::known_hosts::pattern_matches;
 
 /// Deepest nesting of Include, as in OpenSSH.
@@ -306,12 +310,13 @@ impl<'a> Reader<'a> {
     }
 
     fn read_all(&mut self, files: &[PathBuf]) -> Result<(), ConfigError> {
-        files.iter().try_for_each(|file| self.read(file, 0))
+        files.iter().try_for_each(|file| self.read(file, true, 0))
     }
 
-    fn read(&mut self, file: &Path, depth: usize) -> Result<(), ConfigError> {
+    /// Reads `file`. `outer` tells if the block around its Include applies.
+    fn read(&mut self, file: &Path, outer: bool, depth: usize) -> Result<(), ConfigError> {
         match std::fs::read(file) {
-            Ok(bytes) => self.text(&String::from_utf8_lossy(&bytes), file, depth),
+            Ok(bytes) => self.text(&String::from_utf8_lossy(&bytes), file, outer, depth),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Ok(())
             }
@@ -328,9 +333,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads the content of `file`, in a block that applies.
-    fn text(&mut self, text: &str, file: &Path, depth: usize) -> Result<(), ConfigError> {
-        let mut active = true;
+    fn text(&mut self, text: &str, file: &Path, outer: bool, depth: usize) -> Result<(), ConfigError> {
+        let mut active = outer;
         for (index, line) in text.lines().enumerate() {
             let place = Place { file: file.to_owned(), line: index + 1 };
             let wrong = |reason| ConfigError::Line { place: place.clone(), reason };
@@ -340,17 +344,22 @@ impl<'a> Reader<'a> {
             }
             let keyword = take_word(&mut rest).map_err(wrong)?;
             match keyword.to_ascii_lowercase().as_str() {
-                "host" => active = self.is_host(&arguments(rest).map_err(wrong)?),
-                "match" => active = self.matches(rest, file).map_err(wrong)?,
-                "include" if active && depth < INCLUDE_DEPTH_MAX => {
+                "host" => active = outer && self.is_host(&arguments(rest).map_err(wrong)?),
+                "match" if outer => active = self.matches(rest, file).map_err(wrong)?,
+                // As in ssh, even a block that does not apply can ask for the final pass.
+                "match" => self.wants_final |= rest.to_ascii_lowercase().split(is_blank).any(is_final),
+                "include" if depth < INCLUDE_DEPTH_MAX => {
                     for value in arguments(rest).map_err(wrong)? {
-                        if value.contains('[') {
+                        if active && value.contains('[') {
                             return Err(wrong(format!(
                                 "Include {value}: ksync knows the wildcards * and ? only"
                             )));
                         }
                         for included in included(&anchored(&value, self.query.home, file)) {
-                            self.read(&included, depth + 1)?;
+                            let read = self.read(&included, active, depth + 1);
+                            if active {
+                                read?;
+                            }
                         }
                     }
                 }
@@ -518,7 +527,13 @@ impl<'a> Reader<'a> {
     /// The meaning of a `%` token.
     fn token(&self, token: char) -> Option<String> {
         let host = || self.host_name().ok();
+        let port = || self.port().ok().flatten().unwrap_or(SSH_PORT).to_string();
         match token {
+            'C' => {
+                let parts = [&self.local_host, &host()?, &port(), &self.user()].map(String::as_str).concat();
+                let hash = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, parts.as_bytes());
+                Some(HEXLOWER.encode(hash.as_ref()))
+            }
             'd' => Some(self.query.home.to_string_lossy().into_owned()),
             'h' => host(),
             'i' => Some(getuid().to_string()),
@@ -526,7 +541,7 @@ impl<'a> Reader<'a> {
             'L' => self.local_host.split('.').next().map(str::to_owned),
             'l' => Some(self.local_host.clone()),
             'n' => Some(self.query.host.to_owned()),
-            'p' => Some(self.port().ok().flatten().unwrap_or(SSH_PORT).to_string()),
+            'p' => Some(port()),
             'r' => Some(self.user()),
             'u' => Some(self.local_user.clone()),
             _ => None,
@@ -638,6 +653,10 @@ impl<'a> Reader<'a> {
         let has_no_key = |value: &str| !value.split(',').any(|method| method == "publickey");
         refused("preferredauthentications", has_no_key, "ksync logs in with keys only")
     }
+}
+
+fn is_final(criterion: &str) -> bool {
+    matches!(criterion, "final" | "!final")
 }
 
 fn is_none(value: &str) -> bool {

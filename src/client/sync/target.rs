@@ -137,7 +137,7 @@ fn bridge_target(
 /// The settings that all targets share.
 pub(super) fn common(connect_options: &ConnectOptions, host_keys: HostKeys) -> Target {
     let keys = match connect_options.identities.as_slice() {
-        [] => Keys::usual(&std::env::home_dir().unwrap_or_default()),
+        [] => home("keys").map_or_else(|_| Keys::default(), |home| Keys::usual(&home)),
         named => Keys::named(named.to_vec()),
     };
     Target {

@@ -53,7 +53,7 @@ pub(super) fn arguments(text: &str) -> Result<Vec<String>, String> {
 
 const QUOTES: &str = "its quotes do not end";
 
-fn is_blank(c: char) -> bool {
+pub(super) fn is_blank(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\r' | '\n' | '\x0c')
 }
 
