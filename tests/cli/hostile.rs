@@ -146,13 +146,8 @@ fn a_link_out_of_the_tree_is_not_taken_from_a_hostile_agent() {
     let before = world.snapshot("canary");
     let done =
         [agent_hello(1), offer(&[(b"d", Kind::Link(&canary(&world))), (b"up", Kind::Link(b"../../canary"))])];
-    let run = Impostor::start(&world, done.concat()).download(&world, "box/dst").fails(23);
-    assert!(
-        run.stderr.contains("ksync: cannot copy the link ") && run.stderr.contains("/d: "),
-        "{}",
-        run.stderr
-    );
-    assert!(run.stderr.contains("/up: "), "{}", run.stderr);
+    let run = Impostor::start(&world, done.concat()).download(&world, "box/dst").ok();
+    assert!(run.stderr.contains("ksync: 2 links not copied, "), "{}", run.stderr);
     assert_eq!(world.snapshot("canary"), before);
     assert_eq!(world.snapshot("box/dst").len(), 2);
 }
@@ -167,9 +162,9 @@ fn a_link_out_of_the_tree_through_another_link_is_not_taken() {
         (b"esc2", Kind::Link(b"d/..")),
     ];
     let script = [agent_hello(1), offer(&links)].concat();
-    let run = Impostor::start(&world, script).download(&world, "box/dst").fails(23);
+    let run = Impostor::start(&world, script).download(&world, "box/dst").ok();
+    assert!(run.stderr.contains("ksync: 2 links not copied, "), "{}", run.stderr);
     for name in ["esc", "esc2"] {
-        assert!(run.stderr.contains(&format!("/{name}: ")), "{}", run.stderr);
         assert!(!world.path("box/dst").join(name).is_symlink(), "{name}");
     }
     assert!(world.path("box/dst/d/up").is_symlink());

@@ -72,7 +72,7 @@ fn content_arrives_where_modes_or_times_are_refused() {
                 return;
             }
             let first = run(23);
-            assert!(first.stderr.contains("cannot keep metadata: "), "{call}: {}", first.stderr);
+            assert!(first.stderr.contains("cannot keep the metadata of "), "{call}: {}", first.stderr);
             assert!(first.summary().contains("3.1 MB"), "{call}: {}", first.summary());
             let read = |name: &str| std::fs::read(world.path("dst").join(name)).unwrap();
             assert_eq!(

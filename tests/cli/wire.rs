@@ -81,13 +81,14 @@ pub(crate) enum Role {
 }
 
 /// Number of zero bytes for the remaining options: all off, no pair, no baseline, no watch.
-const OPTIONS_OFF: usize = 19;
+const OPTIONS_OFF: usize = 20;
 
 /// The first message of a client, with the request. All options but these are off, without baseline
 /// or watch.
 pub(crate) fn request(role: Role, path: &[u8], delete: bool) -> Vec<u8> {
+    // After the path: no further sources.
     let request =
-        Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete)]).raw(&[0; OPTIONS_OFF]);
+        Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[0, u8::from(delete)]).raw(&[0; OPTIONS_OFF]);
     [MAGIC, &request.frame()].concat()
 }
 

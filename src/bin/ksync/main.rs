@@ -4,6 +4,7 @@
 mod args;
 mod brake;
 mod doctor;
+mod endpoints;
 mod flush;
 mod foreign;
 mod json;

@@ -7,8 +7,8 @@ use std::path::Path;
 use ksync::sync::Endpoint;
 use ksync::tree::path::escape;
 
+use crate::endpoints::mistaken;
 use crate::report::CliError;
-use crate::request::mistaken;
 
 /// Names of a directory that are compared.
 const NAMES_MAX: usize = 10_000;

@@ -1,7 +1,6 @@
 //! From the command line to a request: parses endpoints, loads files that options name, and reports
 //! wrong usage before connecting.
 
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -11,16 +10,17 @@ use std::time::Duration;
 use ksync::exchange::chain;
 use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
 use ksync::monitor::Warning;
-use ksync::sync::endpoint::{Endpoint, EndpointError};
+use ksync::sync::endpoint::Endpoint;
 use ksync::sync::watch::{AfterRound, Live};
 use ksync::sync::{self, ConnectOptions, Job};
-use ksync::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
-use ksync::tree::path::{TreePath, escape};
+use ksync::tree::filter::{RULES_BYTES_MAX, RULES_MAX, Rule};
+use ksync::tree::path::escape;
 use ksync::tree::time_rule::TimeRule;
 use ksync::wire::hello::{Consent, FORCED_MAX, Links, Options, WatchOptions};
 use serde_bytes::ByteBuf;
 
 use crate::args::{ConnectionArgs, ForeignArgs, OutputArgs, SyncArgs, WatchArgs, WhatArgs};
+use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
 use crate::report::{CliError, USAGE};
 use crate::rules;
 use crate::verbs::AccessArgs;
@@ -141,62 +141,6 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     })
 }
 
-/// Most bytes of the paths of one job: they go with the request.
-const SOURCE_BYTES_MAX: usize = 64 << 10;
-
-/// Joins jobs whose SOURCEs are on one machine: one connection, one exchange, one summary. With
-/// `--delete` each directory stays a job, since each is a copy of its own: the brake knows them by
-/// source and destination.
-fn together(jobs: Vec<Job>, destination: Option<&Endpoint>) -> Vec<Job> {
-    let Some(destination) = destination else { return jobs };
-    let stays_alone = |job: &Job| match &job.source {
-        Endpoint::Local(path) => job.options.delete && path.is_dir(),
-        _ => job.options.delete,
-    };
-    let machine = |endpoint: &Endpoint| endpoint.clone().with_path(b"");
-    let path_bytes = |job: &Job| job.sources().map(|source| source.path().len()).sum();
-    let mut joined: Vec<Job> = Vec::new();
-    for job in jobs {
-        let with = joined.iter_mut().find(|other| {
-            let bytes: usize = path_bytes(other);
-            !stays_alone(&job)
-                && !stays_alone(other)
-                && machine(&other.source) == machine(&job.source)
-                && bytes + job.source.path().len() <= SOURCE_BYTES_MAX
-        });
-        let Some(other) = with else {
-            joined.push(job);
-            continue;
-        };
-        other.further.push(job.source);
-        // Every SOURCE now goes into DEST, the transfer root, by its name.
-        other.options.anchor.clear();
-        other.destination.clone_from(destination);
-    }
-    joined
-}
-
-/// The SOURCEs of a job, for a person.
-pub(crate) fn named(sources: &[Endpoint]) -> String {
-    const NAMED_MAX: usize = 3;
-    let named: Vec<String> = sources.iter().take(NAMED_MAX).map(ToString::to_string).collect();
-    match sources.len().checked_sub(NAMED_MAX) {
-        None | Some(0) => named.join(", "),
-        Some(more) => format!("{} and {more} more", named.join(", ")),
-    }
-}
-
-/// True if the rules exclude a SOURCE as a whole, as far as this side can tell. Only the remote
-/// side knows the kind of a remote SOURCE.
-fn is_excluded(job: &Job) -> bool {
-    let Ok(path) = TreePath::new(&*job.options.anchor) else { return false };
-    let filter = Filter::new(&job.options.rules);
-    match &job.source {
-        Endpoint::Local(source) => filter.excludes(&path, source.is_dir()),
-        _ => filter.excludes(&path, false) && filter.excludes(&path, true),
-    }
-}
-
 /// Consent to deletions. Only the command line can give it: no file and no variable.
 fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, CliError> {
     if what.force_delete_in.len() > FORCED_MAX {
@@ -269,46 +213,6 @@ fn live(
     Ok(Some(Live { watch_options: WatchOptions { quiet_ms: args.debounce, poll: args.poll }, after }))
 }
 
-/// Pairs each SOURCE with its destination.
-fn pair(endpoints: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)>, CliError> {
-    let usage = "Write ksync SOURCE... DEST; ksync --help has examples.";
-    let (destination, sources) = match endpoints {
-        [] => return Err(CliError::usage("there is no SOURCE and no DEST", usage)),
-        [_] => return Err(CliError::usage("there is no DEST", usage)),
-        [sources @ .., destination] => (endpoint(destination)?, sources),
-    };
-    let sources = sources.iter().map(|source| endpoint(source)).collect::<Result<Vec<_>, _>>()?;
-    if let Some(source) = sources.iter().find(|source| source.is_remote() && destination.is_remote()) {
-        return Err(CliError::usage(
-            format!("both {source} and {destination} are remote"),
-            "Copy to a local directory first, and from there in a second run.",
-        ));
-    }
-    let in_setup = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Setup { .. });
-    match (in_setup(&destination) || sources.iter().any(in_setup), has_setup) {
-        (true, false) => {
-            return Err(CliError::usage(
-                "an endpoint that begins with : is in the VM of --setup, and there is none",
-                "Add --setup FILE with what `kernel browsers ssh ID --setup-only -o json` prints.",
-            ));
-        }
-        (false, true) => {
-            return Err(CliError::usage(
-                "--setup describes a VM, but no endpoint is in it",
-                "Write the endpoint in the VM as :/path.",
-            ));
-        }
-        _ => {}
-    }
-    match <[Endpoint; 1]>::try_from(sources) {
-        Ok([source]) => {
-            refuse_home(&source, endpoints.last())?;
-            Ok(vec![(source, destination)])
-        }
-        Err(sources) => into_directory(sources, destination),
-    }
-}
-
 /// Refuses a key behind `-i`, where ssh and scp take it. With two endpoints it may be meant.
 fn refuse_key(args: &SyncArgs) -> Result<(), CliError> {
     const SOURCES_AND_DEST_MIN: usize = 3;
@@ -343,96 +247,6 @@ fn looks_like_key(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_in_ssh = path.parent().is_some_and(|parent| parent.ends_with(".ssh"));
     is_in_ssh || name.starts_with("id_") || name.ends_with(".pem") || name.ends_with(".key")
-}
-
-/// A warning about an endpoint on this machine that does not exist, and looks like one on another.
-pub(crate) fn mistaken(text: &OsStr) -> Option<Warning> {
-    let Ok(Endpoint::Local(path)) = Endpoint::parse(text) else { return None };
-    if path.symlink_metadata().is_ok() {
-        return None;
-    }
-    let shown = escape(text.as_bytes());
-    let hint = match shown.split_once('@') {
-        _ if shown.contains("::") => {
-            "A path on another machine is written host:path, with one colon, and no slash before it."
-                .to_owned()
-        }
-        Some((user, host)) if !user.is_empty() && !host.is_empty() && !shown.contains('/') => {
-            format!("A path on another machine has a colon: {shown}:path.")
-        }
-        _ => return None,
-    };
-    Some(Warning { what: format!("{shown} is a name on this machine"), hint })
-}
-
-/// Refuses to copy a directory onto the home just because the path is missing. (A file goes into
-/// the home, as with scp.)
-fn refuse_home(source: &Endpoint, destination: Option<&OsString>) -> Result<(), CliError> {
-    let (Endpoint::Local(path), Some(destination)) = (source, destination) else { return Ok(()) };
-    let name = own_name(source).ok().and_then(|name| String::from_utf8(name).ok());
-    let is_plain = |name: &String| name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-    let name = name.filter(is_plain).unwrap_or_else(|| "site".to_owned());
-    match Endpoint::without_path(destination, &name) {
-        Some((home, inside)) if path.is_dir() => Err(CliError::usage(
-            format!("{} names no directory to make a copy of {source}", escape(destination.as_bytes())),
-            format!("Write {home} for the home itself, or {inside}."),
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Pairs each of several SOURCEs with its name in DEST.
-fn into_directory(
-    sources: Vec<Endpoint>,
-    destination: Endpoint,
-) -> Result<Vec<(Endpoint, Endpoint)>, CliError> {
-    if let Endpoint::Local(path) = &destination
-        && path.symlink_metadata().is_ok()
-        && !path.is_dir()
-    {
-        return Err(CliError::usage(
-            format!("{destination} is not a directory, and several SOURCEs go into one"),
-            "Name a directory as DEST.",
-        ));
-    }
-    let mut names = BTreeSet::new();
-    let mut pairs = Vec::with_capacity(sources.len());
-    for source in sources {
-        let name = own_name(&source)?;
-        if !names.insert(name.clone()) {
-            return Err(CliError::usage(
-                format!("two SOURCEs would both become {}", destination.join(&name)),
-                "Sync them one after the other, to two destinations.",
-            ));
-        }
-        let inside = destination.clone().join(&name);
-        pairs.push((source, inside));
-    }
-    Ok(pairs)
-}
-
-/// The name of a SOURCE in DEST. The name of a local `.` must be looked up.
-fn own_name(source: &Endpoint) -> Result<Vec<u8>, CliError> {
-    let looked_up = || match source {
-        Endpoint::Local(path) => path.canonicalize().ok()?.file_name().map(|name| name.as_bytes().to_vec()),
-        _ => None,
-    };
-    source.name().map(<[u8]>::to_vec).or_else(looked_up).ok_or_else(|| {
-        CliError::usage(
-            format!("{source} has no name that it could have in DEST"),
-            "Sync it alone, to a DEST with a name.",
-        )
-    })
-}
-
-fn endpoint(text: &OsStr) -> Result<Endpoint, CliError> {
-    Ok(Endpoint::parse(text)?)
-}
-
-impl From<EndpointError> for CliError {
-    fn from(error: EndpointError) -> Self {
-        Self::new(USAGE, error.to_string()).with_hint(error.kind.hint())
-    }
 }
 
 fn connect_options(args: ConnectionArgs) -> Result<ConnectOptions, CliError> {
@@ -544,7 +358,8 @@ mod tests {
 
     fn pairs(line: &str) -> Vec<String> {
         let jobs = built(line).unwrap().jobs;
-        jobs.iter().map(|job| format!("{} > {}", job.source, job.destination)).collect()
+        let sources = |job: &Job| job.sources().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        jobs.iter().map(|job| format!("{} > {}", sources(job), job.destination)).collect()
     }
 
     fn error(line: &str) -> String {
@@ -560,16 +375,24 @@ mod tests {
     }
 
     #[test]
-    fn several_sources_go_into_the_destination_by_name() {
-        assert_eq!(pairs("ksync a/x y/ sandbox:/d"), ["a/x > sandbox:/d/x", "y/ > sandbox:/d/y"]);
-        assert_eq!(pairs("ksync sandbox:/x y /no/d"), ["sandbox:/x > /no/d/x", "y > /no/d/y"]);
+    fn sources_on_one_machine_are_one_job() {
+        for (line, jobs) in [
+            ("ksync a/x y/ sandbox:/d", &["a/x y/ > sandbox:/d"][..]),
+            ("ksync sandbox:/x y /no/d", &["sandbox:/x > /no/d/x", "y > /no/d/y"]),
+            ("ksync h:x y h:z me@h:z2 /no/d", &["h:x h:z > /no/d", "y > /no/d/y", "me@h:z2 > /no/d/z2"]),
+            ("ksync --delete h:x h:y /no/d", &["h:x > /no/d/x", "h:y > /no/d/y"]),
+            // Only `src` is a directory: its deletions belong to it alone.
+            ("ksync --delete src a b h:/d", &["src > h:/d/src", "a b > h:/d"]),
+        ] {
+            assert_eq!(pairs(line), jobs, "{line}");
+        }
     }
 
     #[test]
     fn a_local_dot_gets_the_name_of_its_directory() {
         let here = std::env::current_dir().unwrap();
         let name = here.file_name().unwrap().to_str().unwrap();
-        assert_eq!(pairs("ksync . a sandbox:d")[0], format!(". > sandbox:d/{name}"));
+        assert_eq!(pairs("ksync --delete . a sandbox:d")[0], format!(". > sandbox:d/{name}"));
     }
 
     #[test]

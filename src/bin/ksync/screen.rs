@@ -17,11 +17,11 @@ use crate::brake::Words;
 use crate::list::{Line, visible};
 use crate::progress::{Progress, SpeedMeter};
 use crate::report::{self, Direction};
-use crate::request::{self, Show};
+use crate::request::Show;
 use crate::status::StatusLine;
 use crate::units::counted;
 use crate::view::View;
-use crate::{list, live, out};
+use crate::{endpoints, list, live, out};
 
 /// Interval between two drawings of the status line.
 pub(crate) const DRAW_PERIOD: Duration = Duration::from_millis(100);
@@ -100,7 +100,7 @@ impl Screen {
     /// Source and destination, with the path that the destination resolved to. The user typed the
     /// endpoints; the resolved path comes from the receiver.
     fn mapping(&self, path: &[u8]) -> String {
-        format!("{} → {}", request::named(&self.sources), self.destination.clone().with_path(path))
+        format!("{} → {}", endpoints::named(&self.sources), self.destination.clone().with_path(path))
     }
 
     /// The line for a problem.
