@@ -57,8 +57,12 @@ const LAYERS: &[Layer] = &[
     Layer { name: "rendezvous", imports: &["wire", "exchange"], strangers: PEERS },
     Layer { name: "agent", imports: &[], strangers: PEERS },
     Layer { name: "private", imports: &[], strangers: PEERS },
-    Layer { name: "remote", imports: &["log", "tree", "wire", "private"], strangers: &["clap"] },
-    Layer { name: "kernel", imports: &["log", "tree", "wire", "private", "remote"], strangers: &["clap"] },
+    Layer { name: "remote", imports: &["log", "tree", "wire", "private"], strangers: &["indicatif", "clap"] },
+    Layer {
+        name: "kernel",
+        imports: &["log", "tree", "wire", "private", "remote"],
+        strangers: &["indicatif", "clap"],
+    },
     Layer { name: "sandbox", imports: &[], strangers: &[] },
     Layer {
         name: "sync",
@@ -66,7 +70,7 @@ const LAYERS: &[Layer] = &[
             "log", "content", "tree", "monitor", "wire", "engine", "disk", "exchange", "private", "remote",
             "kernel", "watch", "sandbox",
         ],
-        strangers: &["clap", "IsTerminal"],
+        strangers: &["indicatif", "clap", "IsTerminal"],
     },
 ];
 

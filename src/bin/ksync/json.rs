@@ -42,12 +42,16 @@ pub(crate) struct Json {
 impl Json {
     /// Prints the start of a job.
     pub(crate) fn begin(job: &Job, watches: bool) -> Self {
-        let mut start =
-            json!({ "source": job.source.to_string(), "destination": job.destination.to_string() });
-        if !job.further.is_empty() {
-            start["sources"] = job.sources().map(ToString::to_string).collect();
-        }
-        tell("start", start);
+        let (source, destination) = (job.source.to_string(), job.destination.to_string());
+        let sources: Vec<String> = job.sources().map(ToString::to_string).collect();
+        tell(
+            "start",
+            if job.further.is_empty() {
+                json!({ "source": source, "destination": destination })
+            } else {
+                json!({ "source": source, "sources": sources, "destination": destination })
+            },
+        );
         Self {
             is_mapped: AtomicBool::default(),
             is_ready: AtomicBool::default(),

@@ -243,7 +243,7 @@ mod tests {
                 ["./src", "me@host:/dst"].map(|text| Endpoint::parse(text.as_ref()).unwrap());
             problem(
                 &Problem { kind, path: path.to_vec(), cause: cause.to_owned() },
-                &[source.clone()],
+                std::slice::from_ref(&source),
                 &destination,
             )
         };

@@ -377,7 +377,7 @@ impl Staging {
 #[must_use]
 pub struct Installed {
     /// The first metadata that the filesystem refused to set: a mode, a time or an owner.
-    pub refused: Option<DiskError>,
+    pub refused: Option<Box<DiskError>>,
 }
 
 /// A staged file that lacks nothing but its name.
@@ -386,7 +386,7 @@ pub struct Complete {
     staging: Staging,
     identity: Identity,
     /// The metadata that the filesystem refused to set.
-    refused: Option<DiskError>,
+    refused: Option<Box<DiskError>>,
 }
 
 impl Complete {
@@ -429,12 +429,12 @@ pub(crate) fn set_metadata(
     root: &WritableRoot,
     path: &TreePath,
     metadata: &Metadata,
-) -> Result<Option<DiskError>, DiskError> {
+) -> Result<Option<Box<DiskError>>, DiskError> {
     let mut refused = None;
     let mut set =
         |result: rustix::io::Result<()>, verb: &'static str| match result.during(verb, path.as_bytes()) {
             Err(error) if error.is_refused() => {
-                refused.get_or_insert(error);
+                refused.get_or_insert_with(|| Box::new(error));
                 Ok(())
             }
             result => result,

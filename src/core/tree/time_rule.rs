@@ -60,10 +60,10 @@ impl TimeRule {
     pub fn coarsest(times: impl IntoIterator<Item = Time>) -> Self {
         let mut left = &GRANULARITIES[..];
         for time in times {
-            while let [.., last] = left
+            while let [finer @ .., last] = left
                 && nanos(time).rem_euclid((*last).into()) != 0
             {
-                left = &left[..left.len() - 1];
+                left = finer;
             }
         }
         Self::of_granularity(left.last().copied().unwrap_or(1))

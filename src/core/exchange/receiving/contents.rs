@@ -98,7 +98,7 @@ impl PlannedTree {
         let installed =
             complete.install(&self.root, seen.as_ref()).map_err(|error| self.failed(id, &error))?;
         self.settle_doubt(id);
-        installed.refused.map_or(Ok(()), |error| Err(metadata_error(error)))
+        installed.refused.map_or(Ok(()), |error| Err(metadata_error(*error)))
     }
 
     /// Installs a copy of a listed file, with this hash if one is given.
