@@ -49,6 +49,43 @@ fn logged(world: &World, args: impl IntoIterator<Item = OsString>) -> Run {
 }
 
 #[test]
+fn each_excluded_entry_is_logged_with_its_rule() {
+    let world = World::new();
+    world
+        .tree("src")
+        .file(".ksyncignore", "# temporary\n*.tmp\n")
+        .file("a.tmp", "x")
+        .file("kept", "x")
+        .file("d/.ksyncignore", "!b.tmp\nbuild/\n")
+        .file("d/b.tmp", "x")
+        .file("d/build/out", "x")
+        .file("d/x.o", "x")
+        .file("d/.ksync/state", "x");
+    let excluded = |run: &Run| {
+        let lines = run.stderr.lines().filter_map(|line| line.split_once(" exclude role=sender "));
+        let mut lines: Vec<_> = lines.map(|(_, line)| line.to_owned()).collect();
+        lines.sort();
+        lines
+    };
+    let expected = [
+        "by=.ksyncignore:2 rule=*.tmp path=a.tmp",
+        "by=command-line rule=*.o path=d/x.o",
+        "by=d/.ksyncignore:2 rule=build/ path=d/build",
+        "by=ksync rule=state-directory path=d/.ksync",
+    ];
+    let exclude = || ["-vv".into(), "-n".into(), OsString::from("--exclude=*.o")];
+    for (from, to) in [("src".into(), "dst".into()), ("src".into(), world.far("dst"))] {
+        let run = Run::of(world.ksync(exclude().into_iter().chain([from, to]))).ok();
+        assert_eq!(excluded(&run), expected, "{}", run.stderr);
+    }
+    let run = Run::of(world.ksync(exclude().into_iter().chain([world.far("src"), "dst".into()]))).ok();
+    assert_eq!(excluded(&run), expected, "{}", run.stderr);
+    // A SOURCE that is one file.
+    let file = ["-vv", "-n", "--exclude=*.tmp", "src/a.tmp", "dst"];
+    assert_eq!(excluded(&world.run(file).ok()), ["by=command-line rule=*.tmp path=a.tmp"]);
+}
+
+#[test]
 fn a_local_run_logs_the_decisions_of_both_roles() {
     let world = world();
     let run = world.run(["-vv", "src", "dst"]).ok();

@@ -81,6 +81,9 @@ pub trait Look {
     /// A directory was opened, and its names will be read next. A watch that starts now misses no
     /// change: the watch sees each later change, or the scan does. `None` is the root.
     fn enter(&mut self, _directory: BorrowedFd<'_>, _path: Option<&TreePath>) {}
+
+    /// An entry was skipped on purpose. `reason` tells which rule asked for that.
+    fn exclude(&mut self, _path: &[u8], _reason: &dyn Fn() -> Option<String>) {}
 }
 
 /// Ignores all calls.
@@ -245,6 +248,7 @@ impl Scanner<'_> {
             Ok(path) => path,
             Err(PathError::Reserved) => {
                 self.scanned.skipped.state += 1;
+                self.look.exclude(&level.shown(bytes), &|| Some("by=ksync rule=state-directory".to_owned()));
                 return Ok(None);
             }
             Err(error) => {
@@ -281,7 +285,12 @@ impl Scanner<'_> {
     /// True if the filter excludes the entry from the tree. Counts it then.
     fn leaves_out(&mut self, path: &TreePath, kind: FileKind) -> bool {
         let leaves_out = !self.options.is_destination && self.is_excluded(path, kind);
-        self.scanned.skipped.excluded += u64::from(leaves_out);
+        if leaves_out {
+            self.scanned.skipped.excluded += 1;
+            let filter = self.filter.as_deref();
+            let reason = || filter?.reason(Some(path), kind == FileKind::Directory);
+            self.look.exclude(path.as_bytes(), &reason);
+        }
         leaves_out
     }
 
@@ -316,6 +325,8 @@ impl Scanner<'_> {
                 }
                 if stat.identity.dev != self.root.dev() && !self.options.cross_mounts {
                     self.scanned.skipped.mounts += 1;
+                    let reason = || Some("by=command-line rule=one-file-system".to_owned());
+                    self.look.exclude(path.as_bytes(), &reason);
                     return self.protect_below(&path).map(|()| None);
                 }
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -22,7 +22,7 @@ mod take_offer;
 
 use std::sync::Arc;
 
-use crate::engine::contract::{Config, Engine, Input, Output};
+use crate::engine::contract::{Config, Engine, Input, Output, RunError};
 use crate::engine::error::WorkError;
 use crate::engine::ids::IdMap;
 use crate::engine::need::Need;
@@ -214,7 +214,7 @@ impl<T: Target> Receiver<T> {
                 self.closed = true;
                 self.tally.adjusted += u64::from(self.plan.root.is_some());
                 self.happens(Item::Root, None);
-                self.tell_happened();
+                self.tell_happened(true);
                 if let Some(pair) = self.pair.filter(|pair| self.will_be_copy && self.is_news(pair)) {
                     self.outbox.report(Event::Paired(pair));
                 }
@@ -309,11 +309,23 @@ impl<T: Target> Receiver<T> {
         below.into_iter().flatten().for_each(|at| self.happens(Item::Present(at), None));
     }
 
-    /// Reports the changes that have happened.
-    fn tell_happened(&mut self) {
-        self.happened.sort_unstable_by_key(|&(place, _)| place);
-        for (_, event) in std::mem::take(&mut self.happened) {
-            self.outbox.report(event);
+    /// Reports the changes that have happened. A short run reports them all when it `is_over`, so
+    /// that they come in the order of the list.
+    fn tell_happened(&mut self, is_over: bool) {
+        if is_over || !self.progress.is_short() {
+            self.happened.sort_unstable_by_key(|&(place, _)| place);
+            let happened = std::mem::take(&mut self.happened);
+            happened.into_iter().for_each(|(_, event)| self.outbox.report(event));
+        }
+    }
+
+    /// Reports the changes that have happened before a run failed. A peer that is gone gets none.
+    fn tell_before_failure(&mut self) {
+        let has_failed = |error: &RunError| !(error.by_peer && self.config.relay);
+        if matches!(&self.outbox.ended, Some(Err(error)) if has_failed(error)) {
+            let queue = std::mem::take(&mut self.outbox.queue);
+            self.tell_happened(true);
+            self.outbox.queue.extend(queue);
         }
     }
 
@@ -329,7 +341,7 @@ impl<T: Target> Receiver<T> {
         self.phase = Phase::Directories;
         if self.opened.as_ref().is_some_and(|opened| opened.destination.is_new) {
             self.happens(Item::Root, None);
-            self.tell_happened();
+            self.tell_happened(false);
         }
         self.store_baseline();
         if !(self.is_unobserved() && self.is_round()) {
@@ -444,7 +456,7 @@ impl<T: Target> Receiver<T> {
         let goes_on = self.start_steps();
         // Removals run in another order than they are listed in.
         if !(goes_on && self.phase == Phase::Remove) {
-            self.tell_happened();
+            self.tell_happened(false);
         }
         if goes_on {
             return;
@@ -548,12 +560,14 @@ impl<T: Target> Engine for Receiver<T> {
             Input::Closed(cause) => self.closing = Some(cause),
             Input::Broken(kind, cause) => self.outbox.fail(kind, cause),
         }
+        self.tell_before_failure();
     }
 
     fn poll(&mut self) -> Output<FromReceiver, ReceiverWork<T>> {
         if self.outbox.ended.is_none() && self.outbox.queue.is_empty() {
             if let Some(cause) = self.closing.clone().filter(|_| !self.puts_content_aside()) {
                 self.outbox.peer_failed(AbortKind::Connection, cause);
+                self.tell_before_failure();
             } else if self.closing.is_none() {
                 self.go_on();
             }

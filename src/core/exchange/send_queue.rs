@@ -129,8 +129,9 @@ mod tests {
             assert!(putting.join().unwrap());
             let (calling, called) = std::sync::mpsc::channel();
             let putting = scope.spawn(move || {
-                let meanwhile = || drop(calling.send(()));
-                send_queue.put_calling(FromReceiver::BaselineMissing, true, meanwhile)
+                send_queue.put_calling(FromReceiver::BaselineMissing, true, || {
+                    let _ = calling.send(());
+                })
             });
             called.recv().unwrap();
             send_queue.abandon();

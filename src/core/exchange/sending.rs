@@ -274,6 +274,9 @@ impl Sending {
         };
         let mut entering = Entering(self.round.as_ref().map(|round| &round.watched.watch));
         let mut scanned = if is_excluded {
+            let single = found.single.as_ref().map(|single| &single.offered);
+            let path = single.map_or(anchor, |path| path.as_bytes());
+            entering.exclude(path, &|| filter.reason(single, single.is_none()));
             scan::Scanned {
                 skipped: Skipped { excluded: 1, ..Skipped::default() },
                 ..scan::Scanned::default()
@@ -514,13 +517,19 @@ fn read_all(source: &Arc<Listing>, id: u32, length: usize) -> Result<Vec<u8>, Wo
     }
 }
 
-/// Lets the watch of a tree enter each directory that is read.
+/// Lets the watch of a tree enter each directory that is read, and logs what is excluded.
 struct Entering<'a>(Option<&'a Watch>);
 
 impl Look for Entering<'_> {
     fn enter(&mut self, directory: BorrowedFd<'_>, path: Option<&TreePath>) {
         if let Some(watch) = self.0 {
             watch.enter(directory, path);
+        }
+    }
+
+    fn exclude(&mut self, path: &[u8], reason: &dyn Fn() -> Option<String>) {
+        if log::is_on() {
+            debug!("exclude role=sender {} path={}", reason().unwrap_or_default(), escape(path));
         }
     }
 }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::tree::path::TreePath;
+use crate::tree::path::{TreePath, escape};
 use crate::tree::pattern::{Dialect, Named, Pattern};
 
 /// The name of ignore files.
@@ -57,13 +57,24 @@ pub struct IgnoreFile {
     pub text: Vec<u8>,
 }
 
+/// A rule, or a line of an ignore file, that is ready to be compared.
+#[derive(Debug, Clone)]
+struct Compiled {
+    include: bool,
+    pattern: Pattern,
+    /// The number of the line in its ignore file, from 1; 0 for a rule of the command line.
+    line: usize,
+    /// The text as it was written.
+    text: Vec<u8>,
+}
+
 /// All rules of one run.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
-    rules: Vec<(bool, Pattern)>,
+    rules: Vec<Compiled>,
     /// The tree's own path in the transfer root; empty if it is the transfer root.
     anchor: Vec<u8>,
-    ignores: BTreeMap<Vec<u8>, Vec<(bool, Pattern)>>,
+    ignores: BTreeMap<Vec<u8>, Vec<Compiled>>,
     files: Vec<IgnoreFile>,
     files_bytes: usize,
 }
@@ -79,10 +90,10 @@ impl Filter {
     /// A filter of the command line's rules for the tree at `anchor` in the transfer root.
     #[must_use]
     pub fn anchored(rules: &[Rule], anchor: &[u8]) -> Self {
-        let compiled = rules
-            .iter()
-            .take(RULES_MAX)
-            .filter_map(|rule| Some((rule.include, Pattern::new(&rule.pattern, Dialect::Rsync)?)));
+        let compiled = rules.iter().take(RULES_MAX).filter_map(|rule| {
+            let (include, text) = (rule.include, rule.pattern.clone());
+            Some(Compiled { include, pattern: Pattern::new(&text, Dialect::Rsync)?, line: 0, text })
+        });
         Self { rules: compiled.collect(), anchor: anchor.to_vec(), ..Self::default() }
     }
 
@@ -97,7 +108,8 @@ impl Filter {
             return false;
         }
         let text = file.text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&file.text);
-        let lines = text.split(|&byte| byte == b'\n').filter_map(parse_line);
+        let lines = text.split(|&byte| byte == b'\n').zip(1..);
+        let lines = lines.filter_map(|(text, line)| parse_line(text, line));
         self.ignores.insert(file.directory.clone(), lines.collect());
         self.files.push(file);
         true
@@ -112,25 +124,48 @@ impl Filter {
     /// True if an entry is excluded, given that the directories above it are not.
     #[must_use]
     pub fn excludes(&self, path: &TreePath, is_directory: bool) -> bool {
+        self.deciding(path, is_directory).is_some_and(|(_, rule)| !rule.include)
+    }
+
+    /// The rule that decides about an entry, and its origin, for the log. The entry is in the tree,
+    /// or it is the tree itself (`None`).
+    #[must_use]
+    pub fn reason(&self, path: Option<&TreePath>, is_directory: bool) -> Option<String> {
+        let (directory, rule) = match path {
+            Some(path) => self.deciding(path, is_directory)?,
+            None => (None, self.ruled(&self.anchor, true)?),
+        };
+        let text = escape(&rule.text);
+        Some(match directory {
+            None => format!("by=command-line rule={text}"),
+            Some(b"") => format!("by={IGNORE_FILE}:{} rule={text}", rule.line),
+            Some(directory) => format!("by={}/{IGNORE_FILE}:{} rule={text}", escape(directory), rule.line),
+        })
+    }
+
+    /// The rule that decides about an entry, and the directory of its ignore file.
+    fn deciding<'a>(
+        &'a self,
+        path: &'a TreePath,
+        is_directory: bool,
+    ) -> Option<(Option<&'a [u8]>, &'a Compiled)> {
         let bytes = path.as_bytes();
-        if let Some(excludes) = self.ruled(&self.in_transfer_root(bytes), is_directory) {
-            return excludes;
+        if let Some(rule) = self.ruled(&self.in_transfer_root(bytes), is_directory) {
+            return Some((None, rule));
         }
         if self.ignores.is_empty() {
-            return false;
+            return None;
         }
         let slashes = bytes.iter().enumerate().filter(|&(_, &byte)| byte == b'/').map(|(slash, _)| slash);
         // From the innermost directory outwards.
         let directories =
             slashes.rev().filter_map(|slash| Some((bytes.get(..slash)?, bytes.get(slash + 1..)?)));
-        directories
-            .chain(std::iter::once((&b""[..], bytes)))
-            .find_map(|(directory, rest)| {
-                let lines = self.ignores.get(directory)?;
-                let named = Named::new(rest, is_directory);
-                lines.iter().rev().find(|(_, pattern)| pattern.matches(&named)).map(|(include, _)| !include)
-            })
-            .unwrap_or(false)
+        directories.chain(std::iter::once((&b""[..], bytes))).find_map(|(directory, rest)| {
+            let lines = self.ignores.get(directory)?;
+            let named = Named::new(rest, is_directory);
+            let line = lines.iter().rev().find(|line| line.pattern.matches(&named))?;
+            Some((Some(directory), line))
+        })
     }
 
     /// True if an entry is excluded by itself or by a directory above it.
@@ -145,13 +180,13 @@ impl Filter {
     /// True if the whole tree is excluded by its own name, where that counts.
     #[must_use]
     pub fn excludes_tree(&self) -> bool {
-        !self.anchor.is_empty() && self.ruled(&self.anchor, true) == Some(true)
+        !self.anchor.is_empty() && self.ruled(&self.anchor, true).is_some_and(|rule| !rule.include)
     }
 
-    /// The verdict of the rules on a path of the transfer root; `None` if none matches.
-    fn ruled(&self, path: &[u8], is_directory: bool) -> Option<bool> {
+    /// The first rule that matches a path of the transfer root.
+    fn ruled(&self, path: &[u8], is_directory: bool) -> Option<&Compiled> {
         let named = Named::new(path, is_directory);
-        self.rules.iter().find(|(_, pattern)| pattern.matches(&named)).map(|(include, _)| !include)
+        self.rules.iter().find(|rule| rule.pattern.matches(&named))
     }
 
     fn in_transfer_root<'a>(&self, path: &'a [u8]) -> Cow<'a, [u8]> {
@@ -159,17 +194,17 @@ impl Filter {
     }
 }
 
-/// Parses one line of an ignore file: true if it includes, and the pattern. `None` for blanks and
-/// comments.
-fn parse_line(line: &[u8]) -> Option<(bool, Pattern)> {
+/// Parses one line of an ignore file. `None` for blanks and comments.
+fn parse_line(text: &[u8], line: usize) -> Option<Compiled> {
     // For git a line ends at a NUL.
-    let line = line.split(|&byte| byte == 0).next()?;
-    let line = without_trailing_spaces(line.strip_suffix(b"\r").unwrap_or(line));
-    if line.starts_with(b"#") {
+    let text = text.split(|&byte| byte == 0).next()?;
+    let text = without_trailing_spaces(text.strip_suffix(b"\r").unwrap_or(text));
+    if text.starts_with(b"#") {
         return None;
     }
-    let (include, text) = line.strip_prefix(b"!").map_or((false, line), |rest| (true, rest));
-    Some((include, Pattern::new(text, Dialect::Gitignore)?))
+    let (include, pattern) = text.strip_prefix(b"!").map_or((false, text), |rest| (true, rest));
+    let pattern = Pattern::new(pattern, Dialect::Gitignore)?;
+    Some(Compiled { include, pattern, line, text: text.to_vec() })
 }
 
 /// Strips the spaces at the end of a line, except one that follows a `\`.
@@ -229,6 +264,26 @@ mod tests {
         let filter = filter(&["+ a.log"], &[("", "*.log")]);
         assert!(!filter.excludes(&path("a.log"), false));
         assert!(filter.excludes(&path("b.log"), false));
+    }
+
+    #[test]
+    fn reason_names_the_deciding_rule_and_its_origin() {
+        let files = [("", "# comment\n\n*.log\n"), ("d", "!a.log\n/x y\r\n")];
+        let filter = filter(&["- *.o", "+ keep"], &files);
+        for (name, reason) in [
+            ("d/a.o", Some("by=command-line rule=*.o")),
+            ("keep", Some("by=command-line rule=keep")),
+            ("a.log", Some("by=.ksyncignore:3 rule=*.log")),
+            ("d/b.log", Some("by=.ksyncignore:3 rule=*.log")),
+            ("d/a.log", Some("by=d/.ksyncignore:1 rule=!a.log")),
+            ("d/x y", Some("by=d/.ksyncignore:2 rule=/x y")),
+            ("other", None),
+        ] {
+            assert_eq!(filter.reason(Some(&path(name)), false).as_deref(), reason, "{name}");
+        }
+        let rule = Rule { include: false, pattern: b"/a/".to_vec() };
+        let reason = Filter::anchored(&[rule], b"a").reason(None, true);
+        assert_eq!(reason.as_deref(), Some("by=command-line rule=/a/"));
     }
 
     #[test]

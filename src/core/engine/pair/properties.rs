@@ -5,9 +5,7 @@ use proptest::test_runner::RngSeed;
 
 use super::disk::ReceiverDisk;
 use super::source::{Lie, SenderDisk};
-use super::tree::{
-    Rng, Tree, change, differences, directory, expected, file, grow, link, path, remove_with_all_below, tree,
-};
+use super::tree::{Rng, Tree, change, differences, directory, expected, file, grow, link, path, tree};
 use super::{Ended, ORDERS, Order, Pair};
 use crate::engine::RunError;
 use crate::monitor::{Action, Event, ProblemKind, Written};
@@ -316,47 +314,47 @@ fn lines(events: &[Event]) -> Vec<String> {
 }
 
 #[test]
-fn changes_are_listed_as_they_happen_and_planned_as_rsync_lists_them() {
-    let source = tree([
-        ("a", directory()),
-        ("a/f", file(b"1")),
-        ("in the way", file(b"2")),
-        ("kind", link("t")),
-        ("l", link("new")),
-        ("z", file(b"3")),
-    ]);
-    let mut target = source.clone();
-    remove_with_all_below(&mut target, &path("a"));
-    target.insert(path("l"), link("old"));
+fn long_run_lists_changes_as_they_happen_and_a_short_or_dry_one_as_rsync_does() {
+    let source = |size: usize| {
+        tree([
+            ("a", directory()),
+            ("a/f", file(&vec![1; size])),
+            ("in the way", file(b"2")),
+            ("kind", link("t")),
+            ("l", link("new")),
+            ("z", file(b"3")),
+        ])
+    };
+    let mut target = tree([("l", link("old")), ("z", file(b"3"))]);
     for name in ["in the way", "in the way/b", "old"] {
         target.insert(path(name), directory());
     }
     for name in ["in the way/b/c", "kind", "old/x", "old/y", "old2"] {
         target.insert(path(name), file(b""));
     }
-    let options = Options { list_changes: true, ..delete() };
-    let dry = Options { dry_run: true, ..options.clone() };
-    let disks = || (SenderDisk::new(source.clone()), ReceiverDisk::new(target.clone()));
-    let (from, to) = disks();
-    assert_eq!(
-        lines(&run(from, to, &dry, Order::Random, 29).events),
-        [
-            "Delete old/y",
-            "Delete old/x",
-            "Delete old",
-            "Delete old2",
-            "Delete in the way/b/c",
-            "Delete in the way/b",
-            "Adjust ",
-            "Create in the way",
-            "Create kind",
-            "Update l",
-            "Create a",
-            "Create a/f",
-        ]
-    );
-    let (from, to) = disks();
-    let mut happened = lines(&run(from, to, &options, Order::Random, 29).events);
+    let listed = |size, dry_run| {
+        let options = Options { list_changes: true, dry_run, ..delete() };
+        let (from, to) = (SenderDisk::new(source(size)), ReceiverDisk::new(target.clone()));
+        lines(&run(from, to, &options, Order::Random, 29).events)
+    };
+    let planned = [
+        "Delete old/y",
+        "Delete old/x",
+        "Delete old",
+        "Delete old2",
+        "Delete in the way/b/c",
+        "Delete in the way/b",
+        "Adjust ",
+        "Create in the way",
+        "Create kind",
+        "Update l",
+        "Create a",
+        "Create a/f",
+    ];
+    for (size, dry_run) in [(1, true), (300_000, true), (1, false)] {
+        assert_eq!(listed(size, dry_run), planned);
+    }
+    let mut happened = listed(300_000, false);
     // Contents arrive in any order.
     happened[1..5].sort();
     assert_eq!(

@@ -384,7 +384,7 @@ impl<T: Target> Receiver<T> {
             fed.push(id);
         }
         self.feed(fed);
-        self.tell_happened();
+        self.tell_happened(false);
     }
 
     /// Records that the content of a file is in place, or failed.
