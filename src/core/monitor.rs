@@ -172,8 +172,8 @@ pub enum Event {
         /// Additional bytes. [`Event::Matched`] subtracts those that are found in the destination.
         bytes: u64,
     },
-    /// One change; reported only if the options ask for a list of changes. A dry run reports what it
-    /// would do, in the order of rsync's list. A run reports each change after it has happened.
+    /// One change; reported only if the options ask for a list of changes. A dry run reports the
+    /// plan, in the order of rsync's list. A run reports each change after it has happened.
     Change {
         /// The kind of the change.
         action: Action,

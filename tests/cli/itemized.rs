@@ -50,7 +50,7 @@ fn check(world: &World, seed: u64) {
         plant(rng.clone(), world, destination);
     }
     let mut options = vec!["-ai"];
-    options.extend((seed % REAL > 0).then_some("-n"));
+    options.extend((!seed.is_multiple_of(REAL)).then_some("-n"));
     options.extend((rng.below(4) > 0).then_some("--delete"));
     options.extend((rng.below(4) == 0).then_some("--checksum"));
     let mut rsync = Command::new(program("rsync").unwrap());

@@ -226,6 +226,6 @@ fn without_a_terminal_there_is_a_line_every_ten_seconds() {
     assert!(child.wait().unwrap().success());
     let end = Instant::now();
     let seconds = begun.elapsed().as_secs() as usize;
-    assert!(samples.len() >= 1 && samples.len() <= seconds / 10, "{samples:?} in {seconds} s");
+    assert!(samples.len() <= seconds / 10, "{samples:?} in {seconds} s");
     assert!(samples.iter().any(|sample| sample.assert_honest(14.0 * MB, end)), "{samples:?}");
 }

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drawn_line_leaves_the_cursor_at_its_beginning_and_nothing_behind_itself() {
+    fn a_drawn_line_leaves_the_cursor_at_its_beginning() {
         assert_eq!(drawing("x"), "\r\x1b[?7lx\x1b[?7h\x1b[J\r");
     }
 }

@@ -16,7 +16,7 @@ use crate::engine::fetch::Fetch;
 use crate::engine::links::leads_out;
 use crate::engine::renames;
 use crate::engine::work::Step;
-use crate::monitor::{Differs, Doomed, Event, HEAD_MAX, Problem, ProblemKind, What};
+use crate::monitor::{Action, Differs, Doomed, Event, HEAD_MAX, Problem, ProblemKind};
 use crate::tree::compare::{Change, Rules, below, compare_doubting};
 use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{EntryRef, Kind, Time};
@@ -28,6 +28,7 @@ use crate::tree::spelling::Spelling;
 use crate::wire::message::Tally;
 use directories::Touched;
 pub(super) use listing::{Item, Listing};
+use listing::{Trees, what};
 
 /// The receiver's plan.
 #[derive(Debug, Default)]
@@ -391,6 +392,17 @@ impl Plan {
             .map(|entry| Event::Left { what: what(entry), path: entry.path.to_vec() })
             .collect()
     }
+
+    /// The list of the changes, for display; `root` is the change of the root itself.
+    pub(super) fn listing(
+        &self,
+        wanted: &Manifest,
+        present: &Manifest,
+        root: Option<(Action, Differs)>,
+    ) -> Listing {
+        let trees = Trees { wanted, present, updates: &self.updates, mode_mask: self.mode_mask };
+        Listing::of(&self.changes, root, &trees)
+    }
 }
 
 /// Adds a change for each entry that differs only in the spelling of its name, and records these
@@ -422,22 +434,4 @@ fn with_respelled(
     }
     merged.extend(renamed.filter_map(adjust));
     merged
-}
-
-fn differs(entry: EntryRef<'_>, old: EntryRef<'_>, mode_mask: u16) -> Differs {
-    let is_link = matches!(entry.kind, Kind::Symlink { .. });
-    Differs {
-        size: entry.size() != old.size(),
-        time: entry.mtime != old.mtime,
-        mode: !is_link && (entry.mode ^ old.mode) & mode_mask != 0,
-    }
-}
-
-fn what(entry: EntryRef<'_>) -> What {
-    match entry.kind {
-        Kind::Directory => What::Directory,
-        Kind::File { .. } => What::File,
-        Kind::Symlink { .. } if entry.kind.is_special() => What::Special,
-        Kind::Symlink { .. } => What::Symlink,
-    }
 }

@@ -314,7 +314,7 @@ fn lines(events: &[Event]) -> Vec<String> {
 }
 
 #[test]
-fn long_run_lists_changes_as_they_happen_and_a_short_or_dry_one_as_rsync_does() {
+fn long_run_lists_changes_as_they_happen_and_others_as_rsync_does() {
     let source = |size: usize| {
         tree([
             ("a", directory()),

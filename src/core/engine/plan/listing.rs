@@ -5,9 +5,8 @@
 //! follow, then the directories. The lines of the root's own files come before all directories,
 //! deletions first.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use super::{Plan, differs, what};
 use crate::monitor::{Action, Differs, Event, What};
 use crate::tree::compare::Change;
 use crate::tree::entry::{EntryRef, Kind};
@@ -55,14 +54,19 @@ impl Listing {
     }
 }
 
-impl Plan {
-    /// The changes of this plan; `root` is the change of the root's own mode and time.
-    pub(in crate::engine) fn listing(
-        &self,
-        wanted: &Manifest,
-        present: &Manifest,
-        root: Option<(Action, Differs)>,
-    ) -> Listing {
+/// Both trees of a plan, and what counts in them.
+pub(super) struct Trees<'a> {
+    pub(super) wanted: &'a Manifest,
+    pub(super) present: &'a Manifest,
+    /// Files and links whose content or target is replaced by one of the same kind.
+    pub(super) updates: &'a HashSet<u32>,
+    pub(super) mode_mask: u16,
+}
+
+impl Listing {
+    /// The list of these changes; `root` is the change of the root itself.
+    pub(super) fn of(changes: &[Change], root: Option<(Action, Differs)>, trees: &Trees<'_>) -> Self {
+        let Trees { wanted, present, updates, mode_mask } = *trees;
         let mut lines = Lines::default();
         if let Some((action, differs)) = root {
             let (what, path, target) = (What::Directory, Vec::new(), Vec::new());
@@ -70,11 +74,11 @@ impl Plan {
         }
         let differs = |id, at| {
             let pair = wanted.get(id).zip(present.get(at));
-            pair.map_or(Differs::default(), |(entry, old)| differs(entry, old, self.mode_mask))
+            pair.map_or(Differs::default(), |(entry, old)| differs(entry, old, mode_mask))
         };
         // The topmost of the deleted directories above an entry.
         let mut top: Option<PathRef<'_>> = None;
-        for change in &self.changes {
+        for change in changes {
             match *change {
                 Change::Remove { at } => {
                     let Some(entry) = present.get(at) else { continue };
@@ -91,7 +95,7 @@ impl Plan {
                     }
                     lines.add(Action::Create, id, wanted.get(id), Differs::default());
                 }
-                Change::Update { id, at } if self.updates.contains(&id) => {
+                Change::Update { id, at } if updates.contains(&id) => {
                     lines.add(Action::Update, id, wanted.get(id), differs(id, at));
                 }
                 // An entry of another kind was in its place.
@@ -201,4 +205,23 @@ fn descending(key: &mut Vec<u8>, name: &[u8], is_directory: bool) {
     let mut name_key = Vec::with_capacity(name.len() + 3);
     ascending(&mut name_key, name, is_directory);
     key.extend(name_key.into_iter().map(|byte| !byte));
+}
+
+fn differs(entry: EntryRef<'_>, old: EntryRef<'_>, mode_mask: u16) -> Differs {
+    let is_link = matches!(entry.kind, Kind::Symlink { .. });
+    Differs {
+        size: entry.size() != old.size(),
+        time: entry.mtime != old.mtime,
+        mode: !is_link && (entry.mode ^ old.mode) & mode_mask != 0,
+    }
+}
+
+/// The kind of an entry.
+pub(super) fn what(entry: EntryRef<'_>) -> What {
+    match entry.kind {
+        Kind::Directory => What::Directory,
+        Kind::File { .. } => What::File,
+        Kind::Symlink { .. } if entry.kind.is_special() => What::Special,
+        Kind::Symlink { .. } => What::Symlink,
+    }
 }
