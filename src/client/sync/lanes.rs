@@ -178,8 +178,9 @@ mod tests {
     fn lanes_wait_until_the_window_limits_the_main_lane() {
         let (since, round_trip) = (Instant::now(), Duration::from_millis(50));
         let pace = Pace { since, bytes: 1000 };
-        let is_limited =
-            |bytes, ms| pace.is_limited(1000 + bytes, since + Duration::from_millis(ms), round_trip);
+        let is_limited = |bytes: u64, ms: u64| {
+            pace.is_limited(1000 + bytes, since + Duration::from_millis(ms), round_trip)
+        };
         assert!(is_limited(2 << 20, 100) && is_limited(40 << 20, 1000));
         assert!(!is_limited((2 << 20) - 1, 100));
         assert!(!is_limited(250_000, 100), "20 Mbit/s");
