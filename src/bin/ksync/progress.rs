@@ -224,10 +224,12 @@ impl SpeedMeter {
     /// Takes in a report.
     pub(crate) fn observe(&mut self, now: Instant, written_bytes: u64) {
         match self.reports.back() {
-            Some(&(_, bytes)) if bytes >= written_bytes => return,
-            None => self.has_beginning = written_bytes == 0,
-            Some(_) => {}
+            Some(&(_, bytes)) if bytes == written_bytes => return,
+            // Another attempt, or another round, begins.
+            Some(&(_, bytes)) if bytes > written_bytes => *self = Self::default(),
+            _ => {}
         }
+        self.has_beginning |= self.reports.is_empty() && written_bytes == 0;
         self.reports.push_back((now, written_bytes));
         let since = |index: usize| self.reports.get(index).map_or(Duration::ZERO, |&(then, _)| now - then);
         let is_warm = self.has_beginning && self.reports.len() >= REPORTS_MIN && since(1) >= WARM_UP;
@@ -365,6 +367,13 @@ mod tests {
     #[test]
     fn the_time_before_the_first_content_does_not_count() {
         assert_eq!(measured(&[(0, 0), (900, 100), (1900, 200)], 1900), Some((100, 0)));
+    }
+
+    #[test]
+    fn another_attempt_is_measured_anew() {
+        let lost = [(0, 0), (1000, 500), (2000, 1000), (9000, 0), (10_000, 100), (11_000, 200)];
+        assert_eq!(measured(&lost[..4], 9000), None);
+        assert_eq!(measured(&lost, 11_000), Some((100, 0)));
     }
 
     #[test]
