@@ -140,7 +140,10 @@ impl Progress {
             _ => String::new(),
         };
         let percent = format!("{} %", self.percent());
-        let amount = if bar.is_empty() { format!("{} ({percent})", self.amount()) } else { self.amount() };
+        let amount = self.amount();
+        let full = format!("{amount} ({percent})");
+        // The bar shows the percentage, too.
+        let brief = if bar.is_empty() { percent.clone() } else { amount.clone() };
         let (speed, files) = (self.speed(speed), self.files());
         let left = speed.last().cloned().into_iter().collect::<Vec<_>>();
         let texts: Vec<Vec<String>> = if self.is_complete() {
@@ -153,7 +156,8 @@ impl Progress {
             ]
         } else if self.has_small_files() {
             vec![
-                [vec![amount], speed.clone(), vec![files.clone()]].concat(),
+                [vec![full], speed.clone(), vec![files.clone()]].concat(),
+                [vec![brief], speed.clone(), vec![files.clone()]].concat(),
                 [vec![files.clone()], speed].concat(),
                 [vec![files.clone()], left].concat(),
                 vec![files],
@@ -162,8 +166,9 @@ impl Progress {
         } else {
             let count = (self.written.total_files > 1).then_some(files);
             vec![
-                [vec![amount.clone()], speed.clone(), count.into_iter().collect()].concat(),
-                [vec![amount], speed.clone()].concat(),
+                [vec![full.clone()], speed.clone(), count.into_iter().collect()].concat(),
+                [vec![full], speed.clone()].concat(),
+                [vec![brief], speed.clone()].concat(),
                 [vec![percent.clone()], speed].concat(),
                 [vec![percent.clone()], left].concat(),
                 vec![percent],
@@ -316,9 +321,9 @@ mod tests {
             (
                 &one,
                 120,
-                "[=====>              ] 10.0 MB of 40.0 MB, 1.0 MB/s, 28.0 s left  release/image-of-the-disk.bin",
+                "[=====>              ] 10.0 MB of 40.0 MB (25 %), 1.0 MB/s, 28.0 s left  release/image-of-the-disk.bin",
             ),
-            (&one, 80, "[==>       ] 10.0 MB of 40.0 MB, 1.0 MB/s, 28.0 s left  ...mage-of-the-disk.bin"),
+            (&one, 80, "[==>       ] 10.0 MB of 40.0 MB (25 %), 1.0 MB/s, 28.0 s left  ...-the-disk.bin"),
             (&one, 60, "[==>       ] 10.0 MB of 40.0 MB, 1.0 MB/s, 28.0 s left"),
             (&one, 59, "10.0 MB of 40.0 MB (25 %), 1.0 MB/s, 28.0 s left  ...k.bin"),
             (&one, 58, "10.0 MB of 40.0 MB (25 %), 1.0 MB/s, 28.0 s left"),
@@ -327,6 +332,7 @@ mod tests {
             (&one, 10, "25 %"),
             (&one, 3, "25"),
             (&many, 80, "[==>       ] 10.0 MB of 40.0 MB, 1.0 MB/s, 28.0 s left, 1,234 of 80,000 files"),
+            (&many, 59, "25 %, 1.0 MB/s, 28.0 s left, 1,234 of 80,000 files"),
             (&many, 60, "[==>       ] 1,234 of 80,000 files, 1.0 MB/s, 28.0 s left"),
             (&many, 40, "1,234 of 80,000 files, 28.0 s left"),
             (&many, 30, "1,234 of 80,000 files"),
