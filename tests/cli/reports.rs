@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use crate::world::{Run, World};
+use crate::world::{Run, World, noise};
 
 fn world() -> World {
     let world = World::new();
@@ -33,6 +33,38 @@ fn quiet_prints_only_errors() {
     let run = world.run(["-q", "nowhere", "dst"]).fails(3);
     assert_eq!(run.stdout, "");
     assert!(run.stderr.starts_with("ksync: "), "{}", run.stderr);
+}
+
+#[test]
+fn json_reports_one_plan_and_then_each_change() {
+    for is_dry in [false, true] {
+        let world = World::new();
+        world.tree("src").file("a", "text").file("d/b", noise(1, 600_000)).link("l", "a");
+        let ways = [
+            ("src".into(), "near".into()),
+            ("src".into(), world.far("up")),
+            (world.far("src"), "down".into()),
+        ];
+        for (from, to) in ways {
+            let mut command = world.ksync(["--json"]);
+            command.args(is_dry.then_some("-n")).args([from, to]);
+            let run = Run::of(command).ok();
+            let events: Vec<serde_json::Value> =
+                run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let at = |name: &str| events.iter().position(|event| event["event"] == name).expect(name);
+            let plan = &events[at("plan")];
+            assert_eq!((&plan["files"], &plan["bytes"]), (&2.into(), &600_004.into()), "{}", run.stdout);
+            let named = |name: &str| {
+                let of_name = events.iter().filter(|event| event["event"] == name);
+                let mut paths: Vec<_> = of_name.map(|event| event["path"].to_string()).collect();
+                paths.sort();
+                paths
+            };
+            assert_eq!(named("plan").len(), 1, "{}", run.stdout);
+            assert_eq!(named("file"), [r#""a""#, r#""d""#, r#""d/b""#, r#""l""#], "{}", run.stdout);
+            assert!(is_dry || at("plan") < at("file"), "{}", run.stdout);
+        }
+    }
 }
 
 #[test]

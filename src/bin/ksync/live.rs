@@ -57,6 +57,15 @@ impl LiveScreen {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Prints above the status line, which is that of the first round until it is over.
+    fn print(&self, state: &mut State, line: &str, print: fn(&str)) {
+        if state.is_ready {
+            state.status.above(|| print(line));
+        } else {
+            self.first.above(|| print(line));
+        }
+    }
+
     fn ready(&self, state: &mut State, round: &Round) {
         self.first.finish();
         state.is_ready = true;
@@ -74,11 +83,6 @@ impl LiveScreen {
 }
 
 impl State {
-    /// Prints above the status line.
-    fn print(&mut self, line: &str, print: fn(&str)) {
-        self.status.above(|| print(line));
-    }
-
     /// Sets the text of the status line.
     fn is_doing(&mut self, what: impl Into<String>) {
         if let Some(doing) = &mut self.doing {
@@ -120,15 +124,15 @@ impl Monitor for LiveScreen {
         match event {
             Event::Polling { cause } => {
                 let line = format!("ksync: polling for changes: {}", visible(&cause));
-                state.print(&line, out::note);
+                self.print(&mut state, &line, out::note);
             }
             Event::Left { what, path } if !self.show.quiet => {
-                state.print(&list::left(what, &path), out::result)
+                self.print(&mut state, &list::left(what, &path), out::result)
             }
             Event::Braked(braked) => {
                 let text = self.words.text(&braked);
                 if state.braked.as_ref() != Some(&text) {
-                    state.print(&text, out::note);
+                    self.print(&mut state, &text, out::note);
                     state.braked = Some(text);
                 }
             }
@@ -138,9 +142,12 @@ impl Monitor for LiveScreen {
             }
             Event::Change { action, what, differs, path, target } if !self.show.quiet => {
                 let line = Line { action, what, differs, path: &path, target: &target };
-                self.first.change(line).into_iter().for_each(|line| state.print(&line, out::result));
+                self.first
+                    .change(line)
+                    .into_iter()
+                    .for_each(|line| self.print(&mut state, &line, out::result));
             }
-            Event::Problem(problem) => state.print(&self.first.problem(&problem), out::note),
+            Event::Problem(problem) => self.print(&mut state, &self.first.problem(&problem), out::note),
             Event::Planned { files, .. } if files > 0 => {
                 state.is_doing(format!("syncing {}", counted(files, "file", "files")));
             }
@@ -160,7 +167,7 @@ impl Monitor for LiveScreen {
 
     fn warn(&self, warning: Warning) {
         if !self.show.quiet {
-            self.state().print(&screen::warned(&warning), out::note);
+            self.print(&mut self.state(), &screen::warned(&warning), out::note);
         }
     }
 }
@@ -207,19 +214,19 @@ impl View for LiveScreen {
             News::Round(round) if !state.is_ready => self.ready(&mut state, round),
             News::Round(round) => {
                 if let Some(line) = line(round).filter(|_| !self.show.quiet) {
-                    state.print(&line, out::result);
+                    self.print(&mut state, &line, out::result);
                 }
                 state.is_doing("watching");
             }
             News::Lost { error, wait } => {
-                state.print(&lost(error, wait), out::note);
+                self.print(&mut state, &lost(error, wait), out::note);
                 state.is_doing("reconnecting");
             }
             News::Command(said) => {
                 let is_output = matches!(said, Said::Line(_));
                 let (line, print) = command(&said);
                 if let Some(line) = line.filter(|_| !(self.show.quiet && is_output)) {
-                    state.print(&line, print);
+                    self.print(&mut state, &line, print);
                 }
             }
         }

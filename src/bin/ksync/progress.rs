@@ -140,7 +140,10 @@ impl Progress {
             _ => String::new(),
         };
         let percent = format!("{} %", self.percent());
-        let amount = if bar.is_empty() { format!("{} ({percent})", self.amount()) } else { self.amount() };
+        let amount = self.amount();
+        let full = format!("{amount} ({percent})");
+        // The bar shows the percentage, too.
+        let brief = if bar.is_empty() { percent.clone() } else { amount.clone() };
         let (speed, files) = (self.speed(speed), self.files());
         let left = speed.last().cloned().into_iter().collect::<Vec<_>>();
         let texts: Vec<Vec<String>> = if self.is_complete() {
@@ -153,7 +156,8 @@ impl Progress {
             ]
         } else if self.has_small_files() {
             vec![
-                [vec![amount], speed.clone(), vec![files.clone()]].concat(),
+                [vec![full], speed.clone(), vec![files.clone()]].concat(),
+                [vec![brief], speed.clone(), vec![files.clone()]].concat(),
                 [vec![files.clone()], speed].concat(),
                 [vec![files.clone()], left].concat(),
                 vec![files],
@@ -162,8 +166,9 @@ impl Progress {
         } else {
             let count = (self.written.total_files > 1).then_some(files);
             vec![
-                [vec![amount.clone()], speed.clone(), count.into_iter().collect()].concat(),
-                [vec![amount], speed.clone()].concat(),
+                [vec![full.clone()], speed.clone(), count.into_iter().collect()].concat(),
+                [vec![full], speed.clone()].concat(),
+                [vec![brief], speed.clone()].concat(),
                 [vec![percent.clone()], speed].concat(),
                 [vec![percent.clone()], left].concat(),
                 vec![percent],
@@ -224,10 +229,12 @@ impl SpeedMeter {
     /// Takes in a report.
     pub(crate) fn observe(&mut self, now: Instant, written_bytes: u64) {
         match self.reports.back() {
-            Some(&(_, bytes)) if bytes >= written_bytes => return,
-            None => self.has_beginning = written_bytes == 0,
-            Some(_) => {}
+            Some(&(_, bytes)) if bytes == written_bytes => return,
+            // Another attempt, or another round, begins.
+            Some(&(_, bytes)) if bytes > written_bytes => *self = Self::default(),
+            _ => {}
         }
+        self.has_beginning |= self.reports.is_empty() && written_bytes == 0;
         self.reports.push_back((now, written_bytes));
         let since = |index: usize| self.reports.get(index).map_or(Duration::ZERO, |&(then, _)| now - then);
         let is_warm = self.has_beginning && self.reports.len() >= REPORTS_MIN && since(1) >= WARM_UP;
@@ -314,9 +321,9 @@ mod tests {
             (
                 &one,
                 120,
-                "[=====>              ] 10.0 MB of 40.0 MB, 1.0 MB/s, 28.0 s left  release/image-of-the-disk.bin",
+                "[=====>              ] 10.0 MB of 40.0 MB (25 %), 1.0 MB/s, 28.0 s left  release/image-of-the-disk.bin",
             ),
-            (&one, 80, "[==>       ] 10.0 MB of 40.0 MB, 1.0 MB/s, 28.0 s left  ...mage-of-the-disk.bin"),
+            (&one, 80, "[==>       ] 10.0 MB of 40.0 MB (25 %), 1.0 MB/s, 28.0 s left  ...-the-disk.bin"),
             (&one, 60, "[==>       ] 10.0 MB of 40.0 MB, 1.0 MB/s, 28.0 s left"),
             (&one, 59, "10.0 MB of 40.0 MB (25 %), 1.0 MB/s, 28.0 s left  ...k.bin"),
             (&one, 58, "10.0 MB of 40.0 MB (25 %), 1.0 MB/s, 28.0 s left"),
@@ -325,6 +332,7 @@ mod tests {
             (&one, 10, "25 %"),
             (&one, 3, "25"),
             (&many, 80, "[==>       ] 10.0 MB of 40.0 MB, 1.0 MB/s, 28.0 s left, 1,234 of 80,000 files"),
+            (&many, 59, "25 %, 1.0 MB/s, 28.0 s left, 1,234 of 80,000 files"),
             (&many, 60, "[==>       ] 1,234 of 80,000 files, 1.0 MB/s, 28.0 s left"),
             (&many, 40, "1,234 of 80,000 files, 28.0 s left"),
             (&many, 30, "1,234 of 80,000 files"),
@@ -365,6 +373,13 @@ mod tests {
     #[test]
     fn the_time_before_the_first_content_does_not_count() {
         assert_eq!(measured(&[(0, 0), (900, 100), (1900, 200)], 1900), Some((100, 0)));
+    }
+
+    #[test]
+    fn another_attempt_is_measured_anew() {
+        let lost = [(0, 0), (1000, 500), (2000, 1000), (9000, 0), (10_000, 100), (11_000, 200)];
+        assert_eq!(measured(&lost[..4], 9000), None);
+        assert_eq!(measured(&lost, 11_000), Some((100, 0)));
     }
 
     #[test]

@@ -86,10 +86,15 @@ impl Screen {
         }
     }
 
-    /// Prints a line on stderr, above the status line.
+    /// Prints something above the status line.
+    pub(crate) fn above(&self, print: impl FnOnce()) {
+        self.state().status.above(print);
+    }
+
+    /// Prints a line on stderr.
     fn note(&self, text: &str) {
         if !self.show.quiet {
-            self.state().status.above(|| out::note(text));
+            self.above(|| out::note(text));
         }
     }
 
@@ -216,7 +221,7 @@ impl View for Screen {
         match news {
             News::Command(said) => {
                 if let (Some(line), print) = live::command(&said) {
-                    print(&line);
+                    self.above(|| print(&line));
                 }
                 if matches!(said, Said::Ended(1..) | Said::Failed(_)) {
                     out::note("  hint: The next run runs it again, even if nothing has changed.");

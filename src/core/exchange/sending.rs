@@ -344,7 +344,7 @@ impl Sending {
 
     fn list_several(&self, found: FoundSeveral) -> Result<Listed, WorkError> {
         let options = self.scan_options(&scan::Subject::Whole);
-        let listed = several::list(found, &self.options.rules, &options)
+        let listed = several::list(found, &self.options.rules, &options, &mut Entering(None))
             .map_err(|error| WorkError::Fatal(AbortKind::Selection, error.to_string()))?;
         let ListedSeveral { parts, manifest, identities, ignores, problems, skipped, .. } = listed;
         Ok(Listed {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::error::DiskError;
 use crate::disk::identities::Identities;
-use crate::disk::scan::{self, Away, ScanOptions, Skipped, Sparse, scan};
+use crate::disk::scan::{self, Look, ScanOptions, Skipped, Sparse, scan};
 use crate::disk::set_id::mode_for;
 use crate::exchange::common::chain;
 use crate::exchange::found::{self, Found, Part, listing_problems};
@@ -75,6 +75,7 @@ pub(super) fn list(
     found: FoundSeveral,
     rules: &[Rule],
     options: &ScanOptions,
+    look: &mut dyn Look,
 ) -> Result<ListedSeveral, ManifestError> {
     let mut listed = ListedSeveral { problems: found.problems, ..ListedSeveral::default() };
     let mut tree = Builder::default();
@@ -82,7 +83,7 @@ pub(super) fn list(
     listed.is_complete = listed.problems.is_empty();
     for (name, source) in found.sources {
         let first = u32::try_from(tree.len()).unwrap_or(u32::MAX);
-        match listed.add(&mut tree, &name, &source, rules, options) {
+        match listed.add(&mut tree, (&name, &source), rules, options, look) {
             Ok(()) => {}
             Err(AddError::Tree(error)) => return Err(error),
             Err(AddError::Disk(error)) => {
@@ -126,10 +127,10 @@ impl ListedSeveral {
     fn add(
         &mut self,
         tree: &mut Builder,
-        name: &TreePath,
-        source: &Found,
+        (name, source): (&TreePath, &Found),
         rules: &[Rule],
         options: &ScanOptions,
+        look: &mut dyn Look,
     ) -> Result<(), AddError> {
         let single = source.single.as_ref();
         // The rules are anchored at the directory that all sources are in.
@@ -142,7 +143,7 @@ impl ListedSeveral {
         }
         let subject = single.map_or(scan::Subject::Whole, |single| scan::Subject::One(single.local.clone()));
         let own = source.root.own_stat()?;
-        let mut scanned = scan(&source.root, &subject, options, Some(&mut filter), &mut Away)?;
+        let mut scanned = scan(&source.root, &subject, options, Some(&mut filter), look)?;
         if single.is_none() {
             let mode =
                 options.set_id_owner.map_or(own.mode, |owner| mode_for(own.mode, (own.uid, own.gid), owner));
