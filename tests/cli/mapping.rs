@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use crate::world::{Run, World, noise};
+use crate::world::{Emulator, Run, World, noise};
 
 fn read(world: &World, name: &str) -> String {
     fs::read_to_string(world.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -152,6 +152,33 @@ fn missing_source_does_not_stop_the_others() {
             assert_eq!(read(&world, "dst/gone"), "stays");
             let told = run.stderr.lines().filter(|line| line.contains("src/gone")).count();
             assert!(told >= 1, "{way}: {}", run.stderr);
+        }
+    }
+}
+
+#[test]
+fn several_sources_share_a_connection_also_with_delete() {
+    let world = World::new();
+    world.tree("a").file("f", "1");
+    world.tree("b").file("f", "2");
+    world.tree("c").file("f", "3");
+    let emulator = Emulator::new(&world);
+    let link = emulator.behind_link(&world);
+    let vm = |name: &str| format!(":{}", world.path(name).display());
+    for delete in [&[][..], &["--delete"]] {
+        for (sources, destination) in [
+            (["a", "b", "missing", "c"].map(str::to_owned), vm("up")),
+            (["up/a", "up/b", "missing", "up/c"].map(vm), "down".to_owned()),
+        ] {
+            link.reset();
+            let args = delete.iter().copied().chain(["--setup=vm.json"]);
+            let args = args.chain(sources.iter().map(String::as_str)).chain([destination.as_str()]);
+            Run::of(world.ksync(args)).fails(23);
+            assert_eq!(link.carried().connections, 1, "{delete:?} {destination}");
+            let copy = destination.rsplit('/').next().unwrap().to_owned();
+            for (name, content) in [("a", "1"), ("b", "2"), ("c", "3")] {
+                assert_eq!(read(&world, &format!("{copy}/{name}/f")), content);
+            }
         }
     }
 }

@@ -5,7 +5,6 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -31,12 +30,7 @@ impl Upload {
         tree(world.tree("src"));
         world.tree("first").file("a", "x");
         let emulator = Emulator::new(&world);
-        let setup = emulator.told["setup"].to_string();
-        let (before, rest) = setup.split_once("ws://127.0.0.1:").unwrap();
-        let end = rest.find(|letter: char| !letter.is_ascii_digit()).unwrap();
-        let (port, after) = rest.split_at(end);
-        let link = Link::to(SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse().unwrap())));
-        world.tree(".").file("vm.json", format!("{before}ws://127.0.0.1:{}{after}", link.port));
+        let link = emulator.behind_link(&world);
         let upload = Upload { world, _emulator: emulator, link };
         Run::of(upload.command("first")).ok();
         let up_rate = Some((8.0 * bytes_per_second) as u64);

@@ -1,12 +1,14 @@
 //! The emulator of a VM and of the platform in a process of its own.
 
 use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::World;
+use super::link::Link;
 
 /// A running `ksync sandbox --json`, ended when dropped.
 pub(crate) struct Emulator {
@@ -28,6 +30,17 @@ impl Emulator {
         BufReader::new(child.stdout.take().expect("stdout")).read_line(&mut line).expect("a line");
         let told = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error} in {line}"));
         Emulator { child, told }
+    }
+
+    /// Puts a link before the VM. `--setup=vm.json` leads through it.
+    pub(crate) fn behind_link(&self, world: &World) -> Link {
+        let setup = self.told["setup"].to_string();
+        let (before, rest) = setup.split_once("ws://127.0.0.1:").expect("a URL");
+        let end = rest.find(|letter: char| !letter.is_ascii_digit()).expect("a port");
+        let (port, after) = rest.split_at(end);
+        let link = Link::to(SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse().expect("a port"))));
+        world.tree(".").file("vm.json", format!("{before}ws://127.0.0.1:{}{after}", link.port));
+        link
     }
 
     /// Adds the environment variables that the emulator printed to a command.

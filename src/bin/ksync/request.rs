@@ -379,10 +379,10 @@ mod tests {
         for (line, jobs) in [
             ("ksync a/x y/ sandbox:/d", &["a/x y/ > sandbox:/d"][..]),
             ("ksync sandbox:/x y /no/d", &["sandbox:/x > /no/d/x", "y > /no/d/y"]),
-            ("ksync h:x y h:z me@h:z2 /no/d", &["h:x h:z > /no/d", "y > /no/d/y", "me@h:z2 > /no/d/z2"]),
-            ("ksync --delete h:x h:y /no/d", &["h:x > /no/d/x", "h:y > /no/d/y"]),
+            ("ksync vm:x y vm:z me@h:z2 /no/d", &["vm:x vm:z > /no/d", "y > /no/d/y", "me@h:z2 > /no/d/z2"]),
+            ("ksync --delete vm:x vm:y /no/d", &["vm:x > /no/d/x", "vm:y > /no/d/y"]),
             // Only `src` is a directory: its deletions belong to it alone.
-            ("ksync --delete src a b h:/d", &["src > h:/d/src", "a b > h:/d"]),
+            ("ksync --delete src a b vm:/d", &["src > vm:/d/src", "a b > vm:/d"]),
         ] {
             assert_eq!(pairs(line), jobs, "{line}");
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ksync::engine::Summary;
 use ksync::monitor::Braked;
 use ksync::sync::watch::{self, Listener, News};
-use ksync::sync::{self, Job, SharedMonitor};
+use ksync::sync::{Job, Runner, SharedMonitor};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -42,9 +42,9 @@ pub(crate) fn run(request: &Request) -> Result<u8, CliError> {
                 out::note(&warned(warning));
             }
         }
-        let mut exit = 0;
+        let (mut exit, mut runner) = (0, Runner::default());
         for job in &request.jobs {
-            let ended = match with_consent(job, request, &mut signals).await {
+            let ended = match with_consent(job, request, &mut runner, &mut signals).await {
                 Err(error) if error.exit == report::SELECTION && request.jobs.len() > 1 => {
                     out::note(&error.to_string());
                     report::PARTIAL
@@ -53,6 +53,7 @@ pub(crate) fn run(request: &Request) -> Result<u8, CliError> {
             };
             exit = worse(exit, ended);
         }
+        runner.close().await;
         Ok(exit)
     });
     if request.show.json {
@@ -64,10 +65,15 @@ pub(crate) fn run(request: &Request) -> Result<u8, CliError> {
 /// Runs a job. If deletions wait for consent and a user can be asked, asks, and repeats the job
 /// after a yes. Only the deletions are left to do then. If more entries would go by then, asks
 /// again.
-async fn with_consent(job: &Job, request: &Request, signals: &mut Signals) -> Result<u8, CliError> {
+async fn with_consent(
+    job: &Job,
+    request: &Request,
+    runner: &mut Runner,
+    signals: &mut Signals,
+) -> Result<u8, CliError> {
     let mut job = job.clone();
     loop {
-        let (exit, braked) = one(&job, request, signals).await?;
+        let (exit, braked) = one(&job, request, runner, signals).await?;
         let Some(braked) = braked.filter(|braked| brake::can_ask(braked, request.show)) else {
             return Ok(exit);
         };
@@ -85,7 +91,12 @@ async fn with_consent(job: &Job, request: &Request, signals: &mut Signals) -> Re
 }
 
 /// Runs a job once: the exit code, and the deletions that wait for consent.
-async fn one(job: &Job, request: &Request, signals: &mut Signals) -> Result<(u8, Option<Braked>), CliError> {
+async fn one(
+    job: &Job,
+    request: &Request,
+    runner: &mut Runner,
+    signals: &mut Signals,
+) -> Result<(u8, Option<Braked>), CliError> {
     let view = view::of(job, request.show, request.live.is_some());
     let listening = Arc::clone(&view);
     let listener: Listener = Arc::new(move |news: News<'_>| listening.news(news));
@@ -93,7 +104,7 @@ async fn one(job: &Job, request: &Request, signals: &mut Signals) -> Result<(u8,
         let monitor: SharedMonitor = Arc::clone(&view) as SharedMonitor;
         match &request.live {
             Some(live) => match watch::watch(job, live, monitor, listener).await? {},
-            None => Ok(sync::run_and_then(job, request.after.as_ref(), monitor, listener).await?),
+            None => Ok(runner.run_and_then(job, request.after.as_ref(), monitor, listener).await?),
         }
     };
     let ended = tokio::select! {

@@ -31,6 +31,6 @@ pub use error::SyncError;
 pub use job::{ConnectOptions, Job, SharedMonitor};
 pub use kernel::access;
 pub use report::Report;
-pub use run::{run, run_and_then};
+pub use run::{Runner, run};
 pub use target::resolve;
 pub use visit::Visit;

@@ -48,10 +48,33 @@ pub(super) struct LazyConnection<'a> {
     down_bytes: Count,
 }
 
+/// The open connection of a job that is over, for the next job on the same machine.
+pub(super) struct Kept {
+    /// The endpoint, without its path.
+    machine: Endpoint,
+    connected: Connected,
+}
+
+impl Kept {
+    /// Closes the connection.
+    pub(super) async fn close(self) {
+        self.connected.close().await;
+    }
+}
+
 /// A connection, and the machine behind it.
 struct Connected {
     connection: Connection,
     behind: Behind,
+}
+
+impl Connected {
+    async fn close(self) {
+        self.connection.close().await;
+        if let Behind::Sandbox(emulator) = self.behind {
+            emulator.stop().await;
+        }
+    }
 }
 
 /// The kind of machine that a connection leads to.
@@ -129,11 +152,29 @@ impl<'a> LazyConnection<'a> {
 
     /// Closes the connection.
     pub(super) async fn close(self) {
-        let Some(Connected { connection, behind }) = self.connected.into_inner() else { return };
-        connection.close().await;
-        if let Behind::Sandbox(emulator) = behind {
-            emulator.stop().await;
+        if let Some(connected) = self.connected.into_inner() {
+            connected.close().await;
         }
+    }
+
+    /// Uses the connection of an earlier job, if it leads to the same machine. True then.
+    pub(super) async fn take_over(&mut self, kept: Option<Kept>) -> bool {
+        let Some(Kept { machine, connected }) = kept else { return false };
+        if machine != self.endpoint.clone().with_path(b"") {
+            connected.close().await;
+            return false;
+        }
+        if let Behind::Kernel(session) = &connected.behind {
+            self.pairing.met(session.machine().to_owned());
+        }
+        self.connected = OnceCell::new_with(Some(connected));
+        true
+    }
+
+    /// The connection for the next job, if there is one.
+    pub(super) fn keep(self) -> Option<Kept> {
+        let machine = self.endpoint.clone().with_path(b"");
+        self.connected.into_inner().map(|connected| Kept { machine, connected })
     }
 
     /// Uploads `from` to `to` on the other machine; with further sources, all of them into `to`.

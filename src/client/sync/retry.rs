@@ -19,7 +19,7 @@ use crate::sync::error::SyncError;
 use crate::sync::job::{ConnectOptions, SharedMonitor};
 use crate::sync::news::{Listener, News};
 use crate::sync::pairing::Pairing;
-use crate::sync::remote::LazyConnection;
+use crate::sync::remote::{Kept, LazyConnection};
 use crate::sync::repeat::repeat;
 use crate::sync::report::{Report, Round};
 use crate::wire::message::AbortKind;
@@ -27,21 +27,26 @@ use crate::wire::message::AbortKind;
 /// Bytes from the agent that prove work: more than its hello and a heartbeat.
 const SAID_BYTES_MIN: u64 = 24;
 
-/// Runs rounds with the machine of `remote`, over as many connections as needed. The last
-/// connection stays open.
+/// Runs rounds with the machine of `remote`, over as many connections as needed: first over the one
+/// that an earlier job `kept`. The last connection stays open.
+#[allow(clippy::too_many_arguments)]
 pub(super) async fn over_connections<'a>(
     remote: &'a Endpoint,
     connect_options: &'a ConnectOptions,
     pairing: &Arc<Pairing>,
     monitor: SharedMonitor,
     listener: &Listener,
+    mut kept: Option<Kept>,
     round: impl AsyncFn(&LazyConnection<'a>, SharedMonitor) -> Result<Round, SyncError>,
 ) -> (LazyConnection<'a>, Result<Report, SyncError>) {
     let attempt_monitor = Arc::new(AttemptMonitor::new(monitor));
     let (mut attempts, mut backoff) = (Attempts::new(connect_options.retries), Backoff::default());
     let (mut lost, mut last_lost) = (Report::default(), None);
     loop {
-        let connection = LazyConnection::new(remote, connect_options, Arc::clone(pairing));
+        let mut connection = LazyConnection::new(remote, connect_options, Arc::clone(pairing));
+        if connection.take_over(kept.take()).await {
+            attempts.has_worked = true;
+        }
         attempt_monitor.begin();
         let result = repeat(Arc::clone(&attempt_monitor) as SharedMonitor, async |monitor| {
             round(&connection, monitor).await

@@ -14,7 +14,7 @@ use crate::sync::local::{self, check_apart};
 use crate::sync::news::{Listener, News};
 use crate::sync::owed::Owed;
 use crate::sync::pairing::Pairing;
-use crate::sync::remote::LazyConnection;
+use crate::sync::remote::{Kept, LazyConnection};
 use crate::sync::repeat::repeat;
 use crate::sync::report::Report;
 use crate::sync::retry::over_connections;
@@ -26,22 +26,45 @@ use crate::wire::hello::Role;
 /// # Errors
 /// [`SyncError`], if the job ended early. Problems that did not end it are in the report's summary.
 pub fn run(job: &Job, monitor: SharedMonitor) -> LocalBoxFuture<'_, Result<Report, SyncError>> {
-    run_and_then(job, None, monitor, Arc::new(|_: News<'_>| {}))
+    Box::pin(async move {
+        let mut runner = Runner::default();
+        let result = runner.run_and_then(job, None, monitor, Arc::new(|_: News<'_>| {})).await;
+        runner.close().await;
+        result
+    })
 }
 
-/// Runs a job, and then a command if the job changed something, or if the command has not succeeded
-/// since an earlier run did.
-///
-/// # Errors
-/// As [`run`]; or the command could not be run.
-pub fn run_and_then<'a>(
-    job: &'a Job,
-    after: Option<&'a AfterRound>,
-    monitor: SharedMonitor,
-    listener: Listener,
-) -> LocalBoxFuture<'a, Result<Report, SyncError>> {
-    // Boxed, or each crate that calls this would compile all of it once more.
-    Box::pin(run_once(job, after, monitor, listener))
+/// Runs jobs one after the other. Those on one machine share a connection.
+#[derive(Default)]
+pub struct Runner {
+    kept: Option<Kept>,
+}
+
+impl Runner {
+    /// Runs a job, and then a command if the job changed something, or if the command has not
+    /// succeeded since an earlier run did.
+    ///
+    /// # Errors
+    /// As [`run`]; or the command could not be run.
+    pub fn run_and_then<'a>(
+        &'a mut self,
+        job: &'a Job,
+        after: Option<&'a AfterRound>,
+        monitor: SharedMonitor,
+        listener: Listener,
+    ) -> LocalBoxFuture<'a, Result<Report, SyncError>> {
+        // Boxed, or each crate that calls this would compile all of it once more.
+        Box::pin(run_once(job, after, monitor, listener, &mut self.kept))
+    }
+
+    /// Closes the connection that is still open.
+    pub fn close(self) -> LocalBoxFuture<'static, ()> {
+        Box::pin(async move {
+            if let Some(kept) = self.kept {
+                kept.close().await;
+            }
+        })
+    }
 }
 
 async fn run_once(
@@ -49,6 +72,7 @@ async fn run_once(
     after: Option<&AfterRound>,
     monitor: SharedMonitor,
     listener: Listener,
+    kept: &mut Option<Kept>,
 ) -> Result<Report, SyncError> {
     let start = Instant::now();
     limit::outlive();
@@ -73,10 +97,12 @@ async fn run_once(
                     .upload(path, &further, remote.path(), &pairing.options(options), key, monitor)
                     .await
             };
+            let last = kept.take();
             let (connection, result) =
-                over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round).await;
+                over_connections(remote, &job.connect_options, &pairing, monitor, &listener, last, round)
+                    .await;
             let result = then(result, after, &owed, Some(&connection), &listener).await;
-            connection.close().await;
+            *kept = connection.keep();
             result?
         }
         (remote, Endpoint::Local(path)) => {
@@ -87,10 +113,12 @@ async fn run_once(
                     .download(remote.path(), &further, path, &pairing.options(options), key, monitor)
                     .await
             };
+            let last = kept.take();
             let (connection, result) =
-                over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round).await;
+                over_connections(remote, &job.connect_options, &pairing, monitor, &listener, last, round)
+                    .await;
             let result = then(result, after, &owed, None, &listener).await;
-            connection.close().await;
+            *kept = connection.keep();
             result?
         }
         _ => return Err(SyncError::BothRemote),
