@@ -145,7 +145,7 @@ impl Monitor for Learning {
 /// The name of a job's pair: independent of its rules and options.
 pub(super) fn name(job: &Job) -> String {
     let mut hasher = Hasher::new();
-    for endpoint in [&job.source, &job.destination] {
+    for endpoint in job.sources().chain([&job.destination]) {
         let path = match endpoint {
             Endpoint::Local(path) => real(path).into_os_string().as_bytes().to_vec(),
             remote => plain(remote.path()),
@@ -258,6 +258,8 @@ mod tests {
         other.options.checksum = true;
         other.options.rules = vec![Rule { include: false, pattern: b"x".to_vec() }];
         assert_eq!(name(&other), one);
+        other.further = vec![Endpoint::parse("/a/c".as_ref()).unwrap()];
+        assert_ne!(name(&other), one, "another SOURCE");
         for (source, destination) in [
             ("/a/c", "me@host:x/y"),
             ("/a/b", "me@host:/x/y"),
