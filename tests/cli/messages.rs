@@ -1,4 +1,4 @@
-//! What a user is told: what happened to which path, why, and what to do next.
+//! Messages for the user: each names the path, the cause and the next step.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

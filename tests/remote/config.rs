@@ -139,7 +139,7 @@ fn text(dice: &mut Dice, included: &[PathBuf], lines: usize) -> String {
     (0..dice.roll(lines) + 1).fold(String::new(), |text, _| text + &line(dice, included) + "\n")
 }
 
-/// What `ssh -G` prints, by keyword; an error if it refuses the configuration.
+/// The output of `ssh -G`, by keyword; an error if it refuses the configuration.
 fn oracle(world: &World, config: &Path, query: &Query<'_>) -> Result<BTreeMap<String, Vec<String>>, String> {
     let mut command = world.command("ssh");
     command.arg("-G").arg("-F").arg(config);
@@ -157,7 +157,7 @@ fn oracle(world: &World, config: &Path, query: &Query<'_>) -> Result<BTreeMap<St
     Ok(values)
 }
 
-/// What ksync makes of a configuration, in the form of `ssh -G`.
+/// ksync's reading of a configuration, in the form of `ssh -G`.
 fn printed(config: &HostConfig) -> BTreeMap<&'static str, Vec<String>> {
     let joined = |files: &[PathBuf]| files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>();
     let mut values = BTreeMap::from([

@@ -1,4 +1,4 @@
-//! What a terminal shows: a model of one that wraps its lines anew when it is resized.
+//! The screen of a terminal: a model of one that wraps its lines anew when it is resized.
 
 /// The screen of a terminal, made from the bytes that a program wrote.
 pub(crate) struct Screen {

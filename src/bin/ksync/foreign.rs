@@ -4,7 +4,7 @@
 struct Foreign {
     /// All spellings, separated by blanks.
     names: &'static str,
-    /// What to use instead.
+    /// The replacement, in a sentence.
     instead: &'static str,
 }
 
@@ -108,7 +108,7 @@ const FOREIGN: &[Foreign] = &[
     foreign("--ipv4 -4 --ipv6 -6", "write the host's address"),
 ];
 
-/// What ksync does instead of an option of rsync. `name` is one spelling without a value.
+/// The answer to an option of rsync that ksync lacks. `name` is one spelling without a value.
 pub(crate) fn instead(name: &str) -> Option<&'static str> {
     let find = |name: &str| FOREIGN.iter().find(|option| option.names.split(' ').any(|known| known == name));
     if let Some(option) = find(name) {

@@ -221,7 +221,7 @@ pub enum RemoteError {
         /// The behaviour of the shell.
         fault: ShellFault,
     },
-    /// What the other side sent could not be written to standard output.
+    /// Bytes from the other side could not be written to standard output.
     #[error("cannot write to standard output")]
     Output {
         /// The cause.

@@ -63,7 +63,7 @@ pub(super) struct Offer {
     pub(super) private: Option<Arc<PrivateKey>>,
 }
 
-/// What the server gets to see of a key.
+/// The public side of a key, as the server sees it.
 #[derive(Clone)]
 pub(super) enum Shown {
     Key(PublicKey),

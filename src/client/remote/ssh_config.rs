@@ -59,7 +59,7 @@ const FIRST_COUNTS: [&str; 18] = [
 /// Keywords whose values add up.
 const ADDING_UP: [&str; 2] = ["identityfile", "certificatefile"];
 
-/// What a connection is asked for: the host, and what the command line says of it.
+/// A requested connection: the host, and its settings on the command line.
 #[derive(Debug, Clone, Copy)]
 pub struct Query<'a> {
     /// The host, as typed.

@@ -198,10 +198,15 @@ impl Endpoint {
     /// The last component of the path; `None` if it is no name: `/`, `.`, `a/..`, the remote home.
     #[must_use]
     pub fn name(&self) -> Option<&[u8]> {
-        let mut components = self.path().split(|&byte| byte == b'/').rev();
-        let last = components.find(|component| !component.is_empty() && *component != b".")?;
-        (last != b"..").then_some(last)
+        name_of(self.path())
     }
+}
+
+/// The last component of a path, if it is a name.
+pub(super) fn name_of(path: &[u8]) -> Option<&[u8]> {
+    let mut components = path.split(|&byte| byte == b'/').rev();
+    let last = components.find(|component| !component.is_empty() && *component != b".")?;
+    (last != b"..").then_some(last)
 }
 
 /// For messages: escapes every byte that could steer a terminal.

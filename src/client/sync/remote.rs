@@ -15,7 +15,7 @@ use crate::monitor::Warning;
 use crate::remote::{self, Agent, AgentEnd, Connection};
 use crate::sync::baseline::{self, Key};
 use crate::sync::emulator::Emulator;
-use crate::sync::endpoint::Endpoint;
+use crate::sync::endpoint::{Endpoint, name_of};
 use crate::sync::error::{AgentExit, STATE_HINT, SyncError};
 use crate::sync::job::{ConnectOptions, SharedMonitor};
 use crate::sync::kernel::KernelSession;
@@ -269,7 +269,9 @@ impl<'a> LazyConnection<'a> {
         key: Option<Key>,
         monitor: SharedMonitor,
     ) -> Result<Round, SyncError> {
-        let names = std::iter::once(from).chain(further.iter().map(Vec::as_slice)).map(name_of);
+        let names = std::iter::once(from)
+            .chain(further.iter().map(Vec::as_slice))
+            .map(|path| TreePath::new(name_of(path)?).ok());
         let asked = if further.is_empty() { Vec::new() } else { names.flatten().collect() };
         let config = Config { asked, ..receiving(options) };
         let engine = Receiver::new(&config);
@@ -396,12 +398,6 @@ fn receiving(options: &Options) -> Config {
     let links = if options.links == Links::ByDirection { Links::Safe } else { options.links };
     let options = Options { set_id_owner: None, links, ..options.clone() };
     Config { options, relay: false, ..Config::default() }
-}
-
-/// The name that an entry of the other machine has in a directory.
-fn name_of(path: &[u8]) -> Option<TreePath> {
-    let name = path.rsplit(|&byte| byte == b'/').find(|name| !name.is_empty() && *name != b".")?;
-    TreePath::new(name).ok()
 }
 
 fn request(

@@ -154,7 +154,13 @@ impl ListedSeveral {
         }
         let inside = |path: &[u8]| if single.is_some() { Some(name.clone()) } else { name.join(path).ok() };
         for (at, entry) in scanned.manifest.iter() {
-            let Some(path) = inside(&entry.path.to_vec()) else { continue };
+            let Some(path) = inside(&entry.path.to_vec()) else {
+                self.is_complete = false;
+                let path = [name.as_bytes(), b"/", &entry.path.to_vec()].concat();
+                let cause = "its path in the destination is too long".to_owned();
+                self.problems.push(Problem { kind: ProblemKind::Unreadable, path, cause });
+                continue;
+            };
             tree.add(Entry { path: (&path).into(), ..entry })?;
             if let Some(identity) = scanned.identities.get(&scanned.manifest, at) {
                 self.identities.push(&identity);

@@ -60,6 +60,9 @@ impl TimeRule {
     pub fn coarsest(times: impl IntoIterator<Item = Time>) -> Self {
         let mut left = &GRANULARITIES[..];
         for time in times {
+            if left.len() == 1 {
+                break;
+            }
             while let [finer @ .., last] = left
                 && nanos(time).rem_euclid((*last).into()) != 0
             {

@@ -232,11 +232,14 @@ impl Receiving {
     /// The rule for times on the destination's filesystem. Only times that are all coarse need a
     /// look at it. A dry run writes nothing, so it may have to believe them.
     fn time_rule(&self, root: &WritableRoot, present: &Manifest) -> TimeRule {
-        let known = self.session.as_ref().and_then(|session| session.state().time_rule);
-        let coarsest = TimeRule::coarsest(present.entries().map(|entry| entry.mtime));
-        if self.options.time_rule.is_some() || coarsest == TimeRule::Exact {
+        if self.options.time_rule.is_some() {
             return TimeRule::Exact;
         }
+        let coarsest = TimeRule::coarsest(present.entries().map(|entry| entry.mtime));
+        if coarsest == TimeRule::Exact {
+            return TimeRule::Exact;
+        }
+        let known = self.session.as_ref().and_then(|session| session.state().time_rule);
         let found = known.or_else(|| root.time_rule(!self.options.dry_run));
         if let Some(session) = &self.session {
             session.state().time_rule = found;
