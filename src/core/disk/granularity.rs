@@ -4,6 +4,7 @@ use std::fs::File;
 
 use rustix::fs::futimens;
 
+use crate::disk::lock::keeping_time;
 use crate::disk::stat::{identity_of, times};
 use crate::disk::state::{PART, StateDir};
 use crate::disk::writable::WritableRoot;
@@ -21,7 +22,8 @@ impl WritableRoot {
         if let Some(file) = self.anonymous_file() {
             return stored(&file);
         }
-        let state = may_write.then(|| StateDir::create(self.descriptor()).ok())??;
+        let create = || StateDir::create(self.descriptor());
+        let state = may_write.then(|| keeping_time(self.descriptor(), create).ok())??;
         let name = [PROBE, PART].concat();
         let (file, _) = state.open_part(&name).ok()?;
         let rule = stored(&File::from(file));
