@@ -241,9 +241,13 @@ pub(crate) fn staged_bytes(target: &Path) -> u64 {
     staged.map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
 }
 
+/// Writes a file, with a time that no other file has: by the kernel's coarse clock, two files that
+/// are written within 10 ms can have the same one, and then look unchanged if their sizes agree.
 pub(crate) fn write(path: &Path, content: &[u8]) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, content).unwrap();
+    let mut file = fs::File::create(path).unwrap();
+    file.write_all(content).unwrap();
+    file.set_modified(SystemTime::now()).unwrap();
 }
 
 /// Bytes that do not repeat and cannot be compressed.
