@@ -48,7 +48,7 @@ fn finding_nothing_to_do_takes_nine_round_trips_and_eight_kilobytes() {
     );
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{seen}\n").as_bytes());
     assert!(links[1].round_trips() <= ROUND_TRIPS, "{seen}");
-    // The work of both sides varies by less than a round trip between runs.
-    assert!(trips < ROUND_TRIPS as f64 + 0.9, "{seen}");
+    // The clock confirms the count. The work of both sides varies by less than two round trips.
+    assert!(trips < ROUND_TRIPS as f64 + 2.0, "{seen}");
     assert!(links[1].carried().up_bytes <= UP_BYTES_MAX, "{seen}");
 }

@@ -314,6 +314,7 @@ pub fn receive(
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::exchange::run::Incoming;
@@ -322,11 +323,14 @@ mod tests {
         SubtreeSet::new(names.iter().map(|name| (TreePath::new(name.as_bytes()).unwrap(), false)))
     }
 
-    /// The scope of the round that begins as soon as the clock, which shows these seconds one after
-    /// the other, allows it.
-    fn next(folder: &Path, seconds: Vec<u64>) -> Option<SubtreeSet> {
-        let (begin, times) = (Instant::now(), Mutex::new(seconds.into_iter()));
-        let clock = move || begin + Duration::from_secs(times.lock().unwrap().next().unwrap());
+    /// The scope of the round that begins as soon as the clock allows it. The clock shows 0 once,
+    /// and `seconds` from then on, however often an event wakes the source.
+    fn next(folder: &Path, seconds: u64) -> Option<SubtreeSet> {
+        let (begin, is_later) = (Instant::now(), AtomicBool::new(false));
+        let clock = move || {
+            let seconds = if is_later.swap(true, Ordering::Relaxed) { seconds } else { 0 };
+            begin + Duration::from_secs(seconds)
+        };
         let source = WatchedSource::new(folder, WatchOptions { quiet_ms: 100, poll: false }, clock).unwrap();
         drop(source.watched.watch.take());
         let link = Link::new(Incoming::alone(io::pipe().unwrap().0), io::sink(), false, false);
@@ -338,8 +342,7 @@ mod tests {
     #[test]
     fn full_round_begins_when_it_is_due() {
         let folder = tempfile::tempdir().unwrap();
-        let due = LOOK_AGAIN.as_secs();
-        assert_eq!(next(folder.path(), vec![0, due, due]), None);
+        assert_eq!(next(folder.path(), LOOK_AGAIN.as_secs()), None);
     }
 
     #[test]
