@@ -333,7 +333,9 @@ mod tests {
         };
         let source = WatchedSource::new(folder, WatchOptions { quiet_ms: 100, poll: false }, clock).unwrap();
         drop(source.watched.watch.take());
-        let link = Link::new(Incoming::alone(io::pipe().unwrap().0), io::sink(), false, false);
+        // The other end stays open, or the connection would count as closed.
+        let (reader, _writer) = io::pipe().unwrap();
+        let link = Link::new(Incoming::alone(reader), io::sink(), false, false);
         let mailbox = Arc::clone(link.mailbox());
         source.watched.watch.wake(move || mailbox.wake());
         source.next(&link, Duration::ZERO).unwrap()
