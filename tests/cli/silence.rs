@@ -50,7 +50,7 @@ fn a_failed_run_lists_what_had_happened_before() {
     let world = World::new();
     let offered = [agent_hello(1), offer(&[(b"a", Kind::File(4)), (b"b", Kind::File(4))])].concat();
     // The second answer for the same file breaks the protocol.
-    let impostor = Impostor::dripping(&world, offered, content(0, b"text"), Duration::from_millis(700));
+    let impostor = Impostor::dripping(&world, offered, content(0, b"text"), Duration::from_millis(2500));
     let run = impostor.download_with(&world, &["-v", "--retries", "0"]).fails(12);
     assert_eq!(run.stdout, "create  a\n", "{}", run.stderr);
     assert_eq!(std::fs::read(world.path("box/dst/a")).unwrap(), b"text");
