@@ -19,8 +19,8 @@ use crate::log::debug;
 use crate::remote::client_config;
 use crate::tree::path::escape;
 
-/// Header that names the project.
-const PROJECT_HEADER: &str = "X-Kernel-Project-Id";
+/// Header that names the project by its id or name.
+const PROJECT_HEADER: &str = "X-Kernel-Project";
 
 /// Longest connect timeout.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(30);
@@ -87,7 +87,7 @@ impl Http {
         let authorization = settings.key.header().map_err(|reason| ApiError::Key { reason })?;
         let project = settings.project.as_deref().map(HeaderValue::from_str).transpose().map_err(|_| {
             let call = Call::new("name the project", Subject::Account);
-            ApiError::Argument { call, reason: "its id does not fit in a header" }
+            ApiError::Argument { call, reason: "it does not fit in a header" }
         })?;
         let tls = base.encrypted.then(|| client_config(settings.ca_cert.as_deref(), &base.endpoint));
         let mut config = Agent::config_builder()

@@ -23,7 +23,7 @@ pub struct Settings {
     pub base_url: String,
     /// The API key.
     pub key: ApiKey,
-    /// Project of all calls, if not the key's own.
+    /// Id or name of the project of all calls, if not the key's own.
     pub project: Option<String>,
     /// A PEM file with roots that ksync trusts in addition to the platform's.
     pub ca_cert: Option<PathBuf>,

@@ -103,7 +103,7 @@ fn every_call_has_the_form_that_the_platform_expects() {
     for (index, seen) in seen.iter().enumerate() {
         assert_eq!(seen.header("authorization"), Some("Bearer sk_secret_4711"));
         assert_eq!(seen.header("user-agent"), Some(concat!("ksync/", env!("CARGO_PKG_VERSION"))));
-        assert_eq!(seen.header("x-kernel-project-id"), None);
+        assert_eq!(seen.header("x-kernel-project"), None);
         let kind = match index {
             1 | 2 => None,
             6 => Some("application/octet-stream"),
@@ -117,9 +117,17 @@ fn every_call_has_the_form_that_the_platform_expects() {
 fn the_project_is_named_if_there_is_one() {
     let server = Server::saying([Reply::new(200, "[]")]);
     let mut settings = settings(server.url());
-    settings.project = Some("p1".into());
-    assert!(client(&settings).browsers().unwrap().is_empty());
-    assert_eq!(server.seen()[0].header("x-kernel-project-id"), Some("p1"));
+    settings.project = Some("my project".into());
+    let api = client(&settings);
+    assert!(api.browsers().unwrap().is_empty());
+    api.delete("s").unwrap();
+    api.write_file("s", "/x", 0o644, b"x").unwrap();
+    api.batch("s", &json!({})).unwrap();
+    assert_eq!(server.seen().len(), 4);
+    for seen in server.seen() {
+        assert_eq!(seen.header("x-kernel-project"), Some("my project"), "{}", seen.line);
+        assert_eq!(seen.header("x-kernel-project-id"), None, "the older header takes ids only");
+    }
     settings.project = Some("p1\r\nX: y".into());
     let error = Api::new(&settings).unwrap_err();
     assert_eq!((error.exit_code(), error.to_string().contains("project")), (1, true), "{}", all_of(&error));
