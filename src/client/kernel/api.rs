@@ -12,6 +12,7 @@ use crate::kernel::error::{ApiError, Call, Subject, quoted};
 use crate::kernel::http::{Answer, Content, Http, Request};
 use crate::kernel::settings::Settings;
 use crate::kernel::types::{Browser, Exec, Executed, NewBrowser};
+use crate::remote::Proxies;
 
 /// Largest answer that ksync reads, in bytes.
 const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
@@ -48,12 +49,16 @@ pub struct Api {
 }
 
 impl Api {
-    /// Prepares a client without connecting.
+    /// Prepares a client without connecting. It goes through the proxy that the environment names.
     ///
     /// # Errors
-    /// The base URL, the key, the project or the CA file is unusable.
+    /// The base URL, the key, the project, the CA file or the proxy is unusable.
     pub fn new(settings: &Settings) -> Result<Self, ApiError> {
-        Ok(Self { http: Http::new(settings)? })
+        Self::through(settings, &Proxies::of_environment())
+    }
+
+    fn through(settings: &Settings, proxies: &Proxies) -> Result<Self, ApiError> {
+        Ok(Self { http: Http::new(settings, proxies)? })
     }
 
     /// Creates a session. If the answer is lost, a session may exist that nobody knows of; its own

@@ -11,6 +11,7 @@
 //! api ── types, domain     calls, their arguments and answers
 //!  └─ http ── retry        one call, with its retries
 //!      ├─ settings         address and key of the API
+//!      ├─ proxy            the same proxies as `remote`
 //!      └─ tls              the same TLS roots as `remote`
 //! ```
 //!
@@ -35,6 +36,7 @@ mod http;
 mod keep_alive;
 mod keys;
 mod provision;
+mod proxy;
 mod retry;
 mod session_store;
 mod settings;

@@ -418,7 +418,7 @@ fn an_endless_tls_handshake_times_out() {
 }
 
 #[test]
-fn requests_to_this_machine_bypass_the_proxy() {
+fn an_unencrypted_key_never_goes_to_a_proxy() {
     // The environment belongs to a process, so this test starts one of its own.
     let test = "kernel::api::tests::the_project_is_named_if_there_is_one";
     let proxy = Server::saying([Reply::new(502, "")]);
@@ -427,6 +427,44 @@ fn requests_to_this_machine_bypass_the_proxy() {
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && told.contains("1 passed"), "{told}");
     assert_eq!(proxy.seen().len(), 0);
+}
+
+#[test]
+fn a_proxy_that_gives_no_connection_is_named_without_its_password() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let refusing = Server::saying([Reply::Cut("HTTP/1.1 407 x\r\nProxy-Authenticate: NTLM\r\n\r\n")]);
+    let overloaded = Server::saying([Reply::Cut("HTTP/1.1 503 x\r\n\r\n")]);
+    for (port, told, exit, calls) in [
+        (silent.local_addr().unwrap().port(), "no answer within 0.15 s", 35, 3),
+        (refusing.port, "it answered 407 Proxy Authentication Required, and asks for NTLM", 10, 1),
+        (overloaded.port, "it answered 503 Service Unavailable", 10, 3),
+    ] {
+        let address = format!("http://me:token@127.0.0.1:{port}");
+        let proxies = Proxies::of(|name| (name == "HTTPS_PROXY").then(|| address.clone()));
+        let mut settings = settings("https://api.invalid".into());
+        settings.timeout = Duration::from_millis(300);
+        let mut api = Api::through(&settings, &proxies).unwrap();
+        api.http.sleep = |delay| SLEPT.with_borrow_mut(|slept| slept.push(delay));
+        let error = api.browser("s").unwrap_err();
+        assert_eq!(error.to_string(), "could not look up the session \"s\"");
+        let cause = error.source().unwrap();
+        let proxy = format!("http://127.0.0.1:{port} (HTTPS_PROXY)");
+        let expected = format!("could not connect to https://api.invalid through the proxy {proxy}");
+        assert_eq!(cause.to_string(), expected);
+        assert_eq!(cause.source().unwrap().to_string(), told);
+        assert_eq!((error.exit_code(), slept().len()), (exit, calls - 1), "{}", all_of(&error));
+        assert!(error.hint().contains("HTTPS_PROXY"), "{}", error.hint());
+    }
+    for seen in [refusing.seen(), overloaded.seen()].concat() {
+        assert_eq!(seen.line, "CONNECT api.invalid:443");
+        assert_eq!(seen.header("proxy-authorization"), Some("Basic bWU6dG9rZW4="));
+        assert_eq!(seen.header("authorization"), None, "the key is for the API alone");
+    }
+    let proxies = Proxies::of(|name| (name == "all_proxy").then(|| "gopher://me:token@h".to_owned()));
+    let error = Api::through(&settings("https://api.invalid".into()), &proxies).unwrap_err();
+    let told = all_of(&error);
+    assert!(told.starts_with("could not use the proxy in all_proxy: its scheme is gopher"), "{told}");
+    assert_eq!(error.exit_code(), 1);
 }
 
 /// Makes a certificate for 127.0.0.1 with a CA of its own. Returns the server's configuration, and
