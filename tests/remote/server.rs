@@ -111,7 +111,10 @@ impl Server {
     }
 
     pub(crate) fn target_over(&self, url: &str, ca_cert: Option<PathBuf>) -> Target {
-        Target { transport: Transport::WebSocket { url: url.into(), ca_cert, proxies: Proxies::none() }, ..self.target() }
+        Target {
+            transport: Transport::WebSocket { url: url.into(), ca_cert, proxies: Proxies::none() },
+            ..self.target()
+        }
     }
 
     pub(crate) async fn connect(&self) -> Connection {

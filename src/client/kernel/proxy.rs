@@ -74,10 +74,11 @@ impl ProxyConnector {
         let tcp = TcpConnector::default().connect(&to_proxy, None::<()>).map_err(unreachable)?;
         let tcp = tcp.ok_or_else(nothing)?.boxed();
         to_proxy.timeout = left();
-        let stream = TlsConnector(self.tls.clone()).connect(&to_proxy, Some(tcp)).map_err(|error| match error {
-            Error::Timeout(_) => late(),
-            error => ProxyError::Tls(TlsError::from(error.into_io())),
-        })?;
+        let stream =
+            TlsConnector(self.tls.clone()).connect(&to_proxy, Some(tcp)).map_err(|error| match error {
+                Error::Timeout(_) => late(),
+                error => ProxyError::Tls(TlsError::from(error.into_io())),
+            })?;
         let mut stream =
             TransportAdapter::new(stream.ok_or_else(nothing)?.boxed(), details.current_time.clone());
         let to = destination(details, proxy, left())?;

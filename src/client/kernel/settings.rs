@@ -121,7 +121,12 @@ mod tests {
         for (url, expected, host, port) in [
             (DEFAULT_BASE_URL, DEFAULT_BASE_URL, "api.onkernel.com", 443),
             ("https://api.onkernel.com/", DEFAULT_BASE_URL, "api.onkernel.com", 443),
-            ("https://proxy.example:8443/kernel/", "https://proxy.example:8443/kernel", "proxy.example", 8443),
+            (
+                "https://proxy.example:8443/kernel/",
+                "https://proxy.example:8443/kernel",
+                "proxy.example",
+                8443,
+            ),
             ("http://127.0.0.1:8080", "http://127.0.0.1:8080", "127.0.0.1", 8080),
             ("http://127.8.9.1", "http://127.8.9.1", "127.8.9.1", 80),
             ("http://localhost:80/x", "http://localhost:80/x", "localhost", 80),

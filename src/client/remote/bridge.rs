@@ -50,8 +50,7 @@ async fn carry(
 ) -> Result<(), RemoteError> {
     let (address, connection_status) = (Address::parse(url)?, ConnectionStatus::default());
     let proxies = Proxies::of_environment();
-    let (stream, socket) =
-        open(&address, ca_cert, &proxies, timeout, silence, &connection_status).await?;
+    let (stream, socket) = open(&address, ca_cert, &proxies, timeout, silence, &connection_status).await?;
     let (mut reader, mut writer) = tokio::io::split(stream);
     let up = async {
         tokio::io::copy(&mut tokio::io::stdin(), &mut writer).await?;

@@ -156,7 +156,9 @@ impl Proxy {
             None => (None, authority),
         };
         let (host, port) = match address.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            Some((host, port)) => (host, port.strip_prefix(':').or(Some(port).filter(|port| !port.is_empty()))),
+            Some((host, port)) => {
+                (host, port.strip_prefix(':').or(Some(port).filter(|port| !port.is_empty())))
+            }
             None => address.split_once(':').map_or((address, None), |(host, port)| (host, Some(port))),
         };
         let port = match port.filter(|port| !port.is_empty()) {
@@ -364,7 +366,8 @@ mod tests {
             let proxy = proxies(&[("ALL_PROXY", text)]).to(true, "h", 1).unwrap().unwrap();
             assert_eq!(format!("{proxy}"), format!("{shown} (ALL_PROXY)"), "{text}");
             assert_eq!(format!("{proxy:?}"), format!("{proxy}"));
-            let login = login.map(|(user, password)| (user.as_bytes().to_vec(), password.as_bytes().to_vec()));
+            let login =
+                login.map(|(user, password)| (user.as_bytes().to_vec(), password.as_bytes().to_vec()));
             assert_eq!(proxy.login, login, "{text}");
         }
     }

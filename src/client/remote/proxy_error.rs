@@ -84,9 +84,9 @@ impl ProxyError {
                 format!("With the scheme socks5h or socks4a in {variable} the proxy resolves names.")
             }
             Self::Foreign(_) | Self::Unfit(_) => format!("Check the scheme and the port in {variable}."),
-            Self::Connect(_) | Self::Refused(_) | Self::TimedOut(_) | Self::Closed(_) => format!(
-                "Check {variable}; NO_PROXY={host} connects directly."
-            ),
+            Self::Connect(_) | Self::Refused(_) | Self::TimedOut(_) | Self::Closed(_) => {
+                format!("Check {variable}; NO_PROXY={host} connects directly.")
+            }
         }
     }
 }

@@ -131,7 +131,9 @@ async fn socks4<S: AsyncRead + AsyncWrite + Unpin>(
     let mut rest = [0; 6];
     match code {
         90 => stream.read_exact(&mut rest).await.map(|_| ()).map_err(ProxyError::from),
-        91 => Err(ProxyError::Unreachable("it refuses the connection, or does not reach the host".to_owned())),
+        91 => {
+            Err(ProxyError::Unreachable("it refuses the connection, or does not reach the host".to_owned()))
+        }
         92 | 93 => Err(ProxyError::Login("it refuses the user name".to_owned())),
         _ => Err(ProxyError::Foreign(SOCKS4)),
     }
@@ -196,7 +198,8 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
 /// Some bytes behind their number.
 fn with_length(bytes: &[u8]) -> Result<Vec<u8>, ProxyError> {
     let length = u8::try_from(bytes.len());
-    let length = length.map_err(|_| ProxyError::Unfit("SOCKS5 takes names and passwords of 255 bytes at most"))?;
+    let length =
+        length.map_err(|_| ProxyError::Unfit("SOCKS5 takes names and passwords of 255 bytes at most"))?;
     Ok([&[length], bytes].concat())
 }
 
@@ -248,7 +251,12 @@ mod tests {
     async fn each_protocol_asks_for_the_host_and_reads_no_byte_too_much() {
         let granted = &b"\x05\0\0\x01\x7f\0\0\x01\0\x50tail"[..];
         for (text, host, answers, request) in [
-            ("socks5h://p", "h.io", [b"\x05\0", granted].concat(), b"\x05\x01\0\x05\x01\0\x03\x04h.io\x01\xbb".to_vec()),
+            (
+                "socks5h://p",
+                "h.io",
+                [b"\x05\0", granted].concat(),
+                b"\x05\x01\0\x05\x01\0\x03\x04h.io\x01\xbb".to_vec(),
+            ),
             ("socks5://p", "::1", [b"\x05\0", granted].concat(), {
                 [b"\x05\x01\0\x05\x01\0\x04", &[0; 15][..], b"\x01\x01\xbb"].concat()
             }),
@@ -258,8 +266,18 @@ mod tests {
                 b"\x05\x02\x01\0\x05\0\0\x03\x02ab\0\x50tail".to_vec(),
                 b"\x05\x02\x02\0\x01\x02me\x02pw\x05\x01\0\x01\x0a\0\0\x01\x01\xbb".to_vec(),
             ),
-            ("socks4a://me@p", "h.io", b"\0\x5a\0\0\0\0\0\0tail".to_vec(), b"\x04\x01\x01\xbb\0\0\0\x01me\0h.io\0".to_vec()),
-            ("socks4://p", "10.0.0.1", b"\0\x5a\0\0\0\0\0\0tail".to_vec(), b"\x04\x01\x01\xbb\x0a\0\0\x01\0".to_vec()),
+            (
+                "socks4a://me@p",
+                "h.io",
+                b"\0\x5a\0\0\0\0\0\0tail".to_vec(),
+                b"\x04\x01\x01\xbb\0\0\0\x01me\0h.io\0".to_vec(),
+            ),
+            (
+                "socks4://p",
+                "10.0.0.1",
+                b"\0\x5a\0\0\0\0\0\0tail".to_vec(),
+                b"\x04\x01\x01\xbb\x0a\0\0\x01\0".to_vec(),
+            ),
         ] {
             let (result, heard, left) = asked(text, host, &answers).await;
             result.unwrap();
