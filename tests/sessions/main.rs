@@ -11,10 +11,12 @@ mod connections;
 mod failures;
 mod journey;
 mod life;
+mod openssh;
 mod platform;
 mod proxies;
 mod proxy_server;
 mod secrets;
+mod shown;
 mod terminal;
 #[path = "../peers/tls.rs"]
 #[allow(dead_code)]

@@ -11,7 +11,7 @@ use ureq::http::{HeaderMap, Method};
 use crate::kernel::error::{ApiError, Call, Subject, quoted};
 use crate::kernel::http::{Answer, Content, Http, Request};
 use crate::kernel::settings::Settings;
-use crate::kernel::types::{Browser, Exec, Executed, NewBrowser};
+use crate::kernel::types::{Browser, Exec, Executed, Parameters};
 use crate::remote::Proxies;
 
 /// Largest answer that ksync reads, in bytes.
@@ -66,9 +66,9 @@ impl Api {
     ///
     /// # Errors
     /// As for all calls; also if the platform has no capacity (529).
-    pub fn create(&self, browser: &NewBrowser) -> Result<Browser, ApiError> {
-        let call = Call::new("create a browser", Subject::Account);
-        let answer = self.post(&call, "/browsers", browser)?;
+    pub fn create(&self, parameters: &Parameters) -> Result<Browser, ApiError> {
+        let call = Call::new("create a session", Subject::Account);
+        let answer = self.post(&call, "/browsers", parameters)?;
         self.parse(&call, &answer.body)
     }
 
@@ -115,21 +115,25 @@ impl Api {
         self.http.send(&call, &self.request(Method::DELETE, path, Content::Nothing)).map(|_| ())
     }
 
-    /// Takes a session out of a pool. Waits up to `timeout` until one is free.
+    /// Takes a session out of a pool. Waits up to `timeout` until one is free. A pool's session
+    /// takes fewer parameters than a new one.
     ///
     /// # Errors
     /// As for all calls; also if the pool does not exist, or no session became free.
-    pub fn acquire(&self, pool: &str, timeout: Duration) -> Result<Browser, ApiError> {
-        #[derive(Serialize)]
-        struct Acquire {
-            acquire_timeout_seconds: u64,
-        }
+    pub fn acquire(
+        &self,
+        pool: &str,
+        timeout: Duration,
+        parameters: &Parameters,
+    ) -> Result<Browser, ApiError> {
+        let mut parameters = parameters.clone();
         let call = Call::new(format!("acquire a session of the pool {}", quoted(pool)), Subject::Pool);
         let path = path(&call, &["browser_pools", pool, "acquire"])?;
         let mut left = timeout;
         loop {
             let hold = left.clamp(Duration::from_secs(1), ACQUIRE_HOLD);
-            let content = self.json(&call, &Acquire { acquire_timeout_seconds: hold.as_secs() })?;
+            parameters.insert("acquire_timeout_seconds".to_owned(), hold.as_secs().into());
+            let content = self.json(&call, &parameters)?;
             let mut request = self.request(Method::POST, path.clone(), content);
             request.timeout = request.timeout.saturating_add(hold);
             let begin = Instant::now();

@@ -280,7 +280,7 @@ pub(super) enum Subject {
 }
 
 impl Call {
-    /// Makes a call that `verb` describes, e.g. "create a browser".
+    /// Makes a call that `verb` describes, e.g. "create a session".
     pub(super) fn new(verb: impl Into<String>, subject: Subject) -> Self {
         Self { text: verb.into(), subject }
     }

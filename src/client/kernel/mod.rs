@@ -58,4 +58,4 @@ pub use keys::{Key, KeyError};
 pub use provision::{ProvisionError, Provisioned};
 pub use session_store::{SessionStore, StoredSession, bridge_url};
 pub use settings::{DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
-pub use types::{Browser, Exec, Executed, NewBrowser, Pool};
+pub use types::{Browser, Exec, Executed, Parameters, Pool};

@@ -35,6 +35,10 @@ fn client(settings: &Settings) -> Api {
     api
 }
 
+fn parameters(value: &serde_json::Value) -> Parameters {
+    value.as_object().unwrap().clone()
+}
+
 fn slept() -> Vec<Duration> {
     SLEPT.take()
 }
@@ -70,11 +74,14 @@ fn every_call_has_the_form_that_the_platform_expects() {
         Reply::new(200, ""),
         Reply::new(204, ""),
     ]);
-    let wanted = NewBrowser { timeout_seconds: Some(90), name: Some("n".into()), ..NewBrowser::default() };
+    let wanted = parameters(&json!({ "timeout_seconds": 90, "name": "n" }));
     assert_eq!(api.create(&wanted).unwrap().session_id, "s1");
     assert_eq!(api.browser("a/b ü?").unwrap().timeout_seconds, 60);
     api.delete("s1").unwrap();
-    assert_eq!(api.acquire("pool", Duration::from_secs(5)).unwrap().session_id, "s1");
+    assert_eq!(
+        api.acquire("pool", Duration::from_secs(5), &parameters(&json!({ "name": "n" }))).unwrap().session_id,
+        "s1"
+    );
     api.release("pool", "s1", false).unwrap();
     let exec = Exec { command: "/bin/bash".into(), timeout_sec: 5, as_root: true, ..Exec::default() };
     let ended = api.exec("s1", &exec).unwrap();
@@ -89,10 +96,10 @@ fn every_call_has_the_form_that_the_platform_expects() {
     assert_eq!(
         lines,
         [
-            ("POST /browsers", &br#"{"timeout_seconds":90,"headless":false,"stealth":false,"name":"n"}"#[..]),
+            ("POST /browsers", &br#"{"name":"n","timeout_seconds":90}"#[..]),
             ("GET /browsers/a%2Fb%20%C3%BC%3F", b""),
             ("DELETE /browsers/s1", b""),
-            ("POST /browser_pools/pool/acquire", br#"{"acquire_timeout_seconds":5}"#),
+            ("POST /browser_pools/pool/acquire", br#"{"acquire_timeout_seconds":5,"name":"n"}"#),
             ("POST /browser_pools/pool/release", br#"{"session_id":"s1","reuse":false}"#),
             ("POST /browsers/s1/process/exec", exec),
             ("PUT /browsers/s1/fs/write_file?path=%2Ftmp%2Fa%20b%26c&mode=755", b"\0\xff"),
@@ -166,8 +173,8 @@ fn each_status_has_its_error() {
 #[test]
 fn a_lack_of_capacity_is_reported_as_such() {
     let (api, _server) = saying([Reply::new(529, r#"{"code":"no_capacity","message":"none"}"#)]);
-    let error = api.create(&NewBrowser::default()).unwrap_err();
-    assert_eq!(error.to_string(), "could not create a browser: the API answered 529 (no_capacity): none");
+    let error = api.create(&Parameters::new()).unwrap_err();
+    assert_eq!(error.to_string(), "could not create a session: the API answered 529 (no_capacity): none");
     assert_eq!((error.exit_code(), error.is_retryable()), (5, true));
     assert!(error.hint().contains("capacity"));
 }
@@ -276,22 +283,22 @@ fn a_command_that_takes_too_long_is_not_run_again() {
 fn a_session_of_a_pool_is_waited_for() {
     let empty = || Reply::new(204, "");
     let (api, server) = saying([empty(), empty(), Reply::new(200, BROWSER)]);
-    assert_eq!(api.acquire("p", Duration::from_secs(45)).unwrap().session_id, "s1");
+    assert_eq!(api.acquire("p", Duration::from_secs(45), &Parameters::new()).unwrap().session_id, "s1");
     let bodies: Vec<_> = server.seen().iter().map(|seen| seen.text().to_owned()).collect();
     assert_eq!(bodies[0], r#"{"acquire_timeout_seconds":30}"#);
     assert_eq!((bodies.len(), slept().len()), (3, 2));
 
     let (api, server) = saying([empty()]);
-    let error = api.acquire("p", Duration::from_secs(3)).unwrap_err();
+    let error = api.acquire("p", Duration::from_secs(3), &Parameters::new()).unwrap_err();
     let expected = "could not acquire a session of the pool \"p\": none became free within 3 s";
     assert_eq!((error.to_string().as_str(), error.exit_code()), (expected, 5), "{}", all_of(&error));
     assert_eq!(server.seen().len(), 3);
     let (api, server) = saying([empty()]);
-    api.acquire("p", Duration::ZERO).unwrap_err();
+    api.acquire("p", Duration::ZERO, &Parameters::new()).unwrap_err();
     assert_eq!(server.seen().len(), 1);
 
     let (api, _server) = saying([Reply::new(404, r#"{"code":"not_found","message":"no"}"#)]);
-    assert_eq!(api.acquire("p", Duration::ZERO).unwrap_err().exit_code(), 5);
+    assert_eq!(api.acquire("p", Duration::ZERO, &Parameters::new()).unwrap_err().exit_code(), 5);
 }
 
 #[test]
@@ -365,7 +372,7 @@ fn the_key_follows_no_redirect() {
     let other = Server::saying([Reply::new(200, BROWSER)]);
     for status in [301, 302, 303, 307, 308] {
         let (api, server) = saying([Reply::with(status, &[("Location", other.url().as_str())], "")]);
-        for error in [api.browser("s").unwrap_err(), api.create(&NewBrowser::default()).unwrap_err()] {
+        for error in [api.browser("s").unwrap_err(), api.create(&Parameters::new()).unwrap_err()] {
             assert_eq!(error.exit_code(), 10, "{}", all_of(&error));
             assert!(error.to_string().contains(&format!("redirect ({status})")), "{error}");
         }
