@@ -77,12 +77,16 @@ fn the_printed_host_block_leads_into_the_session() {
     }
     let world = World::new();
     let platform = Platform::start(&world);
-    platform.create(&world, &["--name", "my box"]);
-    let block = told(&platform, &world, &["session", "show", "my box", "--ssh-config"]);
-    fs::write(world.path("config"), block).unwrap();
-    let mut ssh = bare(&world, "ssh", &["-F", "config", "-o", "BatchMode=yes", "my box", "echo in"]);
-    // The proxy finds the session in the store.
-    ssh.env("XDG_STATE_HOME", world.path(STATE));
-    let run = Run::of(ssh).ok();
-    assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("in\n", ""));
+    for name in ["box", "my box"] {
+        let id = platform.create(&world, &["--name", name]);
+        let block = told(&platform, &world, &["session", "show", name, "--ssh-config"]);
+        fs::write(world.path("host-block"), block).unwrap();
+        // The other name is none that ssh takes for a host.
+        let host = if name == "box" { name } else { &id };
+        let mut ssh = bare(&world, "ssh", &["-F", "host-block", "-o", "BatchMode=yes", host, "echo in"]);
+        // The proxy finds the session in the store.
+        ssh.env("XDG_STATE_HOME", world.path(STATE));
+        let run = Run::of(ssh).ok();
+        assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("in\n", ""));
+    }
 }

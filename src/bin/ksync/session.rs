@@ -137,11 +137,12 @@ fn show_ssh_config(access: &Access, session: &str, proxy: &str) -> Result<u8, Cl
     let stored = connected(access, session)?.stored;
     let known_hosts = known_hosts(access, &stored)?;
     let StoredSession { session_id, name, key_file, .. } = stored;
-    let host = name.unwrap_or_else(|| session_id.clone());
+    // ssh takes no host with a space or a special character.
+    let is_host = |name: &String| name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let host = name.filter(is_host).unwrap_or_else(|| session_id.clone());
     out::result(&format!(
-        "Host {}\n  HostName {session_id}\n  User root\n  ProxyCommand {proxy} {session_id}\n  \
+        "Host {host}\n  HostName {session_id}\n  User root\n  ProxyCommand {proxy} {session_id}\n  \
          IdentityFile {}\n  IdentitiesOnly yes\n  UserKnownHostsFile {}\n  StrictHostKeyChecking yes",
-        ssh_argument(&host),
         ssh_argument(&key_file.display().to_string()),
         ssh_argument(&known_hosts.display().to_string()),
     ));
