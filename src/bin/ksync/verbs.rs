@@ -139,12 +139,19 @@ pub(crate) struct DoctorArgs {
 #[derive(Debug, Args)]
 pub(crate) struct AccessArgs {
     /// The private key file for the login; by default a separate one for each session
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE", global = true, display_order = 100)]
     pub(crate) identity: Option<PathBuf>,
     /// Additional root certificates
-    #[arg(long, value_name = "FILE", env = "KSYNC_CA_CERT", hide_env_values = true, global = true)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KSYNC_CA_CERT",
+        hide_env_values = true,
+        global = true,
+        display_order = 101
+    )]
     pub(crate) ca_cert: Option<PathBuf>,
     /// Print this help
-    #[arg(short = 'h', long, action = ArgAction::Help, global = true)]
+    #[arg(short = 'h', long, action = ArgAction::Help, global = true, display_order = 102)]
     help: Option<bool>,
 }
