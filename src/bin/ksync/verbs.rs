@@ -36,7 +36,7 @@ pub(crate) struct SessionArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum SessionVerb {
     /// Create a session, or take one from a pool; it becomes the current one
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// List the active sessions; a star marks the current one
     List {
         /// Print one line of JSON for each session

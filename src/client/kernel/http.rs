@@ -230,7 +230,9 @@ impl Http {
             }
             ureq::Error::Io(source) => match source.downcast::<RemoteError>() {
                 Ok(mut source) => {
-                    if let RemoteError::Proxy { source: ProxyError::TimedOut(after), .. } = &mut source {
+                    if let RemoteError::Proxy { source, .. } = &mut source
+                        && let ProxyError::TimedOut(after) = source.as_mut()
+                    {
                         *after = connect_timeout(request.timeout);
                     }
                     ApiError::Proxy { call, source: Box::new(source) }

@@ -36,7 +36,7 @@ impl Connector for ProxyConnector {
     fn connect(&self, details: &ConnectionDetails, _: Option<()>) -> Result<Option<Tunnel>, Error> {
         let Some(proxy) = &self.proxy else { return Ok(None) };
         self.tunnel(details, proxy).map(Some).map_err(|source| {
-            let (endpoint, variable) = (self.endpoint.clone(), proxy.variable());
+            let (endpoint, variable, source) = (self.endpoint.clone(), proxy.variable(), Box::new(source));
             let error = RemoteError::Proxy { endpoint, proxy: proxy.to_string(), variable, source };
             Error::Io(io::Error::other(error))
         })

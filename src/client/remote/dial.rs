@@ -41,7 +41,7 @@ pub(super) async fn dial(
     match tunnel {
         Ok(stream) => Ok(Dialled { stream, is_direct: false }),
         Err(source) => {
-            let variable = proxy.variable();
+            let (variable, source) = (proxy.variable(), Box::new(source));
             Err(RemoteError::Proxy { endpoint, proxy: proxy.to_string(), variable, source })
         }
     }

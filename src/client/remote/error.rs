@@ -83,7 +83,7 @@ pub enum RemoteError {
         /// The variable.
         variable: &'static str,
         /// The cause.
-        source: ProxyError,
+        source: Box<ProxyError>,
     },
     /// The TLS handshake failed on either side.
     #[error("could not make a TLS connection to {endpoint}")]
@@ -319,7 +319,8 @@ impl RemoteError {
             | Self::NotAuthorised { .. } => ErrorKind::NotAuthorised,
             Self::HostKey { .. } => ErrorKind::HostKey,
             Self::Output { .. } => ErrorKind::FileIo,
-            Self::TimedOut { .. } | Self::Proxy { source: ProxyError::TimedOut(_), .. } => {
+            Self::TimedOut { .. } => ErrorKind::ConnectTimeout,
+            Self::Proxy { source, .. } if matches!(**source, ProxyError::TimedOut(_)) => {
                 ErrorKind::ConnectTimeout
             }
             Self::Lost { source: DisconnectReason::Silence(_), .. } => ErrorKind::Timeout,
