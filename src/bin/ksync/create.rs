@@ -55,7 +55,7 @@ pub(crate) struct CreateArgs {
     /// A tag to find the session by; may be given several times
     #[arg(long = "tag", visible_alias = "tags", value_name = "KEY=VALUE", value_parser = tag)]
     pub(crate) tags: Vec<(String, String)>,
-    /// Further parameters of the platform's API, as a JSON object; - is stdin. Options override them
+    /// Further parameters of the API as a JSON object, which options override; - is stdin
     #[arg(long, value_name = "FILE")]
     pub(crate) with: Option<OsString>,
     /// Take a session of this pool, as it is
