@@ -112,9 +112,9 @@ fn a_refusal_names_the_proxy_and_its_variable() {
         (
             LOGIN,
             "me:wrong@",
-            "it answered 407 Proxy Authentication Required, and asks for Basic",
-            "Give the login in https_proxy, as in http://USER:PASSWORD@HOST:PORT, with special characters encoded (%40 for \
-             @); ksync knows the method Basic.",
+            "it answered 407 Proxy Authentication Required",
+            "Give the login in https_proxy, as in SCHEME://USER:PASSWORD@HOST:PORT; special characters are encoded (%40 for \
+             @).",
         ),
     ] {
         let proxy = ProxyServer::start(manner);

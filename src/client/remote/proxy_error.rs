@@ -19,6 +19,9 @@ pub enum ProxyError {
     /// The proxy wants a login, or another one.
     #[error("{0}")]
     Login(String),
+    /// The proxy wants a login by a method that ksync does not know.
+    #[error("{0}")]
+    LoginMethod(String),
     /// The proxy forbids the connection.
     #[error("{0}")]
     Forbidden(String),
@@ -51,8 +54,10 @@ impl ProxyError {
         let name = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
         let answer = format!("it answered {status} {}", name.unwrap_or("(an unknown status)"));
         match status {
-            407 if methods.is_empty() => Self::Login(answer),
-            407 => Self::Login(format!("{answer}, and asks for {methods}")),
+            407 if methods.is_empty() || methods.to_ascii_lowercase().contains("basic") => {
+                Self::Login(answer)
+            }
+            407 => Self::LoginMethod(format!("{answer}, and takes {methods} only")),
             401 | 403 | 405 => Self::Forbidden(answer),
             502..=504 => Self::Unreachable(answer),
             _ => Self::Refused(answer),
@@ -72,7 +77,10 @@ impl ProxyError {
         match self {
             Self::Tls(source) => source.hint(),
             Self::Login(_) => format!(
-                "Give the login in {variable}, as in http://USER:PASSWORD@HOST:PORT, with special characters encoded (%40 for @); ksync knows the method Basic."
+                "Give the login in {variable}, as in SCHEME://USER:PASSWORD@HOST:PORT; special characters are encoded (%40 for @)."
+            ),
+            Self::LoginMethod(_) => format!(
+                "Let the proxy take a password (the method Basic), or lead {variable} to a helper on this machine that logs in, such as cntlm."
             ),
             Self::Forbidden(_) => format!(
                 "Ask whoever runs the proxy to allow this host and port, or connect to it directly with NO_PROXY={host}."

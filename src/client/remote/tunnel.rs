@@ -155,7 +155,9 @@ async fn socks5<S: AsyncRead + AsyncWrite + Unpin>(
         (NO_LOGIN, _) => {}
         (PASSWORD, Some((user, password))) => log_in(stream, user, password).await?,
         (_, None) => return Err(ProxyError::Login("it wants a login".to_owned())),
-        (_, Some(_)) => return Err(ProxyError::Login("it takes no user name with a password".to_owned())),
+        (_, Some(_)) => {
+            return Err(ProxyError::LoginMethod("it takes no user name with a password".to_owned()));
+        }
     }
     let host = match to.ip() {
         Some(IpAddr::V4(address)) => [&[1][..], &address.octets()].concat(),
@@ -303,7 +305,7 @@ mod tests {
             (
                 login,
                 b"HTTP/1.1 407 x\r\nProxy-Authenticate: Negotiate\r\nproxy-authenticate: NTLM abc\r\n\r\n",
-                "it answered 407 Proxy Authentication Required, and asks for Negotiate, NTLM",
+                "it answered 407 Proxy Authentication Required, and takes Negotiate, NTLM only",
             ),
             (login, b"HTTP/1.1 403 x\r\n\r\n", "it answered 403 Forbidden"),
             (login, b"HTTP/1.1 502 x\n\n", "it answered 502 Bad Gateway"),

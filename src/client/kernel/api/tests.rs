@@ -443,7 +443,7 @@ fn a_proxy_that_gives_no_connection_is_named_without_its_password() {
     let overloaded = Server::saying([Reply::Cut("HTTP/1.1 503 x\r\n\r\n")]);
     for (port, told, exit, calls) in [
         (silent.local_addr().unwrap().port(), "no answer within 0.15 s", 35, 3),
-        (refusing.port, "it answered 407 Proxy Authentication Required, and asks for NTLM", 10, 1),
+        (refusing.port, "it answered 407 Proxy Authentication Required, and takes NTLM only", 10, 1),
         (overloaded.port, "it answered 503 Service Unavailable", 10, 3),
     ] {
         let address = format!("http://me:token@127.0.0.1:{port}");
