@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use ksync::kernel::{Api, ApiKey, DEFAULT_TIMEOUT, Exec, NewBrowser, Settings};
+use ksync::kernel::{Api, ApiKey, DEFAULT_TIMEOUT, Exec, Settings};
 use ksync::sandbox::LinkConditions;
 use ksync::sandbox::platform::{Platform, PlatformOptions};
 use rustls::{ClientConfig, RootCertStore};
@@ -247,7 +247,8 @@ impl World {
     }
 
     fn session(&self) -> Session {
-        let wish = NewBrowser { timeout_seconds: Some(600), headless: true, ..NewBrowser::default() };
+        let wish = json!({ "timeout_seconds": 600, "headless": true });
+        let wish = wish.as_object().cloned().unwrap_or_default();
         let browser = self.api.create(&wish).expect("a session");
         let id = browser.session_id.clone();
         let inside = self.ask("GET", &format!("sessions/{id}"), &Value::Null);

@@ -28,6 +28,11 @@ impl Tls {
         Tls::at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), "localhost", url, world)
     }
 
+    /// The same, valid for another name.
+    pub(crate) fn named(name: &str, url: &str, world: &World) -> Tls {
+        Tls::at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), name, url, world)
+    }
+
     /// The same at the bridge port of VMs, valid for its loopback address.
     pub(crate) fn as_of_a_vm(url: &str, world: &World) -> (Tls, IpAddr) {
         // The port is fixed, so each test of each process has its own address.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use flate2::{Compression, GzBuilder};
 use ksync::remote::{
-    Agent, AgentImage, BLOCK_BYTES, Connection, End, HostKeys, Keys, Target, Transport, connect,
+    Agent, AgentImage, BLOCK_BYTES, Connection, End, HostKeys, Keys, Proxies, Target, Transport, connect,
 };
 
 use crate::world::service::{Service, Sshd, make_key, websocat};
@@ -111,7 +111,10 @@ impl Server {
     }
 
     pub(crate) fn target_over(&self, url: &str, ca_cert: Option<PathBuf>) -> Target {
-        Target { transport: Transport::WebSocket { url: url.into(), ca_cert }, ..self.target() }
+        Target {
+            transport: Transport::WebSocket { url: url.into(), ca_cert, proxies: Proxies::none() },
+            ..self.target()
+        }
     }
 
     pub(crate) async fn connect(&self) -> Connection {

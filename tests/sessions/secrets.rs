@@ -8,7 +8,7 @@ use crate::platform::{Platform, endpoint};
 use crate::world::World;
 
 #[test]
-fn no_key_or_token_is_ever_printed_or_passed_as_an_argument() {
+fn no_key_or_token_is_printed_unasked_or_passed_as_an_argument() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").with_everything();

@@ -9,7 +9,7 @@ use crate::platform::{Platform, endpoint};
 use crate::world::World;
 
 const TO_DO: &str = "hint: Something on the way lets no connection through to port 2222: look at the firewall and the VPN \
-                     on this side, or try another network; ksync goes through no proxy there; ksync doctor ID tries each \
+                     on this side, or try another network; HTTPS_PROXY names a proxy if the network needs one; ksync doctor ID tries each \
                      step.";
 
 const TO_DO_OTHERWISE: &str = "hint: Something on the way answers in the VM's place: look at the proxy and the firewall on \

@@ -46,7 +46,7 @@ Examples:
   ksync ./site sandbox:/tmp/site              try it: an emulated VM, here
   ksync -n --delete ./site me@host:/srv/site  what would change over there?
   ksync -w ./site session:/srv/site           and each save, a moment later
-  ksync session create                        a browser VM, by KERNEL_API_KEY
+  ksync session create                        a session, by KERNEL_API_KEY
   ksync ./site session:/tmp/site              into it
   ksync wss://host:2222/tmp/out ./out         from a VM to this machine
 

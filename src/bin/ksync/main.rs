@@ -3,6 +3,7 @@
 
 mod args;
 mod brake;
+mod create;
 mod doctor;
 mod endpoints;
 mod flush;

@@ -311,7 +311,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// Reads a file that an option names; `-` is stdin.
-fn load(file: &OsStr) -> Result<Vec<u8>, CliError> {
+pub(crate) fn load(file: &OsStr) -> Result<Vec<u8>, CliError> {
     let (shown, opened) = if file == "-" {
         ("stdin".into(), Ok(Box::new(std::io::stdin()) as Box<dyn Read>))
     } else {

@@ -1,54 +1,73 @@
-//! `ksync session`: the browser sessions of a Kernel account, and their VMs.
+//! `ksync session`: the sessions of a Kernel account.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ksync::kernel::{Access, Api, Browser, ConnectedVm, KernelError, NewBrowser, StoredSession};
-use serde_json::{Value, json};
+use ksync::kernel::{Access, Api, Browser, ConnectedVm, KernelError, StoredSession};
+use ksync::tree::path::escape;
+use serde_json::{Map, Value, json};
 
+use crate::create::{self, CreateArgs};
 use crate::out;
 use crate::report::CliError;
 use crate::request;
-use crate::shell::quoted;
+use crate::shell::{quoted, ssh_argument};
 use crate::verbs::{SessionArgs, SessionVerb};
 
 /// Timeout for a pool to provide a session.
 const POOL_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Fields with URLs that open the session to whoever has them.
+const TOKENS: [&str; 4] = ["base_url", "browser_live_view_url", "cdp_ws_url", "webdriver_ws_url"];
+
+/// Those of them that are of no use to eyes.
+const SOCKETS: [&str; 2] = ["cdp_ws_url", "webdriver_ws_url"];
+
 /// Runs one of the verbs.
 pub(crate) fn run(args: SessionArgs) -> Result<u8, CliError> {
     let access = request::access(&args.access)?;
     match args.verb {
-        SessionVerb::Create { timeout, headless, name, pool, json } => {
-            let new = NewBrowser { timeout_seconds: Some(timeout), headless, stealth: false, name };
-            create(&access, &new, pool.as_deref(), json)
-        }
+        SessionVerb::Create(args) => create(&access, &args),
         SessionVerb::List { json } => list(&access, json),
-        SessionVerb::Show { session, ssh_config, json } => {
+        SessionVerb::Show { session, ssh_config, cdp_url, json } => {
             let session = access.meant(&session)?;
-            if ssh_config { show_ssh_config(&access, &session) } else { show(&access, &session, json) }
+            match (ssh_config, cdp_url) {
+                (true, _) => {
+                    show_ssh_config(&access, &session, &proxy_command(args.access.ca_cert.as_deref()))
+                }
+                (_, true) => show_cdp_url(&access, &session),
+                _ => show(&access, &session, json),
+            }
         }
         SessionVerb::Use { session } => choose(&access, &session),
-        SessionVerb::Setup { session, json } => setup(&access, &session, json),
+        SessionVerb::Setup { session, json } => {
+            setup(&access, &session, &proxy_command(args.access.ca_cert.as_deref()), json)
+        }
         SessionVerb::Delete { session } => delete(&access, &session),
         SessionVerb::Cleanup { session } => clean_up(&access, &session),
     }
 }
 
-fn create(access: &Access, new: &NewBrowser, pool: Option<&str>, json: bool) -> Result<u8, CliError> {
+fn create(access: &Access, args: &CreateArgs) -> Result<u8, CliError> {
+    let mut parameters = create::parameters(args)?;
     let api = access.api()?;
-    let browser = match pool {
-        Some(pool) => api.acquire(pool, POOL_TIMEOUT).map_err(KernelError::from)?,
-        None => api.create(new).map_err(KernelError::from)?,
-    };
+    let browser = match &args.pool {
+        Some(pool) => {
+            let timeout = parameters.remove("acquire_timeout_seconds").and_then(|seconds| seconds.as_u64());
+            api.acquire(pool, timeout.map_or(POOL_TIMEOUT, Duration::from_secs), &parameters)
+        }
+        None => api.create(&parameters),
+    }
+    .map_err(KernelError::from)?;
     access.store().set_current(&browser.session_id).map_err(|error| access.state_error(error))?;
-    if json {
-        out::result(&of_browser(&browser).to_string());
+    if args.json {
+        out::result(&Value::Object(fields(&browser)).to_string());
     } else {
         out::result(&browser.session_id);
         out::note(&format!(
             "ksync: session {} is there, and is what session: means from now on\n  \
              sync with it:  ksync ./dir session:/tmp/dir",
-            browser.name.as_deref().unwrap_or(&browser.session_id)
+            shown(browser.name.as_deref().unwrap_or(&browser.session_id))
         ));
     }
     Ok(0)
@@ -60,51 +79,80 @@ fn list(access: &Access, json: bool) -> Result<u8, CliError> {
     let is_current = |browser: &Browser| {
         current.as_ref().is_some_and(|id| *id == browser.session_id || Some(id) == browser.name.as_ref())
     };
-    for browser in &browsers {
-        if json {
-            out::result(&of_browser(browser).to_string());
-        } else {
-            let mark = if is_current(browser) { '*' } else { ' ' };
-            let kind = if browser.headless { "headless" } else { "headful" };
-            let name = browser.name.as_deref().unwrap_or("-");
-            out::result(&format!("{mark} {}  {name}  {kind}  {}", browser.session_id, browser.created_at));
+    if json {
+        for browser in &browsers {
+            let mut fields = fields(browser);
+            fields.retain(|name, _| !TOKENS.contains(&name.as_str()));
+            out::result(&Value::Object(fields).to_string());
         }
+        return Ok(0);
+    }
+    if browsers.is_empty() {
+        out::note("ksync: there is no active session");
+        return Ok(0);
+    }
+    let width = browsers.iter().map(|browser| browser.session_id.len()).max().unwrap_or_default();
+    // The name comes last, so that a session without one has no empty column.
+    out::result(&format!("  {:width$}  SCREEN    {:20}  NAME", "SESSION", "CREATED"));
+    for browser in &browsers {
+        let mark = if is_current(browser) { '*' } else { ' ' };
+        let kind = if browser.headless { "headless" } else { "headful" };
+        let (id, name) = (shown(&browser.session_id), shown(browser.name.as_deref().unwrap_or_default()));
+        let line = format!("{mark} {id:width$}  {kind:8}  {:20}  {name}", shown(&browser.created_at));
+        out::result(line.trim_end());
     }
     Ok(0)
 }
 
 fn show(access: &Access, session: &str, json: bool) -> Result<u8, CliError> {
     let browser = access.api()?.browser(session).map_err(KernelError::from)?;
-    let mut told = of_browser(&browser);
-    if let (Value::Object(fields), Some(stored)) = (&mut told, access.store().find(&browser.session_id)) {
+    let mut fields = fields(&browser);
+    if let Some(stored) = access.store().find(&browser.session_id) {
         fields.insert("vm_domain".to_owned(), stored.vm_domain.into());
         fields.insert("host_key".to_owned(), stored.host_key.into());
     }
     if json {
-        out::result(&told.to_string());
-    } else if let Value::Object(fields) = told {
-        for (name, value) in fields {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            out::result(&format!("{name}: {value}"));
-        }
+        out::result(&Value::Object(fields).to_string());
+        return Ok(0);
+    }
+    let empty = [json!(""), json!([]), json!({})];
+    fields.retain(|name, value| !SOCKETS.contains(&name.as_str()) && !empty.contains(value));
+    let first = ["session_id", "name"].into_iter().filter_map(|name| fields.remove_entry(name));
+    let first: Vec<_> = first.collect();
+    for (name, value) in first.into_iter().chain(fields) {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        out::result(&format!("{}: {}", shown(&name), shown(&value)));
     }
     Ok(0)
 }
 
+/// Prints the URL for CDP clients.
+fn show_cdp_url(access: &Access, session: &str) -> Result<u8, CliError> {
+    out::result(&access.api()?.browser(session).map_err(KernelError::from)?.cdp_ws_url);
+    Ok(0)
+}
+
 /// Prints a Host block for `~/.ssh/config`.
-fn show_ssh_config(access: &Access, session: &str) -> Result<u8, CliError> {
-    let StoredSession { session_id, name, host_key, key_file, .. } = connected(access, session)?.stored;
-    let host = name.unwrap_or_else(|| session_id.clone());
-    let known_hosts =
-        access.store().keep_host_key(&session_id, &host_key).map_err(|error| access.state_error(error))?;
+fn show_ssh_config(access: &Access, session: &str, proxy: &str) -> Result<u8, CliError> {
+    let stored = connected(access, session)?.stored;
+    let known_hosts = known_hosts(access, &stored)?;
+    let StoredSession { session_id, name, key_file, .. } = stored;
+    // ssh takes no host with a space or a special character.
+    let is_host = |name: &String| name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let host = name.filter(is_host).unwrap_or_else(|| session_id.clone());
     out::result(&format!(
-        "Host {host}\n  HostName {session_id}\n  User root\n  ProxyCommand {} proxy {session_id}\n  \
+        "Host {host}\n  HostName {session_id}\n  User root\n  ProxyCommand {proxy} {session_id}\n  \
          IdentityFile {}\n  IdentitiesOnly yes\n  UserKnownHostsFile {}\n  StrictHostKeyChecking yes",
-        quoted(&own_path()),
-        quoted(&key_file.display().to_string()),
-        quoted(&known_hosts.display().to_string()),
+        ssh_argument(&key_file.display().to_string()),
+        ssh_argument(&known_hosts.display().to_string()),
     ));
     Ok(0)
+}
+
+/// Writes the file of a session's host key for ssh.
+fn known_hosts(access: &Access, stored: &StoredSession) -> Result<PathBuf, KernelError> {
+    let kept = access.store().keep_host_key(&stored.session_id, &stored.host_key);
+    kept.map_err(|error| access.state_error(error))
 }
 
 fn choose(access: &Access, session: &str) -> Result<u8, CliError> {
@@ -120,18 +168,28 @@ fn choose(access: &Access, session: &str) -> Result<u8, CliError> {
 }
 
 /// Prints the official CLI's description of a VM that it has set up, with ksync as the proxy.
-fn setup(access: &Access, session: &str, json: bool) -> Result<u8, CliError> {
+fn setup(access: &Access, session: &str, proxy: &str, json: bool) -> Result<u8, CliError> {
     let session = access.meant(session)?;
     let ConnectedVm { stored, provisioned } = connected(access, &session)?;
     if json {
-        let proxy = format!("{} proxy {}", quoted(&own_path()), stored.bridge_url());
-        let key_file = stored.key_file.display().to_string();
+        let proxy = format!("{proxy} {}", stored.bridge_url());
+        let known_hosts = known_hosts(access, &stored)?;
+        // The host is named by its session, since each one on this machine is localhost.
+        let options = [
+            format!("ProxyCommand={proxy}"),
+            format!("HostKeyAlias={}", stored.session_id),
+            format!("UserKnownHostsFile={}", ssh_argument(&known_hosts.display().to_string())),
+            "StrictHostKeyChecking=yes".to_owned(),
+            format!("IdentityFile={}", ssh_argument(&stored.key_file.display().to_string())),
+            "IdentitiesOnly=yes".to_owned(),
+        ];
+        let options = options.map(|option| format!("-o {} ", quoted(&option))).concat();
         let told = json!({
             "vm_domain": stored.vm_domain,
             "session_id": stored.session_id,
-            "ssh_key_file": key_file,
+            "ssh_key_file": stored.key_file.display().to_string(),
             "proxy_command": proxy,
-            "ssh_command": format!("ssh -o 'ProxyCommand={proxy}' -i {} root@localhost", quoted(&key_file)),
+            "ssh_command": format!("ssh {options}root@localhost"),
         });
         out::result(&told.to_string());
     } else {
@@ -157,13 +215,14 @@ fn delete(access: &Access, session: &str) -> Result<u8, CliError> {
     let stored = access.store().find(&session);
     let pool = stored.as_ref().and_then(|stored| stored.pool.clone());
     let id = stored.map_or(session, |stored| stored.session_id);
-    match pool.map_or_else(|| of_pool(&api, &id), |pool| Ok(Some(pool)))? {
+    let done = match pool.map_or_else(|| of_pool(&api, &id), |pool| Ok(Some(pool)))? {
         // Another user gets the session next, so nothing of ours may stay in it.
-        Some(pool) => api.release(&pool, &id, false),
-        None => api.delete(&id),
+        Some(pool) => api.release(&pool, &id, false).map(|()| "returned to its pool, which makes it anew"),
+        None => api.delete(&id).map(|()| "deleted, with its files"),
     }
     .map_err(KernelError::from)?;
     access.forget(&id);
+    out::note(&format!("ksync: session {} is {done}", shown(&id)));
     Ok(0)
 }
 
@@ -189,20 +248,25 @@ fn connected(access: &Access, session: &str) -> Result<ConnectedVm, KernelError>
     })
 }
 
-/// A session's fields without secrets.
-fn of_browser(browser: &Browser) -> Value {
-    json!({
-        "session_id": browser.session_id,
-        "name": browser.name,
-        "created_at": browser.created_at,
-        "headless": browser.headless,
-        "stealth": browser.stealth,
-        "timeout_seconds": browser.timeout_seconds,
-        "pool": browser.pool.as_ref().map(|pool| pool.id.as_str()),
-        "live_view_url": browser.browser_live_view_url,
-    })
+/// A session's fields, without empty ones.
+fn fields(browser: &Browser) -> Map<String, Value> {
+    let mut fields = match serde_json::to_value(browser) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    };
+    fields.retain(|_, value| !value.is_null());
+    fields
 }
 
-fn own_path() -> String {
-    std::env::current_exe().map_or_else(|_| "ksync".to_owned(), |path| path.display().to_string())
+/// A text of the platform, for a terminal.
+fn shown(text: &str) -> String {
+    escape(text.as_bytes()).into_owned()
+}
+
+/// `ksync proxy` as a ProxyCommand, where `%` begins a token.
+fn proxy_command(ca_cert: Option<&Path>) -> String {
+    let own = std::env::current_exe().map_or_else(|_| "ksync".to_owned(), |path| path.display().to_string());
+    let ca_cert = ca_cert.map(|file| std::path::absolute(file).unwrap_or_else(|_| file.to_owned()));
+    let ca_cert = ca_cert.map(|file| format!(" --ca-cert {}", quoted(&file.display().to_string())));
+    format!("{} proxy{}", quoted(&own), ca_cert.unwrap_or_default()).replace('%', "%%")
 }

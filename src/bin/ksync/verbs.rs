@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Subcommand};
 
 use crate::args::seconds;
-use crate::usage::number;
+use crate::create::CreateArgs;
 
 /// `ksync flush`.
 #[derive(Debug, Args)]
@@ -36,23 +36,7 @@ pub(crate) struct SessionArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum SessionVerb {
     /// Create a session, or take one from a pool; it becomes the current one
-    Create {
-        /// Idle time after which the session ends, 10 to 259200
-        #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = number(10..=259_200u64, "seconds, 10 to 259200"))]
-        timeout: u64,
-        /// Create it without a screen
-        #[arg(long)]
-        headless: bool,
-        /// A name that no other session has at the time
-        #[arg(long)]
-        name: Option<String>,
-        /// Take a session of this pool, as it is
-        #[arg(long, conflicts_with_all = ["timeout", "headless", "name"])]
-        pool: Option<String>,
-        /// Print one line of JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Create(Box<CreateArgs>),
     /// List the active sessions; a star marks the current one
     List {
         /// Print one line of JSON for each session
@@ -65,9 +49,12 @@ pub(crate) enum SessionVerb {
         #[arg(default_value = "session")]
         session: String,
         /// Print a Host block for ~/.ssh/config
-        #[arg(long)]
+        #[arg(long, conflicts_with = "json")]
         ssh_config: bool,
-        /// Print one line of JSON
+        /// Print the URL for CDP clients such as Playwright and Puppeteer; it holds a token
+        #[arg(long, conflicts_with_all = ["json", "ssh_config"])]
+        cdp_url: bool,
+        /// Print one line of JSON with all fields of the platform's API, tokens included
         #[arg(long)]
         json: bool,
     },
@@ -103,10 +90,8 @@ impl SessionVerb {
     /// True if stdout gets JSON for programs.
     pub(crate) fn is_json(&self) -> bool {
         match self {
-            Self::Create { json, .. }
-            | Self::List { json }
-            | Self::Show { json, .. }
-            | Self::Setup { json, .. } => *json,
+            Self::Create(args) => args.json,
+            Self::List { json } | Self::Show { json, .. } | Self::Setup { json, .. } => *json,
             Self::Use { .. } | Self::Delete { .. } | Self::Cleanup { .. } => false,
         }
     }
@@ -154,12 +139,19 @@ pub(crate) struct DoctorArgs {
 #[derive(Debug, Args)]
 pub(crate) struct AccessArgs {
     /// The private key file for the login; by default a separate one for each session
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE", global = true, display_order = 100)]
     pub(crate) identity: Option<PathBuf>,
     /// Additional root certificates
-    #[arg(long, value_name = "FILE", env = "KSYNC_CA_CERT", hide_env_values = true, global = true)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KSYNC_CA_CERT",
+        hide_env_values = true,
+        global = true,
+        display_order = 101
+    )]
     pub(crate) ca_cert: Option<PathBuf>,
     /// Print this help
-    #[arg(short = 'h', long, action = ArgAction::Help, global = true)]
+    #[arg(short = 'h', long, action = ArgAction::Help, global = true, display_order = 102)]
     help: Option<bool>,
 }

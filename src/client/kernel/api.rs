@@ -11,7 +11,8 @@ use ureq::http::{HeaderMap, Method};
 use crate::kernel::error::{ApiError, Call, Subject, quoted};
 use crate::kernel::http::{Answer, Content, Http, Request};
 use crate::kernel::settings::Settings;
-use crate::kernel::types::{Browser, Exec, Executed, NewBrowser};
+use crate::kernel::types::{Browser, Exec, Executed, Parameters};
+use crate::remote::Proxies;
 
 /// Largest answer that ksync reads, in bytes.
 const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
@@ -48,12 +49,16 @@ pub struct Api {
 }
 
 impl Api {
-    /// Prepares a client without connecting.
+    /// Prepares a client without connecting. It goes through the proxy that the environment names.
     ///
     /// # Errors
-    /// The base URL, the key, the project or the CA file is unusable.
+    /// The base URL, the key, the project, the CA file or the proxy is unusable.
     pub fn new(settings: &Settings) -> Result<Self, ApiError> {
-        Ok(Self { http: Http::new(settings)? })
+        Self::through(settings, &Proxies::of_environment())
+    }
+
+    fn through(settings: &Settings, proxies: &Proxies) -> Result<Self, ApiError> {
+        Ok(Self { http: Http::new(settings, proxies)? })
     }
 
     /// Creates a session. If the answer is lost, a session may exist that nobody knows of; its own
@@ -61,9 +66,9 @@ impl Api {
     ///
     /// # Errors
     /// As for all calls; also if the platform has no capacity (529).
-    pub fn create(&self, browser: &NewBrowser) -> Result<Browser, ApiError> {
-        let call = Call::new("create a browser", Subject::Account);
-        let answer = self.post(&call, "/browsers", browser)?;
+    pub fn create(&self, parameters: &Parameters) -> Result<Browser, ApiError> {
+        let call = Call::new("create a session", Subject::Account);
+        let answer = self.post(&call, "/browsers", parameters)?;
         self.parse(&call, &answer.body)
     }
 
@@ -110,21 +115,25 @@ impl Api {
         self.http.send(&call, &self.request(Method::DELETE, path, Content::Nothing)).map(|_| ())
     }
 
-    /// Takes a session out of a pool. Waits up to `timeout` until one is free.
+    /// Takes a session out of a pool. Waits up to `timeout` until one is free. A pool's session
+    /// takes fewer parameters than a new one.
     ///
     /// # Errors
     /// As for all calls; also if the pool does not exist, or no session became free.
-    pub fn acquire(&self, pool: &str, timeout: Duration) -> Result<Browser, ApiError> {
-        #[derive(Serialize)]
-        struct Acquire {
-            acquire_timeout_seconds: u64,
-        }
+    pub fn acquire(
+        &self,
+        pool: &str,
+        timeout: Duration,
+        parameters: &Parameters,
+    ) -> Result<Browser, ApiError> {
+        let mut parameters = parameters.clone();
         let call = Call::new(format!("acquire a session of the pool {}", quoted(pool)), Subject::Pool);
         let path = path(&call, &["browser_pools", pool, "acquire"])?;
         let mut left = timeout;
         loop {
             let hold = left.clamp(Duration::from_secs(1), ACQUIRE_HOLD);
-            let content = self.json(&call, &Acquire { acquire_timeout_seconds: hold.as_secs() })?;
+            parameters.insert("acquire_timeout_seconds".to_owned(), hold.as_secs().into());
+            let content = self.json(&call, &parameters)?;
             let mut request = self.request(Method::POST, path.clone(), content);
             request.timeout = request.timeout.saturating_add(hold);
             let begin = Instant::now();

@@ -1,4 +1,4 @@
-//! Extracts the domain of a VM from its browser's URL, by the rules of the official client.
+//! Extracts the domain of a VM from its session's CDP URL, by the rules of the official client.
 //!
 //! The URL carries a JSON web token, whose payload names the VM. ksync does not check its
 //! signature, and cannot: the platform alone has the key. The check is not needed either. The token
@@ -63,22 +63,22 @@ pub struct Vm {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DomainError {
     /// The URL is too long.
-    #[error("the URL of its browser is {0} bytes long, which is more than {URL_BYTES_MAX}")]
+    #[error("its CDP URL is {0} bytes long, which is more than {URL_BYTES_MAX}")]
     TooLong(usize),
     /// The text is not a URL.
-    #[error("the address of its browser is not a URL")]
+    #[error("its CDP URL is not a URL")]
     NotAUrl,
     /// The token does not have three parts.
-    #[error("the token of its browser does not have three parts")]
+    #[error("the token in its CDP URL does not have three parts")]
     Parts,
     /// The token's payload is malformed.
-    #[error("the token of its browser is not base64url of JSON")]
+    #[error("the token in its CDP URL is not base64url of JSON")]
     Payload,
     /// The token names no VM.
-    #[error("the token of its browser names no VM")]
+    #[error("the token in its CDP URL names no VM")]
     Empty,
     /// The name cannot be that of a host.
-    #[error("the VM of its browser has a name that no host can have")]
+    #[error("the VM in its CDP URL has a name that no host can have")]
     NotADomain,
 }
 

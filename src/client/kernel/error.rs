@@ -58,6 +58,14 @@ pub enum ApiError {
         /// The cause.
         source: io::Error,
     },
+    /// The proxy gave no connection to the API.
+    #[error("could not {call}")]
+    Proxy {
+        /// The call.
+        call: Call,
+        /// The cause.
+        source: Box<RemoteError>,
+    },
     /// The TLS handshake failed on either side.
     #[error("could not {call}: {endpoint} cannot be trusted")]
     Untrusted {
@@ -166,6 +174,10 @@ impl ApiError {
             Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
                 ApiErrorKind::ConnectTimeout
             }
+            Self::Proxy { source, .. } if source.kind() == ErrorKind::ConnectTimeout => {
+                ApiErrorKind::ConnectTimeout
+            }
+            Self::Proxy { .. } => ApiErrorKind::Socket,
             Self::Tls(_) | Self::Unreachable { .. } | Self::Untrusted { .. } | Self::Redirected { .. } => {
                 ApiErrorKind::Socket
             }
@@ -203,6 +215,7 @@ impl ApiError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::NoneFree { .. } => true,
+            Self::Proxy { source, .. } => source.is_retryable(),
             Self::Refused { status_error, .. } => matches!(status_error.status, 408 | 409 | 429 | 500..),
             _ => false,
         }
@@ -227,8 +240,9 @@ impl ApiError {
             Self::Key { .. } => "Set KERNEL_API_KEY to a key from the dashboard of Kernel.",
             Self::Argument { .. } => "Check how it is spelled.",
             Self::Tls(error) => return error.hint(),
+            Self::Proxy { source, .. } => return source.hint(),
             Self::Unreachable { .. } => {
-                "Check the network, the proxy settings (HTTPS_PROXY), and KERNEL_BASE_URL if it is set."
+                "Check the network, and KERNEL_BASE_URL if it is set; HTTPS_PROXY names a proxy if the network needs one."
             }
             Self::Untrusted { source, .. } => return source.hint(),
             Self::TimedOut { .. } => "Try again in a moment.",
@@ -266,7 +280,7 @@ pub(super) enum Subject {
 }
 
 impl Call {
-    /// Makes a call that `verb` describes, e.g. "create a browser".
+    /// Makes a call that `verb` describes, e.g. "create a session".
     pub(super) fn new(verb: impl Into<String>, subject: Subject) -> Self {
         Self { text: verb.into(), subject }
     }

@@ -7,20 +7,21 @@ use std::time::{Duration, Instant, SystemTime};
 use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use ureq::http::{HeaderMap, HeaderValue, Method, Response, request};
 use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{Connector, DefaultConnector};
+use ureq::unversioned::transport::{Connector, TcpConnector};
 use ureq::{Agent, AsSendBody, Body, Timeout};
 
 use crate::kernel::api_key::ApiKey;
 use crate::kernel::error::{ApiError, Call, StatusError, Subject};
+use crate::kernel::proxy::ProxyConnector;
 use crate::kernel::retry::{Advice, Decision, Outcome, decide};
 use crate::kernel::settings::{Base, Settings};
 use crate::kernel::tls::TlsConnector;
 use crate::log::debug;
-use crate::remote::client_config;
+use crate::remote::{Proxies, ProxyError, RemoteError, client_config};
 use crate::tree::path::escape;
 
-/// Header that names the project.
-const PROJECT_HEADER: &str = "X-Kernel-Project-Id";
+/// Header that names the project by its id or name.
+const PROJECT_HEADER: &str = "X-Kernel-Project";
 
 /// Longest connect timeout.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(30);
@@ -82,25 +83,30 @@ pub(super) struct Answer {
 
 impl Http {
     /// Prepares a client without connecting.
-    pub(super) fn new(settings: &Settings) -> Result<Self, ApiError> {
+    pub(super) fn new(settings: &Settings, proxies: &Proxies) -> Result<Self, ApiError> {
         let base = Base::parse(&settings.base_url)?;
         let authorization = settings.key.header().map_err(|reason| ApiError::Key { reason })?;
         let project = settings.project.as_deref().map(HeaderValue::from_str).transpose().map_err(|_| {
             let call = Call::new("name the project", Subject::Account);
-            ApiError::Argument { call, reason: "its id does not fit in a header" }
+            ApiError::Argument { call, reason: "it does not fit in a header" }
         })?;
         let tls = base.encrypted.then(|| client_config(settings.ca_cert.as_deref(), &base.endpoint));
-        let mut config = Agent::config_builder()
+        let tls = tls.transpose()?;
+        // A proxy must not get the key unencrypted.
+        let proxy = if base.encrypted { proxies.to(true, &base.host, base.port)? } else { None };
+        // The connector opens the tunnel. This only tells ureq to leave the host's name to it.
+        let named = proxy.as_ref().and_then(|proxy| ureq::Proxy::new(&proxy.authority()).ok());
+        let config = Agent::config_builder()
+            .proxy(named)
             .http_status_as_error(false)
             // A redirect would take the key along.
             .max_redirects(0)
             .user_agent(concat!("ksync/", env!("CARGO_PKG_VERSION")))
             .accept("application/json");
-        if base.is_loopback {
-            // No proxy leads to this machine, and a proxy must not get the key unencrypted.
-            config = config.proxy(None);
-        }
-        let connector = DefaultConnector::new().chain(TlsConnector(tls.transpose()?));
+        let endpoint = base.endpoint.clone();
+        let connector = ProxyConnector { proxy, tls: tls.clone(), endpoint }
+            .chain(TcpConnector::default())
+            .chain(TlsConnector(tls));
         Ok(Self {
             agent: Agent::with_parts(config.build(), connector, DefaultResolver::default()),
             base,
@@ -222,13 +228,21 @@ impl Http {
             ureq::Error::Timeout(_) => {
                 ApiError::TimedOut { call, endpoint, after: request.timeout, is_connecting: false }
             }
-            ureq::Error::Io(source) if source.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) => {
-                ApiError::Untrusted { call, endpoint, source: source.into() }
-            }
-            ureq::Error::Io(source) => ApiError::Unreachable { call, endpoint, source },
-            error @ (ureq::Error::HostNotFound
-            | ureq::Error::ConnectionFailed
-            | ureq::Error::ConnectProxyFailed(_)) => {
+            ureq::Error::Io(source) => match source.downcast::<RemoteError>() {
+                Ok(mut source) => {
+                    if let RemoteError::Proxy { source, .. } = &mut source
+                        && let ProxyError::TimedOut(after) = source.as_mut()
+                    {
+                        *after = connect_timeout(request.timeout);
+                    }
+                    ApiError::Proxy { call, source: Box::new(source) }
+                }
+                Err(source) if source.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) => {
+                    ApiError::Untrusted { call, endpoint, source: source.into() }
+                }
+                Err(source) => ApiError::Unreachable { call, endpoint, source },
+            },
+            error @ (ureq::Error::HostNotFound | ureq::Error::ConnectionFailed) => {
                 ApiError::Unreachable { call, endpoint, source: io::Error::other(text(&error)) }
             }
             ureq::Error::BodyExceedsLimit(limit) => {
@@ -249,6 +263,7 @@ fn connect_timeout(timeout: Duration) -> Duration {
 fn outcome(error: &ApiError) -> Outcome {
     match error {
         ApiError::Unreachable { .. } | ApiError::TimedOut { .. } => Outcome::NoAnswer,
+        ApiError::Proxy { source, .. } if source.is_retryable() => Outcome::NoAnswer,
         ApiError::Refused { status_error, .. } => {
             Outcome::Answer { status: status_error.status, advice: status_error.advice }
         }

@@ -11,6 +11,7 @@
 //! api ── types, domain     calls, their arguments and answers
 //!  └─ http ── retry        one call, with its retries
 //!      ├─ settings         address and key of the API
+//!      ├─ proxy            the same proxies as `remote`
 //!      └─ tls              the same TLS roots as `remote`
 //! ```
 //!
@@ -35,6 +36,7 @@ mod http;
 mod keep_alive;
 mod keys;
 mod provision;
+mod proxy;
 mod retry;
 mod session_store;
 mod settings;
@@ -56,4 +58,4 @@ pub use keys::{Key, KeyError};
 pub use provision::{ProvisionError, Provisioned};
 pub use session_store::{SessionStore, StoredSession, bridge_url};
 pub use settings::{DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
-pub use types::{Browser, Exec, Executed, NewBrowser, Pool};
+pub use types::{Browser, Exec, Executed, Parameters, Pool};

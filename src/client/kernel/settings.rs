@@ -23,7 +23,7 @@ pub struct Settings {
     pub base_url: String,
     /// The API key.
     pub key: ApiKey,
-    /// Project of all calls, if not the key's own.
+    /// Id or name of the project of all calls, if not the key's own.
     pub project: Option<String>,
     /// A PEM file with roots that ksync trusts in addition to the platform's.
     pub ca_cert: Option<PathBuf>,
@@ -40,8 +40,10 @@ pub(super) struct Base {
     pub(super) endpoint: String,
     /// True for `https`.
     pub(super) encrypted: bool,
-    /// True if the host is this machine.
-    pub(super) is_loopback: bool,
+    /// The host, without the brackets of an IPv6 address.
+    pub(super) host: String,
+    /// The port of the URL, or the scheme's default.
+    pub(super) port: u16,
 }
 
 impl Base {
@@ -78,7 +80,8 @@ impl Base {
             url: format!("{scheme}://{authority}{}", uri.path().trim_end_matches('/')),
             endpoint: format!("{scheme}://{}", escape(authority.as_bytes())),
             encrypted,
-            is_loopback,
+            host: host.to_owned(),
+            port: uri.port_u16().unwrap_or(if encrypted { 443 } else { 80 }),
         })
     }
 }
@@ -115,18 +118,24 @@ mod tests {
 
     #[test]
     fn a_key_is_sent_in_clear_to_this_machine_only() {
-        for (url, expected, is_loopback) in [
-            (DEFAULT_BASE_URL, DEFAULT_BASE_URL, false),
-            ("https://api.onkernel.com/", DEFAULT_BASE_URL, false),
-            ("https://proxy.example:8443/kernel/", "https://proxy.example:8443/kernel", false),
-            ("http://127.0.0.1:8080", "http://127.0.0.1:8080", true),
-            ("http://127.8.9.1", "http://127.8.9.1", true),
-            ("http://localhost:80/x", "http://localhost:80/x", true),
-            ("http://[::1]:80", "http://[::1]:80", true),
-            ("https://127.0.0.1", "https://127.0.0.1", true),
+        for (url, expected, host, port) in [
+            (DEFAULT_BASE_URL, DEFAULT_BASE_URL, "api.onkernel.com", 443),
+            ("https://api.onkernel.com/", DEFAULT_BASE_URL, "api.onkernel.com", 443),
+            (
+                "https://proxy.example:8443/kernel/",
+                "https://proxy.example:8443/kernel",
+                "proxy.example",
+                8443,
+            ),
+            ("http://127.0.0.1:8080", "http://127.0.0.1:8080", "127.0.0.1", 8080),
+            ("http://127.8.9.1", "http://127.8.9.1", "127.8.9.1", 80),
+            ("http://localhost:80/x", "http://localhost:80/x", "localhost", 80),
+            ("http://[::1]:80", "http://[::1]:80", "::1", 80),
+            ("https://127.0.0.1", "https://127.0.0.1", "127.0.0.1", 443),
         ] {
             let base = Base::parse(url).unwrap();
-            assert_eq!((base.url.as_str(), base.is_loopback), (expected, is_loopback), "{url}");
+            assert_eq!(base.url, expected);
+            assert_eq!((base.host.as_str(), base.port), (host, port), "{url}");
             assert_eq!(base.encrypted, url.starts_with("https"));
         }
         for (url, reason) in [

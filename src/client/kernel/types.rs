@@ -1,4 +1,4 @@
-//! Requests and answers of the API, with the fields that ksync needs. Other fields are ignored.
+//! Requests and answers of the API. Fields that ksync does not know pass through.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::kernel::domain::{self, Vm};
 use crate::kernel::error::ApiError;
@@ -13,12 +14,14 @@ use crate::tree::path::escape;
 
 /// A session: one browser VM.
 ///
-/// Its URLs hold tokens that open the VM to whoever has them, so its `Debug` shows no URL.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
+/// Its URLs hold tokens that open the VM to whoever has them, so its `Debug` shows no URL. It is
+/// serialised as the API gave it, tokens included.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Browser {
     /// The session's id.
     pub session_id: String,
     /// The session's name, valid while the session lives.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// URL of Chromium's DevTools protocol (CDP). It holds a token.
     pub cdp_ws_url: String,
@@ -31,13 +34,20 @@ pub struct Browser {
     /// Idle timeout in seconds. SSH does not count as use.
     pub timeout_seconds: u64,
     /// The pool of the session.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
     /// URL of the VM's own API. It may hold a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub base_url: Option<String>,
     /// URL of the live view. It holds a token; a headless session has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub browser_live_view_url: Option<String>,
     /// Deletion time in RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub deleted_at: Option<String>,
+    /// All other fields.
+    #[serde(flatten)]
+    pub others: Map<String, Value>,
 }
 
 impl Browser {
@@ -69,28 +79,17 @@ impl fmt::Debug for Browser {
 }
 
 /// A pool of idle sessions.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
     /// The pool's id.
     pub id: String,
     /// The pool's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
-/// Parameters of a new session.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct NewBrowser {
-    /// Idle timeout in seconds, from 10 to 259,200; the default is 60.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub timeout_seconds: Option<u64>,
-    /// Creates a session without a screen, and with less memory.
-    pub headless: bool,
-    /// Creates a session that hides its automation.
-    pub stealth: bool,
-    /// The session's name, which no other session may have.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-}
+/// Parameters of a new session, as the API takes them.
+pub type Parameters = Map<String, Value>;
 
 /// A command to run on a VM, without a shell. The VM keeps its output in memory until it has ended.
 ///
@@ -177,9 +176,15 @@ mod tests {
     }
 
     #[test]
+    fn fields_pass_through_and_empty_ones_are_left_out() {
+        let browser: Browser = serde_json::from_str(FULL).unwrap();
+        let mut given: Value = serde_json::from_str(FULL).unwrap();
+        given["pool"] = serde_json::json!({ "id": "p1" });
+        assert_eq!(serde_json::to_value(&browser).unwrap(), given);
+    }
+
+    #[test]
     fn unset_fields_are_not_sent() {
-        let text = serde_json::to_string(&NewBrowser::default()).unwrap();
-        assert_eq!(text, r#"{"headless":false,"stealth":false}"#);
         let exec = Exec { command: "true".into(), timeout_sec: 5, ..Exec::default() };
         let text = serde_json::to_string(&exec).unwrap();
         assert_eq!(text, r#"{"command":"true","args":[],"as_root":false,"timeout_sec":5}"#);

@@ -10,10 +10,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::remote::dial::{Dialled, dial};
 use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError, TLS_HANDSHAKE};
 use crate::remote::greeting::{self, Greeted};
 use crate::remote::protocol::{Protocol, Wanted};
-use crate::remote::tcp::{self, ByteStream};
+use crate::remote::proxies::Proxies;
+use crate::remote::tcp::ByteStream;
 use crate::remote::timeout::{GOODBYE_TIMEOUT, within};
 use crate::remote::tls::Tls;
 use crate::remote::websocket::{self, Address};
@@ -47,7 +49,8 @@ async fn carry(
     silence: Duration,
 ) -> Result<(), RemoteError> {
     let (address, connection_status) = (Address::parse(url)?, ConnectionStatus::default());
-    let (stream, socket) = open(&address, ca_cert, timeout, silence, &connection_status).await?;
+    let proxies = Proxies::of_environment();
+    let (stream, socket) = open(&address, ca_cert, &proxies, timeout, silence, &connection_status).await?;
     let (mut reader, mut writer) = tokio::io::split(stream);
     let up = async {
         tokio::io::copy(&mut tokio::io::stdin(), &mut writer).await?;
@@ -89,7 +92,9 @@ async fn carry(
 /// The WebSocket cannot be opened.
 pub async fn hold_open(url: &str, ca_cert: Option<&Path>) -> Result<(), RemoteError> {
     let (address, connection_status) = (Address::parse(url)?, ConnectionStatus::default());
-    let (stream, socket) = open(&address, ca_cert, HOLD_TIMEOUT, HOLD_SILENCE, &connection_status).await?;
+    let proxies = Proxies::of_environment();
+    let (stream, socket) =
+        open(&address, ca_cert, &proxies, HOLD_TIMEOUT, HOLD_SILENCE, &connection_status).await?;
     let (mut reader, _writer) = tokio::io::split(stream);
     // Received bytes are discarded.
     let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
@@ -102,6 +107,7 @@ pub async fn hold_open(url: &str, ca_cert: Option<&Path>) -> Result<(), RemoteEr
 pub(super) async fn open(
     address: &Address,
     ca_cert: Option<&Path>,
+    proxies: &Proxies,
     timeout: Duration,
     silence: Duration,
     connection_status: &ConnectionStatus,
@@ -109,9 +115,11 @@ pub(super) async fn open(
     let endpoint = address.endpoint();
     let tls = address.encrypted.then(|| Tls::new(ca_cert, &endpoint)).transpose()?;
     let begin = Instant::now();
-    let stream = tcp::connect(&address.host, address.port, &endpoint, timeout).await?;
+    let Dialled { stream, is_direct } = dial(address, proxies, ca_cert, timeout).await?;
     let round_trip = begin.elapsed();
-    let (host, port) = (address.host.as_str(), Some((address.host.as_str(), address.port)));
+    let host = address.host.as_str();
+    // A port behind a proxy is not asked for its protocol.
+    let port = is_direct.then_some((host, address.port));
     let opening = |stream, greeting, wanted| {
         let endpoint = &endpoint;
         async move {

@@ -23,6 +23,7 @@ use crate::remote::hostkey::HostKeys;
 use crate::remote::keys::Keys;
 use crate::remote::probe::Probe;
 use crate::remote::protocol::{Protocol, Wanted};
+use crate::remote::proxies::Proxies;
 use crate::remote::pump::{self, Waiting};
 use crate::remote::secrets::Secrets;
 use crate::remote::ssh::{self, Client, Shown};
@@ -92,6 +93,8 @@ pub enum Transport {
         url: String,
         /// A PEM file with roots that ksync trusts in addition to the platform's.
         ca_cert: Option<PathBuf>,
+        /// The proxies to go through.
+        proxies: Proxies,
     },
 }
 
@@ -144,14 +147,15 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
                 endpoint,
             )
         }
-        Transport::WebSocket { url, ca_cert } => {
+        Transport::WebSocket { url, ca_cert, proxies } => {
             let address = Address::parse(url)?;
             let endpoint = address.endpoint();
             let on_top = WEBSOCKET_ROUND_TRIPS + if address.encrypted { TLS_ROUND_TRIPS } else { 0 };
             round_trips += on_top;
             let (silence, begin) = (target.silence_timeout, Instant::now());
             let (stream, socket) =
-                bridge::open(&address, ca_cert.as_deref(), timeout, silence, &connection_status).await?;
+                bridge::open(&address, ca_cert.as_deref(), proxies, timeout, silence, &connection_status)
+                    .await?;
             let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
             let session =
                 handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown)

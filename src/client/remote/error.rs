@@ -10,6 +10,7 @@ use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::http::StatusCode;
 
 use crate::remote::protocol::{Protocol, Wanted};
+use crate::remote::proxy_error::ProxyError;
 use crate::remote::tls_error::TlsError;
 
 /// Error of a connection that failed or was lost, or of an agent that did not start.
@@ -63,6 +64,26 @@ pub enum RemoteError {
         endpoint: String,
         /// The cause.
         source: io::Error,
+    },
+    /// A variable of the environment names no usable proxy.
+    #[error("could not use the proxy in {variable}: {reason}")]
+    ProxySetting {
+        /// The variable.
+        variable: &'static str,
+        /// The defect of its value.
+        reason: String,
+    },
+    /// The proxy gave no connection to the server.
+    #[error("could not connect to {endpoint} through the proxy {proxy}")]
+    Proxy {
+        /// The server.
+        endpoint: String,
+        /// The proxy and its variable, without its login.
+        proxy: String,
+        /// The variable.
+        variable: &'static str,
+        /// The cause.
+        source: Box<ProxyError>,
     },
     /// The TLS handshake failed on either side.
     #[error("could not make a TLS connection to {endpoint}")]
@@ -291,7 +312,7 @@ impl RemoteError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Url { .. } | Self::CaCert { .. } => ErrorKind::Usage,
+            Self::Url { .. } | Self::CaCert { .. } | Self::ProxySetting { .. } => ErrorKind::Usage,
             Self::Identity { .. }
             | Self::OnlyPublic { .. }
             | Self::Unprotected { .. }
@@ -299,11 +320,15 @@ impl RemoteError {
             Self::HostKey { .. } => ErrorKind::HostKey,
             Self::Output { .. } => ErrorKind::FileIo,
             Self::TimedOut { .. } => ErrorKind::ConnectTimeout,
+            Self::Proxy { source, .. } if matches!(**source, ProxyError::TimedOut(_)) => {
+                ErrorKind::ConnectTimeout
+            }
             Self::Lost { source: DisconnectReason::Silence(_), .. } => ErrorKind::Timeout,
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
                 ErrorKind::ConnectTimeout
             }
             Self::Connect { .. }
+            | Self::Proxy { .. }
             | Self::Tls { .. }
             | Self::OtherProtocol { .. }
             | Self::ClosedAtOnce { .. }
@@ -338,6 +363,7 @@ impl RemoteError {
             | Self::ClosedAtOnce { .. }
             | Self::NotRun { fault: ShellFault::Silent(_), .. }
             | Self::Lost { .. } => true,
+            Self::Proxy { source, .. } => source.is_retryable(),
             // While a VM wakes up, the proxy in front of its bridge answers with these statuses.
             Self::NoWebSocket { status, .. } => matches!(status, 429 | 500..),
             Self::WebSocket { source, .. } => {
@@ -395,6 +421,13 @@ impl RemoteError {
             }
             Self::Unprotected { path, .. } => format!("Run chmod 600 {}.", path.display()),
             Self::Connect { .. } => "Check the host, the port, and that the network leads there.".into(),
+            Self::ProxySetting { .. } => {
+                "Write it as http://HOST:PORT or socks5h://HOST:PORT, with USER:PASSWORD@ before HOST if need be.".into()
+            }
+            Self::Proxy { endpoint, variable, source, .. } => {
+                let authority = authority(endpoint);
+                source.hint(variable, authority.rsplit_once(':').map_or(authority, |(host, _)| host))
+            }
             Self::Tls { source, .. } => source.hint(),
             Self::OtherProtocol { endpoint, wanted, protocol } => protocol.hint(*wanted, authority(endpoint)),
             Self::ClosedAtOnce { wanted: Wanted::SshBehindBridge, .. } => {

@@ -2,8 +2,8 @@
 //! neither the engine nor the disk.
 //!
 //! ```text
-//! tcp ─┬───────────────────────────┬─ ssh ─ auth ─ exec channel ─ bootstrap ─ agent
-//!      └─ (tls) ─ websocket ───────┘   └─ hostkey (known_hosts)     └─ agent_image
+//! tcp ─┬────────────────────────────────┬─ ssh ─ auth ─ exec channel ─ bootstrap ─ agent
+//!      └─ (tunnel) ─ (tls) ─ websocket ─┘   └─ hostkey (known_hosts)     └─ agent_image
 //! ```
 //!
 //! [`connect`] opens an SSH session to a [`Target`]. [`Connection::agent`] starts an [`Agent`] on a
@@ -23,6 +23,7 @@ mod bootstrap;
 mod bridge;
 mod command;
 mod connection;
+mod dial;
 mod error;
 mod greeting;
 mod hostkey;
@@ -32,6 +33,8 @@ mod lines;
 mod pins;
 mod probe;
 mod protocol;
+mod proxies;
+mod proxy_error;
 mod pump;
 mod secrets;
 mod send_window;
@@ -42,6 +45,7 @@ mod tcp;
 mod timeout;
 mod tls;
 mod tls_error;
+mod tunnel;
 mod upgrade;
 mod websocket;
 
@@ -55,7 +59,11 @@ pub use hostkey::HostKeys;
 pub use keys::Keys;
 pub use lines::Lines;
 pub use protocol::{Protocol, Wanted};
+pub(crate) use proxies::Scheme;
+pub use proxies::{Proxies, Proxy};
+pub use proxy_error::ProxyError;
 pub use pump::Waiting;
 pub use shell::{Size, Terminal};
 pub(crate) use tls::client_config;
 pub use tls_error::TlsError;
+pub(crate) use tunnel::{Destination, ask};

@@ -2,7 +2,7 @@
 
 use crate::remote::Connection;
 #[cfg(feature = "sandbox")]
-use crate::remote::{HostKeys, Keys, Transport, connect};
+use crate::remote::{HostKeys, Keys, Proxies, Transport, connect};
 #[cfg(feature = "sandbox")]
 use crate::sandbox::{LinkConditions, Options, Sandbox};
 use crate::sync::error::SyncError;
@@ -28,7 +28,9 @@ impl Emulator {
         };
         let sandbox = Sandbox::start(options).await.map_err(|error| SyncError::Sandbox(Box::new(error)))?;
         let mut target = common(connect_options, HostKeys::Exactly(sandbox.host_key()));
-        target.transport = Transport::WebSocket { url: sandbox.url(), ca_cert: None };
+        // No proxy leads into this process.
+        let proxies = Proxies::none();
+        target.transport = Transport::WebSocket { url: sandbox.url(), ca_cert: None, proxies };
         let text = Some(sandbox.client_key().to_owned());
         target.keys = Keys { text, only_files: true, must_be_usable: true, ..Keys::default() };
         Ok((connect(&target).await?, Self(sandbox)))

@@ -287,7 +287,7 @@ fn unreachable_hint(session: &str, diagnosis: Option<&Diagnosis>, error: &Remote
         RemoteError::Tls { source, .. } if source.is_about_trust() => return source.hint(),
         RemoteError::Connect { .. } | RemoteError::TimedOut { .. } => {
             "Something on the way lets no connection through to port 2222: look at the firewall and the VPN on this side, \
-             or try another network; ksync goes through no proxy there"
+             or try another network; HTTPS_PROXY names a proxy if the network needs one"
         }
         RemoteError::Tls { .. }
         | RemoteError::OtherProtocol { .. }

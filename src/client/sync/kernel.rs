@@ -10,7 +10,7 @@ use crate::exchange::chain;
 use crate::kernel::{Access, Expiry, KeepAlive, KernelError, Step, StoredSession};
 use crate::log::debug;
 use crate::monitor::{Preparation, Warning};
-use crate::remote::{self, Connection, ErrorKind, HostKeys, Keys, RemoteError, Target, Transport};
+use crate::remote::{self, Connection, ErrorKind, HostKeys, Keys, Proxies, RemoteError, Target, Transport};
 use crate::sync::error::SyncError;
 use crate::sync::job::{ConnectOptions, SharedMonitor};
 use crate::sync::target::{common, state_dir};
@@ -188,8 +188,8 @@ pub fn access(connect_options: &ConnectOptions) -> Result<Access, SyncError> {
 /// The connection target of a known session. Only the host key that the API reported is accepted.
 pub(super) fn target_of(stored: &StoredSession, connect_options: &ConnectOptions) -> Target {
     let mut target = common(connect_options, HostKeys::Exactly(stored.host_key.clone()));
-    target.transport =
-        Transport::WebSocket { url: stored.bridge_url(), ca_cert: connect_options.ca_cert.clone() };
+    let (url, ca_cert) = (stored.bridge_url(), connect_options.ca_cert.clone());
+    target.transport = Transport::WebSocket { url, ca_cert, proxies: Proxies::of_environment() };
     target.keys = Keys::named(vec![stored.key_file.clone()]);
     target
 }

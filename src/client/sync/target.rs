@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::kernel::{CURRENT, SessionStore, bridge_url};
 use crate::private;
 use crate::remote::ssh_config::{self, Query};
-use crate::remote::{HostKeys, Keys, Target, Transport};
+use crate::remote::{HostKeys, Keys, Proxies, Target, Transport};
 use crate::sync::endpoint::Endpoint;
 use crate::sync::error::SyncError;
 use crate::sync::job::ConnectOptions;
@@ -124,7 +124,8 @@ fn bridge_target(
         None => HostKeys::PinOnFirstUse { store: state_dir()?.join("known_hosts"), endpoint: pinned_as },
     };
     let mut target = common(connect_options, host_keys);
-    target.transport = Transport::WebSocket { url, ca_cert: connect_options.ca_cert.clone() };
+    let (ca_cert, proxies) = (connect_options.ca_cert.clone(), Proxies::of_environment());
+    target.transport = Transport::WebSocket { url, ca_cert, proxies };
     if let Some(user) = user {
         target.user = user.to_owned();
     }

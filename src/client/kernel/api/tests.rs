@@ -35,6 +35,10 @@ fn client(settings: &Settings) -> Api {
     api
 }
 
+fn parameters(value: &serde_json::Value) -> Parameters {
+    value.as_object().unwrap().clone()
+}
+
 fn slept() -> Vec<Duration> {
     SLEPT.take()
 }
@@ -70,11 +74,14 @@ fn every_call_has_the_form_that_the_platform_expects() {
         Reply::new(200, ""),
         Reply::new(204, ""),
     ]);
-    let wanted = NewBrowser { timeout_seconds: Some(90), name: Some("n".into()), ..NewBrowser::default() };
+    let wanted = parameters(&json!({ "timeout_seconds": 90, "name": "n" }));
     assert_eq!(api.create(&wanted).unwrap().session_id, "s1");
     assert_eq!(api.browser("a/b ü?").unwrap().timeout_seconds, 60);
     api.delete("s1").unwrap();
-    assert_eq!(api.acquire("pool", Duration::from_secs(5)).unwrap().session_id, "s1");
+    assert_eq!(
+        api.acquire("pool", Duration::from_secs(5), &parameters(&json!({ "name": "n" }))).unwrap().session_id,
+        "s1"
+    );
     api.release("pool", "s1", false).unwrap();
     let exec = Exec { command: "/bin/bash".into(), timeout_sec: 5, as_root: true, ..Exec::default() };
     let ended = api.exec("s1", &exec).unwrap();
@@ -89,10 +96,10 @@ fn every_call_has_the_form_that_the_platform_expects() {
     assert_eq!(
         lines,
         [
-            ("POST /browsers", &br#"{"timeout_seconds":90,"headless":false,"stealth":false,"name":"n"}"#[..]),
+            ("POST /browsers", &br#"{"name":"n","timeout_seconds":90}"#[..]),
             ("GET /browsers/a%2Fb%20%C3%BC%3F", b""),
             ("DELETE /browsers/s1", b""),
-            ("POST /browser_pools/pool/acquire", br#"{"acquire_timeout_seconds":5}"#),
+            ("POST /browser_pools/pool/acquire", br#"{"acquire_timeout_seconds":5,"name":"n"}"#),
             ("POST /browser_pools/pool/release", br#"{"session_id":"s1","reuse":false}"#),
             ("POST /browsers/s1/process/exec", exec),
             ("PUT /browsers/s1/fs/write_file?path=%2Ftmp%2Fa%20b%26c&mode=755", b"\0\xff"),
@@ -103,7 +110,7 @@ fn every_call_has_the_form_that_the_platform_expects() {
     for (index, seen) in seen.iter().enumerate() {
         assert_eq!(seen.header("authorization"), Some("Bearer sk_secret_4711"));
         assert_eq!(seen.header("user-agent"), Some(concat!("ksync/", env!("CARGO_PKG_VERSION"))));
-        assert_eq!(seen.header("x-kernel-project-id"), None);
+        assert_eq!(seen.header("x-kernel-project"), None);
         let kind = match index {
             1 | 2 => None,
             6 => Some("application/octet-stream"),
@@ -117,9 +124,17 @@ fn every_call_has_the_form_that_the_platform_expects() {
 fn the_project_is_named_if_there_is_one() {
     let server = Server::saying([Reply::new(200, "[]")]);
     let mut settings = settings(server.url());
-    settings.project = Some("p1".into());
-    assert!(client(&settings).browsers().unwrap().is_empty());
-    assert_eq!(server.seen()[0].header("x-kernel-project-id"), Some("p1"));
+    settings.project = Some("my project".into());
+    let api = client(&settings);
+    assert!(api.browsers().unwrap().is_empty());
+    api.delete("s").unwrap();
+    api.write_file("s", "/x", 0o644, b"x").unwrap();
+    api.batch("s", &json!({})).unwrap();
+    assert_eq!(server.seen().len(), 4);
+    for seen in server.seen() {
+        assert_eq!(seen.header("x-kernel-project"), Some("my project"), "{}", seen.line);
+        assert_eq!(seen.header("x-kernel-project-id"), None, "the older header takes ids only");
+    }
     settings.project = Some("p1\r\nX: y".into());
     let error = Api::new(&settings).unwrap_err();
     assert_eq!((error.exit_code(), error.to_string().contains("project")), (1, true), "{}", all_of(&error));
@@ -158,8 +173,8 @@ fn each_status_has_its_error() {
 #[test]
 fn a_lack_of_capacity_is_reported_as_such() {
     let (api, _server) = saying([Reply::new(529, r#"{"code":"no_capacity","message":"none"}"#)]);
-    let error = api.create(&NewBrowser::default()).unwrap_err();
-    assert_eq!(error.to_string(), "could not create a browser: the API answered 529 (no_capacity): none");
+    let error = api.create(&Parameters::new()).unwrap_err();
+    assert_eq!(error.to_string(), "could not create a session: the API answered 529 (no_capacity): none");
     assert_eq!((error.exit_code(), error.is_retryable()), (5, true));
     assert!(error.hint().contains("capacity"));
 }
@@ -268,22 +283,22 @@ fn a_command_that_takes_too_long_is_not_run_again() {
 fn a_session_of_a_pool_is_waited_for() {
     let empty = || Reply::new(204, "");
     let (api, server) = saying([empty(), empty(), Reply::new(200, BROWSER)]);
-    assert_eq!(api.acquire("p", Duration::from_secs(45)).unwrap().session_id, "s1");
+    assert_eq!(api.acquire("p", Duration::from_secs(45), &Parameters::new()).unwrap().session_id, "s1");
     let bodies: Vec<_> = server.seen().iter().map(|seen| seen.text().to_owned()).collect();
     assert_eq!(bodies[0], r#"{"acquire_timeout_seconds":30}"#);
     assert_eq!((bodies.len(), slept().len()), (3, 2));
 
     let (api, server) = saying([empty()]);
-    let error = api.acquire("p", Duration::from_secs(3)).unwrap_err();
+    let error = api.acquire("p", Duration::from_secs(3), &Parameters::new()).unwrap_err();
     let expected = "could not acquire a session of the pool \"p\": none became free within 3 s";
     assert_eq!((error.to_string().as_str(), error.exit_code()), (expected, 5), "{}", all_of(&error));
     assert_eq!(server.seen().len(), 3);
     let (api, server) = saying([empty()]);
-    api.acquire("p", Duration::ZERO).unwrap_err();
+    api.acquire("p", Duration::ZERO, &Parameters::new()).unwrap_err();
     assert_eq!(server.seen().len(), 1);
 
     let (api, _server) = saying([Reply::new(404, r#"{"code":"not_found","message":"no"}"#)]);
-    assert_eq!(api.acquire("p", Duration::ZERO).unwrap_err().exit_code(), 5);
+    assert_eq!(api.acquire("p", Duration::ZERO, &Parameters::new()).unwrap_err().exit_code(), 5);
 }
 
 #[test]
@@ -357,7 +372,7 @@ fn the_key_follows_no_redirect() {
     let other = Server::saying([Reply::new(200, BROWSER)]);
     for status in [301, 302, 303, 307, 308] {
         let (api, server) = saying([Reply::with(status, &[("Location", other.url().as_str())], "")]);
-        for error in [api.browser("s").unwrap_err(), api.create(&NewBrowser::default()).unwrap_err()] {
+        for error in [api.browser("s").unwrap_err(), api.create(&Parameters::new()).unwrap_err()] {
             assert_eq!(error.exit_code(), 10, "{}", all_of(&error));
             assert!(error.to_string().contains(&format!("redirect ({status})")), "{error}");
         }
@@ -410,7 +425,7 @@ fn an_endless_tls_handshake_times_out() {
 }
 
 #[test]
-fn requests_to_this_machine_bypass_the_proxy() {
+fn an_unencrypted_key_never_goes_to_a_proxy() {
     // The environment belongs to a process, so this test starts one of its own.
     let test = "kernel::api::tests::the_project_is_named_if_there_is_one";
     let proxy = Server::saying([Reply::new(502, "")]);
@@ -419,6 +434,44 @@ fn requests_to_this_machine_bypass_the_proxy() {
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && told.contains("1 passed"), "{told}");
     assert_eq!(proxy.seen().len(), 0);
+}
+
+#[test]
+fn a_proxy_that_gives_no_connection_is_named_without_its_password() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let refusing = Server::saying([Reply::Cut("HTTP/1.1 407 x\r\nProxy-Authenticate: NTLM\r\n\r\n")]);
+    let overloaded = Server::saying([Reply::Cut("HTTP/1.1 503 x\r\n\r\n")]);
+    for (port, told, exit, calls) in [
+        (silent.local_addr().unwrap().port(), "no answer within 0.15 s", 35, 3),
+        (refusing.port, "it answered 407 Proxy Authentication Required, and takes NTLM only", 10, 1),
+        (overloaded.port, "it answered 503 Service Unavailable", 10, 3),
+    ] {
+        let address = format!("http://me:token@127.0.0.1:{port}");
+        let proxies = Proxies::of(|name| (name == "HTTPS_PROXY").then(|| address.clone()));
+        let mut settings = settings("https://api.invalid".into());
+        settings.timeout = Duration::from_millis(300);
+        let mut api = Api::through(&settings, &proxies).unwrap();
+        api.http.sleep = |delay| SLEPT.with_borrow_mut(|slept| slept.push(delay));
+        let error = api.browser("s").unwrap_err();
+        assert_eq!(error.to_string(), "could not look up the session \"s\"");
+        let cause = error.source().unwrap();
+        let proxy = format!("http://127.0.0.1:{port} (HTTPS_PROXY)");
+        let expected = format!("could not connect to https://api.invalid through the proxy {proxy}");
+        assert_eq!(cause.to_string(), expected);
+        assert_eq!(cause.source().unwrap().to_string(), told);
+        assert_eq!((error.exit_code(), slept().len()), (exit, calls - 1), "{}", all_of(&error));
+        assert!(error.hint().contains("_PROXY"), "{}", error.hint());
+    }
+    for seen in [refusing.seen(), overloaded.seen()].concat() {
+        assert_eq!(seen.line, "CONNECT api.invalid:443");
+        assert_eq!(seen.header("proxy-authorization"), Some("Basic bWU6dG9rZW4="));
+        assert_eq!(seen.header("authorization"), None, "the key is for the API alone");
+    }
+    let proxies = Proxies::of(|name| (name == "all_proxy").then(|| "gopher://me:token@h".to_owned()));
+    let error = Api::through(&settings("https://api.invalid".into()), &proxies).unwrap_err();
+    let told = all_of(&error);
+    assert!(told.starts_with("could not use the proxy in all_proxy: its scheme is gopher"), "{told}");
+    assert_eq!(error.exit_code(), 1);
 }
 
 /// Makes a certificate for 127.0.0.1 with a CA of its own. Returns the server's configuration, and
