@@ -12,6 +12,7 @@ use crate::kernel::error::{ApiError, Call, Subject, quoted};
 use crate::kernel::http::{Answer, Content, Http, Request};
 use crate::kernel::settings::Settings;
 use crate::kernel::types::{Browser, Exec, Executed, NewBrowser};
+use crate::kernel::waits::Waits;
 
 /// Largest answer that ksync reads, in bytes.
 const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
@@ -54,6 +55,20 @@ impl Api {
     /// The base URL, the key, the project or the CA file is unusable.
     pub fn new(settings: &Settings) -> Result<Self, ApiError> {
         Ok(Self { http: Http::new(settings)? })
+    }
+
+    /// Returns the client with a listener of its waits.
+    #[must_use]
+    pub fn telling(mut self, waits: Waits) -> Self {
+        self.http.waits = waits;
+        self
+    }
+
+    /// How far the API's clock was ahead of this machine's at the last answer, in seconds, to within
+    /// a second or so.
+    #[must_use]
+    pub fn ahead_s(&self) -> Option<f64> {
+        self.http.ahead_s()
     }
 
     /// Creates a session. If the answer is lost, a session may exist that nobody knows of; its own
@@ -121,7 +136,7 @@ impl Api {
         }
         let call = Call::new(format!("acquire a session of the pool {}", quoted(pool)), Subject::Pool);
         let path = path(&call, &["browser_pools", pool, "acquire"])?;
-        let mut left = timeout;
+        let (mut left, mut is_told) = (timeout, false);
         loop {
             let hold = left.clamp(Duration::from_secs(1), ACQUIRE_HOLD);
             let content = self.json(&call, &Acquire { acquire_timeout_seconds: hold.as_secs() })?;
@@ -138,6 +153,11 @@ impl Api {
             left = left.saturating_sub(held.max(ACQUIRE_PAUSE));
             if left.is_zero() {
                 return Err(ApiError::NoneFree { call, after: timeout });
+            }
+            if !std::mem::replace(&mut is_told, true) {
+                let (pool, most) = (quoted(pool), left.as_secs());
+                let what = format!("no session of the pool {pool} is free yet; waiting for one, {most} s at most");
+                self.http.waits.tell(what, left);
             }
             (self.http.sleep)(pause);
         }

@@ -627,10 +627,13 @@ impl ConnectionStatus {
         self.heard_bytes.load(Ordering::Relaxed)
     }
 
+    /// The stored reason, or that the connection was closed.
+    pub(super) fn reason(&self) -> DisconnectReason {
+        self.known().unwrap_or_else(|| DisconnectReason::Broken("the connection was closed".into()))
+    }
+
     /// The reason as a [`RemoteError`].
     pub(super) fn error(&self, endpoint: &str) -> RemoteError {
-        let source =
-            self.known().unwrap_or_else(|| DisconnectReason::Broken("the connection was closed".into()));
-        RemoteError::Lost { endpoint: endpoint.into(), source }
+        RemoteError::Lost { endpoint: endpoint.into(), source: self.reason() }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::engine::PROBLEMS_MAX;
 use crate::exchange::chain;
 use crate::log::debug;
-use crate::monitor::{Event, Monitor, Preparation, Warning};
+use crate::monitor::{Event, Monitor, Notice, Preparation, Warning};
 use crate::remote::ErrorKind;
 use crate::sync::backoff::Backoff;
 use crate::sync::endpoint::Endpoint;
@@ -44,7 +44,8 @@ pub(super) async fn over_connections<'a>(
     let (mut lost, mut last_lost) = (Report::default(), None);
     loop {
         let mut connection = LazyConnection::new(remote, connect_options, Arc::clone(pairing));
-        if connection.take_over(kept.take()).await {
+        let monitor = Arc::clone(&attempt_monitor) as SharedMonitor;
+        if connection.take_over(kept.take(), &monitor).await {
             attempts.has_worked = true;
         }
         attempt_monitor.begin();
@@ -148,11 +149,13 @@ impl Attempts {
     fn may_pass(&self, error: &SyncError) -> bool {
         self.was_lost
             && match error {
-                SyncError::Remote(error) => error.kind() == ErrorKind::ConnectTimeout,
+                SyncError::Remote(error) | SyncError::PerhapsGone { source: error, .. } => {
+                    error.kind() == ErrorKind::ConnectTimeout
+                }
                 // The agent whose connection was lost may not know it yet.
                 SyncError::Run(error) => error.kind == AbortKind::Busy,
                 SyncError::Kernel(error) => matches!(error.exit_code(), 10 | 30 | 35),
-                SyncError::Unreachable { .. } => true,
+                SyncError::Unreachable { source, .. } => source.kind() != ErrorKind::NotAuthorised,
                 _ => false,
             }
     }
@@ -161,7 +164,9 @@ impl Attempts {
 /// True if the error means that the connection was lost.
 pub(super) fn is_loss(error: &SyncError) -> bool {
     match error {
-        SyncError::Remote(error) => matches!(error.kind(), ErrorKind::Socket | ErrorKind::Timeout),
+        SyncError::Remote(error) | SyncError::PerhapsGone { source: error, .. } => {
+            matches!(error.kind(), ErrorKind::Socket | ErrorKind::Timeout)
+        }
         SyncError::Run(error) => matches!(error.kind, AbortKind::Connection | AbortKind::Timeout),
         _ => false,
     }
@@ -231,6 +236,10 @@ impl Monitor for Counting {
     fn warn(&self, warning: Warning) {
         self.monitor.warn(warning);
     }
+
+    fn notice(&self, notice: Notice) {
+        self.monitor.notice(notice);
+    }
 }
 
 /// Forwards events, each problem once for all attempts, and counts the content that the current
@@ -275,6 +284,10 @@ impl Monitor for AttemptMonitor {
 
     fn warn(&self, warning: Warning) {
         self.monitor.warn(warning);
+    }
+
+    fn notice(&self, notice: Notice) {
+        self.monitor.notice(notice);
     }
 }
 
