@@ -5,7 +5,7 @@ use std::time::Duration;
 use ksync::remote::{ErrorKind, HostKeys, Keys, Target, Transport, connect};
 use serde_json::{Value, json};
 
-use crate::platform::Platform;
+use crate::platform::{Platform, endpoint};
 use crate::world::World;
 
 /// Bytes from the client between two cuts.
@@ -52,4 +52,27 @@ fn a_login_over_the_bridge_cut_at_any_byte_is_a_lost_connection() {
         assert!(is_loss, "cut after {after} bytes: {:?} {error:?}", error.kind());
     }
     panic!("a login takes more than {LOGIN_BYTES_MAX} bytes");
+}
+
+#[test]
+fn a_run_whose_login_is_cut_connects_again() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").with_everything();
+    let id = platform.create(&world, &[]);
+    platform.run(&world, &["session", "setup", &id]).ok();
+    // The connection to the known VM, and the one after its setup.
+    platform.fault(json!({ "call": "bridge", "after_bytes": 3000, "times": 2 }));
+    let run = platform.run(&world, &["src", &endpoint(&world, &id, "there")]).ok();
+    assert!(
+        run.stderr.contains("lost the connection to") && run.stderr.contains("; trying again in"),
+        "{run:?}"
+    );
+    world.assert_same("src", "there");
+    // Without an end to it, it is a lost connection.
+    platform.fault(json!({ "call": "bridge", "after_bytes": 3000, "times": 99 }));
+    let run = platform.run(&world, &["--retries", "1", "src", &endpoint(&world, &id, "there")]).fails(10);
+    assert!(run.stderr.contains("lost the connection to"), "{run:?}");
+    let hint = run.stderr.lines().last().unwrap();
+    assert!(hint.contains("cuts the connection during the login") && hint.contains("ksync doctor"), "{hint}");
 }

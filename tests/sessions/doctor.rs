@@ -99,7 +99,11 @@ fn without_a_key_the_variable_is_named() {
     let mut command = platform.ksync(&world, &["doctor"]);
     command.env_remove("KERNEL_API_KEY");
     let run = Run::of(command).fails(40);
-    assert!(run.stdout.contains(" failed") && run.stdout.contains("remedy: Set KERNEL_API_KEY"), "{}", run.stdout);
+    assert!(
+        run.stdout.contains(" failed") && run.stdout.contains("remedy: Set KERNEL_API_KEY"),
+        "{}",
+        run.stdout
+    );
 }
 
 #[test]
@@ -150,7 +154,9 @@ fn serve(date: String, tls: Option<Arc<ServerConfig>>) -> String {
         for stream in listener.incoming() {
             let (stream, date, tls) = (stream.unwrap(), date.clone(), tls.clone());
             thread::spawn(move || match tls {
-                Some(tls) => answer_each(StreamOwned::new(ServerConnection::new(tls).unwrap(), stream), &date),
+                Some(tls) => {
+                    answer_each(StreamOwned::new(ServerConnection::new(tls).unwrap(), stream), &date)
+                }
                 None => answer_each(stream, &date),
             });
         }
@@ -218,7 +224,12 @@ fn an_untrusted_certificate_names_the_clock_or_the_authority() {
     for (years, ca_cert, told, advice) in [
         ([2090, 2091], Some("ca.pem"), "not valid yet", "Check this machine's clock."),
         ([2001, 2002], Some("ca.pem"), "expired", "Check this machine's clock; if it is right, the server"),
-        ([2001, 2091], None, "authority that this machine does not know", "--ca-cert FILE, or name a file with all"),
+        (
+            [2001, 2091],
+            None,
+            "authority that this machine does not know",
+            "--ca-cert FILE, or name a file with all",
+        ),
     ] {
         let url = serve("soon".to_owned(), Some(certified(&world, "ca.pem", years)));
         let (steps, code) = of_api(&world, &url, ca_cert);
@@ -236,7 +247,10 @@ fn a_session_near_its_end_is_a_warning() {
     let (steps, code) = examine(&platform, &world);
     let (verdict, detail, remedy) = step(&steps, "session life");
     assert_eq!((verdict, code), ("warning", 0));
-    assert!(detail.starts_with("ends in 9 minutes at the latest, and 3 days after it falls idle"), "{detail}");
+    assert!(
+        detail.starts_with("ends in 9 minutes at the latest, and 72 hours after it falls idle"),
+        "{detail}"
+    );
     assert!(remedy.contains("go on in a new session"), "{remedy}");
 }
 
@@ -259,7 +273,10 @@ fn a_login_that_is_cut_is_no_question_of_the_key() {
     let (steps, code) = examine(&platform, &world);
     let (verdict, detail, remedy) = step(&steps, "connection");
     assert_eq!((verdict, code), ("failed", 10), "{detail}");
-    assert!(remedy.contains("cuts the connection") || remedy.contains("look at the proxy"), "{detail}; {remedy}");
+    assert!(
+        remedy.contains("cuts the connection") || remedy.contains("look at the proxy"),
+        "{detail}; {remedy}"
+    );
     assert!(!remedy.contains("--identity"), "{remedy}");
 }
 

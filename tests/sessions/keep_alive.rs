@@ -125,7 +125,8 @@ fn a_refused_token_without_a_key_names_the_key() {
 fn watching(platform: &Platform, world: &World, id: &str, options: &[&str]) -> String {
     let there = endpoint(world, id, "there");
     let mut command = platform.ksync(world, &[&["-w"], options, &["src", &there]].concat());
-    let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut child =
+        command.stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let line = lines(&mut child).map(Result::unwrap).find(|line| line.starts_with("watching"));
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     child.wait().unwrap();

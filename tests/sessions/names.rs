@@ -81,7 +81,11 @@ fn a_name_that_cannot_be_confirmed_stops_the_run() {
     let headers = json!({ "retry-after-ms": "10" });
     platform.fault(json!({ "call": "get", "status": 500, "times": 9, "headers": headers }));
     let run = platform.run(&world, &["src", "mine:there"]).fails(5);
-    assert!(run.stderr.contains("could not find out which session is called \"mine\" now: "), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("could not find out which session is called \"mine\" now: "),
+        "{}",
+        run.stderr
+    );
     let hint = format!("An id needs no API: the session that had the name is {before}.\n");
     assert!(run.stderr.ends_with(&hint), "{}", run.stderr);
     platform.run(&world, &["src", &format!("{before}:there")]).ok();

@@ -206,9 +206,10 @@ fn skew(ahead_s: Option<f64>) -> Found {
     }
 }
 
-/// The time by the API's clock.
+/// The time by the API's clock, or by this machine's if they agree.
 fn api_time(api: &Api) -> SystemTime {
-    let (now, ahead_s) = (SystemTime::now(), api.ahead_s().unwrap_or_default());
+    let ahead_s = api.ahead_s().filter(|ahead_s| ahead_s.abs() >= SKEW_S_MAX).unwrap_or_default();
+    let now = SystemTime::now();
     let by = Duration::try_from_secs_f64(ahead_s.abs()).unwrap_or_default();
     let then = if ahead_s > 0.0 { now.checked_add(by) } else { now.checked_sub(by) };
     then.unwrap_or(now)
@@ -258,10 +259,7 @@ fn keep_alive(browser: &Browser, connect_options: &ConnectOptions) -> Result<(()
     }
 }
 
-fn connection(
-    stored: &StoredSession,
-    connect_options: &ConnectOptions,
-) -> Result<((), String), StepError> {
+fn connection(stored: &StoredSession, connect_options: &ConnectOptions) -> Result<((), String), StepError> {
     let monitor: SharedMonitor = Arc::new(Warner);
     let mut reached = Err(StepError(CliError::new(NOT_STARTED, "nothing was tried")));
     block_on(async {
@@ -288,8 +286,12 @@ fn room(Resources { disk, memory }: Resources) -> Found {
     };
     let is_short = |room: Option<Room>| room.is_some_and(|room| room.free_bytes < ROOM_BYTES_MIN);
     let remedy = match (is_short(disk), is_short(memory)) {
-        (true, _) => Some("Make room on the VM: a sync needs some for the files, and for those that it replaces."),
-        (_, true) => Some("End programs on the VM, or take a session with more memory: the kernel kills them otherwise."),
+        (true, _) => {
+            Some("Make room on the VM: a sync needs some for the files, and for those that it replaces.")
+        }
+        (_, true) => Some(
+            "End programs on the VM, or take a session with more memory: the kernel kills them otherwise.",
+        ),
         _ => None,
     };
     Found {
@@ -361,7 +363,8 @@ fn there_and_back(session: &str, connect_options: &ConnectOptions) -> Result<(f6
     }
     let [_, cost, up, down] = took.as_slice() else { return Ok((0.0, 0.0)) };
     // Less than a millisecond says nothing about the connection.
-    let rate = |took: &Duration| PROBE_BYTES as f64 / 1e6 / took.saturating_sub(*cost).as_secs_f64().max(0.001);
+    let rate =
+        |took: &Duration| PROBE_BYTES as f64 / 1e6 / took.saturating_sub(*cost).as_secs_f64().max(0.001);
     Ok((rate(up), rate(down)))
 }
 

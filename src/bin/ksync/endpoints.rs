@@ -5,8 +5,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use ksync::monitor::Warning;
-use ksync::sync::{self, Job};
 use ksync::sync::endpoint::{Endpoint, EndpointError};
+use ksync::sync::{self, Job};
 use ksync::tree::filter::Filter;
 use ksync::tree::path::{TreePath, escape};
 

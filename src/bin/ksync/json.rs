@@ -111,7 +111,9 @@ impl Json {
     fn resolve(&self, learn: impl FnOnce(&mut Resolved)) {
         let mut resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
         learn(&mut resolved);
-        let Resolved { path: Some(path), session, is_in_session, is_told: false } = &*resolved else { return };
+        let Resolved { path: Some(path), session, is_in_session, is_told: false } = &*resolved else {
+            return;
+        };
         let fields = match session {
             None if *is_in_session => return,
             None => json!({}),

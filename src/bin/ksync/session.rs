@@ -172,7 +172,8 @@ fn delete(access: &Access, session: &str) -> Result<u8, CliError> {
     if let Err(error) = deleted.map_err(KernelError::from) {
         // A pool does not tell what is missing.
         let is_gone = error.is_gone()
-            || pool.is_some() && api.browser(&id).map_err(KernelError::from).is_err_and(|error| error.is_gone());
+            || pool.is_some()
+                && api.browser(&id).map_err(KernelError::from).is_err_and(|error| error.is_gone());
         return if is_gone { Ok(gone(access, &id)) } else { Err(error.into()) };
     }
     access.forget(&id);

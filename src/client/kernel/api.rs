@@ -156,7 +156,8 @@ impl Api {
             }
             if !std::mem::replace(&mut is_told, true) {
                 let (pool, most) = (quoted(pool), left.as_secs());
-                let what = format!("no session of the pool {pool} is free yet; waiting for one, {most} s at most");
+                let what =
+                    format!("no session of the pool {pool} is free yet; waiting for one, {most} s at most");
                 self.http.waits.tell(what, left);
             }
             (self.http.sleep)(pause);

@@ -106,9 +106,9 @@ impl KernelError {
         match self {
             Self::NoKey(_) | Self::NoApi => 40,
             Self::NoCurrent | Self::Name(_) => 1,
-            Self::Api(error) | Self::NoSuch { source: error, .. } | Self::Unconfirmed { source: error, .. } => {
-                error.exit_code()
-            }
+            Self::Api(error)
+            | Self::NoSuch { source: error, .. }
+            | Self::Unconfirmed { source: error, .. } => error.exit_code(),
             Self::Key(_) | Self::State { .. } => 11,
             Self::Provision(_) | Self::NotBrought(_) => 42,
         }
@@ -138,7 +138,9 @@ impl KernelError {
             Self::Api(error) => return Some(error.hint()),
             Self::Unconfirmed { before, source, .. } => {
                 let hint = source.hint();
-                return Some(format!("{hint} An id needs no API: the session that had the name is {before}."));
+                return Some(format!(
+                    "{hint} An id needs no API: the session that had the name is {before}."
+                ));
             }
             Self::NoKey(name) => {
                 let way = ssh_way(name);
@@ -274,11 +276,7 @@ impl Access {
     ///
     /// # Errors
     /// [`KernelError`].
-    pub fn confirm(
-        &self,
-        id_or_name: &str,
-        stored: Option<&StoredSession>,
-    ) -> Result<Browser, KernelError> {
+    pub fn confirm(&self, id_or_name: &str, stored: Option<&StoredSession>) -> Result<Browser, KernelError> {
         let browser = self.api()?.browser(id_or_name).map_err(|error| match (error.kind(), stored) {
             (ApiErrorKind::SessionGone, _) | (_, None) => KernelError::from(error),
             (_, Some(stored)) => KernelError::Unconfirmed {
@@ -406,7 +404,8 @@ impl Access {
         let file = stored.as_ref().map(|stored| &stored.key_file).filter(|file| file.exists());
         let own = is_plain(&id).then(|| self.keys().join(&id)).filter(|file| file.exists());
         let files = self.identity.iter().chain(file).chain(&own);
-        let mut keys = files.map(|file| Ok(Key::named(file)?.public)).collect::<Result<Vec<_>, KernelError>>()?;
+        let mut keys =
+            files.map(|file| Ok(Key::named(file)?.public)).collect::<Result<Vec<_>, KernelError>>()?;
         keys.extend(stored.into_iter().flat_map(|stored| stored.authorized));
         keys.sort_unstable();
         keys.dedup();
@@ -436,11 +435,7 @@ impl Access {
 
     fn key_name<'a>(&self, browser: &'a Browser) -> Result<&'a str, KernelError> {
         let id = &browser.session_id;
-        if is_plain(id) {
-            Ok(id)
-        } else {
-            Err(KernelError::Name(escape(id.as_bytes()).into_owned()))
-        }
+        if is_plain(id) { Ok(id) } else { Err(KernelError::Name(escape(id.as_bytes()).into_owned())) }
     }
 
     /// Makes the error for a state directory that is not writable.

@@ -77,7 +77,8 @@ pub(super) fn call() -> Exec {
 
 /// Parses the script's output.
 pub(super) fn read(executed: &Executed) -> Diagnosis {
-    let mut diagnosis = Diagnosis { sshd: String::new(), bridge: String::new(), answer: None, root: String::new() };
+    let mut diagnosis =
+        Diagnosis { sshd: String::new(), bridge: String::new(), answer: None, root: String::new() };
     let text = String::from_utf8_lossy(&executed.stdout);
     for line in text.lines() {
         let Some((what, said)) = line.strip_prefix("KSYNC ").and_then(|line| line.split_once(' ')) else {
@@ -146,7 +147,10 @@ mod tests {
             let diagnosis =
                 read(&Executed { exit_code: 0, stdout, stderr: Vec::new(), duration: Duration::ZERO });
             assert_eq!(diagnosis.to_string(), said);
-            assert_eq!(diagnosis.is_well(), said.starts_with("sshd and its bridge run") && !said.contains("port"));
+            assert_eq!(
+                diagnosis.is_well(),
+                said.starts_with("sshd and its bridge run") && !said.contains("port")
+            );
             assert_eq!(diagnosis.admits_root(), !said.contains("root"));
         }
     }

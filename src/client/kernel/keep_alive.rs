@@ -285,6 +285,11 @@ pub fn remedy(session: &str, url: &str, reason: Option<&RemoteError>, has_key: b
             "The API has no token that holds, so the session may be about to end: look with ksync session show \
              {session}, and fetch the files you need."
         ),
+        Some(RemoteError::NoWebSocket { status: 500.., .. }) => {
+            "The platform does not reach the session's browser at the moment. ksync tries again by itself; if this lasts, \
+             fetch the files you need, and take a new session."
+                .to_owned()
+        }
         Some(
             error @ (RemoteError::NoWebSocket { .. } | RemoteError::Redirected { .. } | RemoteError::OtherProtocol { .. }),
         ) => error.hint(),

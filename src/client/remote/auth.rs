@@ -81,23 +81,18 @@ pub(super) async fn authenticate(
             "auth method=publickey key={}/{tried} type={kind} signer={signer} accepted={is_accepted}",
             index + 1
         );
-        // russh reports the end of the session as a failure without methods, perhaps before the
-        // session counts as closed. A server that refuses a key names methods, or goes on.
-        let is_nameless = matches!(&result, Some(AuthResult::Failure { remaining_methods, .. })
-            if remaining_methods.is_empty());
-        let reason = if is_nameless || (result.is_none() && session.is_closed()) {
-            ended(session, connection_status).await
-        } else {
-            None
-        };
-        match reason {
-            // sshd ends the session like this after too many keys.
-            Some(DisconnectReason::Dismissed(message)) => {
-                let told = format!("it accepted none of the keys, and ended the session ({message})");
-                return Err(refused(told));
-            }
-            Some(source) => return Err(RemoteError::Lost { endpoint: endpoint.into(), source }),
-            None => {}
+        // russh reports the end of the session as a failure without methods. A server that refuses
+        // a key names methods, or goes on.
+        let is_refusal = matches!(&result, Some(AuthResult::Failure { remaining_methods, .. })
+            if !remaining_methods.is_empty());
+        if session.is_closed() && !is_refusal && !matches!(result, Some(AuthResult::Success)) {
+            return Err(match ended(session, connection_status).await {
+                // sshd ends the session like this after too many keys.
+                Some(DisconnectReason::Dismissed(message)) => {
+                    refused(format!("it accepted none of the keys, and ended the session ({message})"))
+                }
+                _ => connection_status.error(endpoint),
+            });
         }
         match result {
             Some(AuthResult::Success) => return Ok(()),
@@ -124,16 +119,16 @@ fn with_cause(problem: &RemoteError) -> String {
     }
 }
 
-/// The disconnect reason of a session that seems to have ended; `None` if it goes on. Its task stores
-/// the reason as its last act.
+/// Waits for the disconnect reason of a session that is ending. Its task stores the reason as its
+/// last act.
 async fn ended(
     session: &mut Handle<Client>,
     connection_status: &ConnectionStatus,
 ) -> Option<DisconnectReason> {
-    let is_over = connection_status.known().is_some()
-        || tokio::time::timeout(END_TIMEOUT, &mut *session).await.is_ok()
-        || session.is_closed();
-    is_over.then(|| connection_status.reason())
+    if connection_status.known().is_none() {
+        let _ = tokio::time::timeout(END_TIMEOUT, session).await;
+    }
+    connection_status.known()
 }
 
 /// The hash for signatures of RSA keys: one that the server names, never SHA-1. Most servers name

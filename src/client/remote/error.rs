@@ -373,6 +373,12 @@ impl RemoteError {
         }
     }
 
+    /// Reports if the connection was cut after the host had proved its identity.
+    #[must_use]
+    pub fn was_cut_late(&self) -> bool {
+        matches!(self, Self::Lost { source: DisconnectReason::Broken(_), .. })
+    }
+
     /// Advice for the user about the next step.
     #[must_use]
     pub fn hint(&self) -> String {
@@ -627,13 +633,10 @@ impl ConnectionStatus {
         self.heard_bytes.load(Ordering::Relaxed)
     }
 
-    /// The stored reason, or that the connection was closed.
-    pub(super) fn reason(&self) -> DisconnectReason {
-        self.known().unwrap_or_else(|| DisconnectReason::Broken("the connection was closed".into()))
-    }
-
     /// The reason as a [`RemoteError`].
     pub(super) fn error(&self, endpoint: &str) -> RemoteError {
-        RemoteError::Lost { endpoint: endpoint.into(), source: self.reason() }
+        let source =
+            self.known().unwrap_or_else(|| DisconnectReason::Broken("the connection was closed".into()));
+        RemoteError::Lost { endpoint: endpoint.into(), source }
     }
 }

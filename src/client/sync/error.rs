@@ -321,11 +321,7 @@ fn says(diagnosis: Option<&Diagnosis>) -> String {
 
 /// The next step for a user who cannot connect to a session's VM, and if `ksync doctor` helps to
 /// find the cause.
-fn unreachable_remedy(
-    session: &str,
-    diagnosis: Option<&Diagnosis>,
-    error: &RemoteError,
-) -> (String, bool) {
+fn unreachable_remedy(session: &str, diagnosis: Option<&Diagnosis>, error: &RemoteError) -> (String, bool) {
     let what = match error {
         _ if diagnosis.is_some_and(|diagnosis| !diagnosis.is_well()) => {
             return (

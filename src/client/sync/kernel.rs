@@ -91,7 +91,9 @@ impl Way<'_> {
             Ok(browser) => {
                 debug!("session name-leads-to={} before={}", browser.session_id, stored.session_id);
                 return match self.access.stored(&browser.session_id) {
-                    Some(other) => self.or_set_up(self.to(other.refreshed(&browser), true).await, browser).await,
+                    Some(other) => {
+                        self.or_set_up(self.to(other.refreshed(&browser), true).await, browser).await
+                    }
                     None => self.set_up(browser).await,
                 };
             }

@@ -8,7 +8,8 @@ const EXCEPTIONS: &str = "NO_PROXY";
 /// The proxy settings in force, without passwords.
 pub(super) fn in_force(variable: impl Fn(&str) -> Option<String>) -> String {
     let set = |name: &str| {
-        let named = |name: String| variable(&name).filter(|value| !value.is_empty()).map(|value| (name, value));
+        let named =
+            |name: String| variable(&name).filter(|value| !value.is_empty()).map(|value| (name, value));
         named(name.to_owned()).or_else(|| named(name.to_lowercase()))
     };
     let proxies: Vec<_> = PROXIES.iter().filter_map(|name| set(name)).collect();
@@ -36,11 +37,17 @@ mod tests {
     #[test]
     fn proxies_are_named_without_their_passwords() {
         let told = |set: &[(&str, &str)]| {
-            in_force(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()))
+            in_force(|name| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            })
         };
         assert_eq!(told(&[]), "none");
         assert_eq!(told(&[("NO_PROXY", "*"), ("HTTPS_PROXY", "")]), "none");
-        let set = [("https_proxy", "http://me:secret@p:3128/x"), ("ALL_PROXY", "socks5://s:1080"), ("no_proxy", "a,b")];
+        let set = [
+            ("https_proxy", "http://me:secret@p:3128/x"),
+            ("ALL_PROXY", "socks5://s:1080"),
+            ("no_proxy", "a,b"),
+        ];
         assert_eq!(told(&set), "https_proxy=http://***@p:3128, ALL_PROXY=socks5://s:1080, no_proxy=a,b");
         assert_eq!(told(&[("HTTP_PROXY", "p:3128")]), "HTTP_PROXY=http://p:3128");
     }
