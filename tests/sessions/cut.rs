@@ -35,8 +35,7 @@ fn a_login_over_the_bridge_cut_at_any_byte_is_a_lost_connection() {
         silence_timeout: Duration::from_secs(60),
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let mut lost = 0;
-    for after in (1..LOGIN_BYTES_MAX).step_by(STEP) {
+    for (lost, after) in (1..LOGIN_BYTES_MAX).step_by(STEP).enumerate() {
         platform.fault(json!({ "call": "bridge", "after_bytes": after }));
         let connected = runtime.block_on(async {
             let connection = connect(&target).await?;
@@ -47,7 +46,6 @@ fn a_login_over_the_bridge_cut_at_any_byte_is_a_lost_connection() {
             assert!(lost > 20, "{lost} cuts before the login ended");
             return;
         };
-        lost += 1;
         let is_loss = matches!(error.kind(), ErrorKind::Socket | ErrorKind::Timeout);
         assert!(is_loss, "cut after {after} bytes: {:?} {error:?}", error.kind());
     }

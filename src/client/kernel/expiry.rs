@@ -163,8 +163,8 @@ impl fmt::Display for Left {
 pub(super) fn span(seconds: u64) -> String {
     let counted = |number: u64, unit: &str| format!("{number} {unit}{}", if number == 1 { "" } else { "s" });
     match seconds {
-        3600.. if seconds % 3600 == 0 => counted(seconds / 3600, "hour"),
-        60.. if seconds % 60 == 0 => counted(seconds / 60, "minute"),
+        3600.. if seconds.is_multiple_of(3600) => counted(seconds / 3600, "hour"),
+        60.. if seconds.is_multiple_of(60) => counted(seconds / 60, "minute"),
         _ => format!("{seconds} s"),
     }
 }

@@ -69,6 +69,7 @@ impl KeepAlive {
         tell: impl Fn(State) + Send + Sync + 'static,
     ) -> Self {
         let is_short = Expiry::of(stored).is_token_short(SystemTime::now());
+        let now = Box::new(SystemTime::now);
         let keeper = Keeper {
             stored: stored.clone(),
             access: access.clone(),
@@ -77,6 +78,8 @@ impl KeepAlive {
             gap: Gap::new(),
             is_expiry_told: is_asked && is_short,
             tell: Box::new(tell),
+            now,
+            look_every: LOOK_EVERY,
         };
         Self(tokio::spawn(keeper.keep()))
     }
@@ -112,6 +115,9 @@ struct Keeper {
     gap: Gap,
     is_expiry_told: bool,
     tell: Box<dyn Fn(State) + Send + Sync>,
+    /// The wall clock.
+    now: Box<dyn Fn() -> SystemTime + Send + Sync>,
+    look_every: Duration,
 }
 
 impl Keeper {
@@ -165,7 +171,7 @@ impl Keeper {
             tokio::select! {
                 reason = &mut holding => break reason,
                 // The open WebSocket outlives its token, but the next one needs another.
-                () = tokio::time::sleep(LOOK_EVERY) => {
+                () = tokio::time::sleep(self.look_every) => {
                     self.renew_if_short().await;
                 }
             }
@@ -204,12 +210,12 @@ impl Keeper {
     }
 
     fn is_short(&self) -> bool {
-        Expiry::of(&self.stored).is_token_short(SystemTime::now())
+        Expiry::of(&self.stored).is_token_short((self.now)())
     }
 
     /// Tells once of a token that expires soon, if there is no longer one.
     fn tell_expiry(&mut self) {
-        let now = SystemTime::now();
+        let now = (self.now)();
         let end = Expiry::of(&self.stored).end(now, true).filter(|end| end.cause == Cause::Token);
         if let Some(end) = end.filter(|_| self.is_short() && !self.is_expiry_told) {
             self.is_expiry_told = true;
@@ -314,5 +320,189 @@ fn with_cause(error: &RemoteError) -> String {
     match std::error::Error::source(error) {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Arc, Mutex};
+    use std::time::UNIX_EPOCH;
+
+    use data_encoding::BASE64URL_NOPAD;
+    use serde_json::json;
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+    use tokio_tungstenite::accept_hdr_async;
+    use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+
+    use super::*;
+    use crate::kernel::testing::{Reply, Server};
+    use crate::kernel::{ApiKey, BridgeImage, DEFAULT_TIMEOUT, Settings, Waits};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// A server of WebSockets, which tells the path of each. It holds them open.
+    async fn sockets() -> (String, mpsc::UnboundedReceiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("ws://{}/browser/cdp", listener.local_addr().unwrap());
+        let (told, paths) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut open = Vec::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                #[allow(clippy::result_large_err)]
+                let tell = |request: &Request, response: Response| {
+                    told.send(request.uri().to_string()).unwrap();
+                    Ok(response)
+                };
+                open.push(accept_hdr_async(stream, tell).await);
+            }
+        });
+        (url, paths)
+    }
+
+    /// The URL of a socket whose token expires after this time.
+    fn expiring(url: &str, name: &str, after: Duration) -> String {
+        let expires = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + after;
+        let payload = json!({ "exp": expires.as_secs(), "session": { "fqdn": "vm.example" } }).to_string();
+        format!("{url}?jwt={name}.{}.c", BASE64URL_NOPAD.encode(payload.as_bytes()))
+    }
+
+    fn browser(cdp_ws_url: &str) -> String {
+        json!({
+            "session_id": "s1", "cdp_ws_url": cdp_ws_url, "created_at": "unknown",
+            "headless": false, "stealth": false, "timeout_seconds": 300,
+        })
+        .to_string()
+    }
+
+    /// A keeper of a session with the socket `old`, for which the API has the socket `new`. Its clock
+    /// is ahead by a number of seconds. The directory holds its store.
+    fn keeper(old: &str, new: &str) -> (Keeper, Arc<AtomicU64>, Arc<Mutex<Vec<State>>>, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::saying([Reply::new(200, browser(new))]);
+        let api = Settings {
+            base_url: server.url(),
+            key: ApiKey::new("sk"),
+            project: None,
+            ca_cert: None,
+            timeout: DEFAULT_TIMEOUT,
+        };
+        let access = Access {
+            api: Some(api),
+            directory: folder.path().join("state"),
+            identity: None,
+            current: None,
+            bridge: BridgeImage { gzip: b"", sha256: "" },
+            waits: Waits::default(),
+        };
+        let stored = StoredSession {
+            session_id: "s1".to_owned(),
+            name: None,
+            pool: None,
+            vm_domain: "vm.example".to_owned(),
+            host_key: "ssh-ed25519 AAAA".to_owned(),
+            key_file: "/k".into(),
+            cdp_ws_url: old.to_owned(),
+            base_url: String::new(),
+            created_at: None,
+            timeout_seconds: Some(300),
+            authorized: Vec::new(),
+        };
+        access.store().keep(&stored).unwrap();
+        let (ahead, states) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(Vec::new())));
+        let (clock, told) = (Arc::clone(&ahead), Arc::clone(&states));
+        let keeper = Keeper {
+            stored,
+            access,
+            ca_cert: None,
+            asked: None,
+            gap: Gap::new(),
+            is_expiry_told: false,
+            tell: Box::new(move |state| told.lock().unwrap().push(state)),
+            now: Box::new(move || SystemTime::now() + Duration::from_secs(clock.load(Ordering::Relaxed))),
+            look_every: Duration::from_millis(20),
+        };
+        (keeper, ahead, states, folder)
+    }
+
+    async fn until(mut is_so: impl FnMut() -> bool) {
+        let waiting = async {
+            while !is_so() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it never came");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_token_that_expires_soon_is_renewed_before_the_socket_opens() {
+        let (url, mut paths) = sockets().await;
+        let (old, new) = (expiring(&url, "old", HOUR / 10), expiring(&url, "new", 70 * HOUR));
+        let (keeper, _, states, _folder) = keeper(&old, &new);
+        let store = keeper.access.store();
+        let task = tokio::spawn(keeper.keep());
+        assert!(paths.recv().await.unwrap().contains("jwt=new."));
+        until(|| *states.lock().unwrap() == [State::Held]).await;
+        assert_eq!(store.find("s1").unwrap().cdp_ws_url, new);
+        task.abort();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_token_is_renewed_while_its_socket_is_open() {
+        let (url, mut paths) = sockets().await;
+        let (old, new) = (expiring(&url, "old", HOUR), expiring(&url, "new", 70 * HOUR));
+        let (keeper, ahead, states, _folder) = keeper(&old, &new);
+        let store = keeper.access.store();
+        let task = tokio::spawn(keeper.keep());
+        assert!(paths.recv().await.unwrap().contains("jwt=old."));
+        until(|| *states.lock().unwrap() == [State::Held]).await;
+        assert_eq!(store.find("s1").unwrap().cdp_ws_url, old);
+        ahead.store(50 * 60, Ordering::Relaxed);
+        until(|| store.find("s1").unwrap().cdp_ws_url == new).await;
+        assert_eq!(*states.lock().unwrap(), [State::Held]);
+        assert!(paths.try_recv().is_err(), "the open socket is good enough");
+        task.abort();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_token_that_cannot_be_renewed_is_told_once() {
+        let (url, mut paths) = sockets().await;
+        let old = expiring(&url, "old", HOUR / 10);
+        let (keeper, _, states, _folder) = keeper(&old, &old);
+        let task = tokio::spawn(keeper.keep());
+        assert!(paths.recv().await.unwrap().contains("jwt=old."));
+        until(|| states.lock().unwrap().len() == 2).await;
+        let states = states.lock().unwrap().clone();
+        assert!(
+            matches!(&states[..], [State::Expires(what, _), State::Held] if what.contains("s1 may end in "))
+        );
+        task.abort();
+    }
+
+    #[test]
+    fn a_lost_keep_alive_has_its_consequence_and_a_remedy_and_shows_no_token() {
+        let (keeper, _, _, _folder) = keeper("wss://proxy.example:8443/browser/cdp?jwt=a.secret.c", "");
+        let refused = RemoteError::NoWebSocket { endpoint: "wss://p".to_owned(), status: 401, reason: "no" };
+        for (reason, has_key, cause, advice) in [
+            (
+                None,
+                true,
+                "no answer yet from wss://proxy.example:8443;",
+                "Let this machine connect to wss://proxy.example:8443:",
+            ),
+            (Some(&refused), false, "it answered 401 no;", "Set KERNEL_API_KEY"),
+            (Some(&refused), true, "it answered 401 no;", "The API has no token that holds"),
+        ] {
+            let (what, hint) = lost(&keeper.stored, reason, has_key);
+            assert!(what.starts_with("session s1 is not kept awake: ") && what.contains(cause), "{what}");
+            assert!(
+                what.contains("deletes it, and its files with it, 5 minutes after it falls idle"),
+                "{what}"
+            );
+            assert!(hint.starts_with(advice), "{hint}");
+            assert!(!format!("{what}{hint}").contains("secret"));
+        }
     }
 }

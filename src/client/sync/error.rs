@@ -65,12 +65,12 @@ pub enum SyncError {
     #[error(transparent)]
     Remote(#[from] Arc<RemoteError>),
     /// A session's VM was set up, but this machine cannot connect to it.
-    #[error("could not get into the VM of the session {session}, {}", says(diagnosis.as_ref()))]
+    #[error("could not get into the VM of the session {session}, {}", says(diagnosis.as_deref()))]
     Unreachable {
         /// The session's id.
         session: String,
         /// The diagnosis by the VM itself, if it could be asked.
-        diagnosis: Option<Diagnosis>,
+        diagnosis: Option<Box<Diagnosis>>,
         /// The failed connection attempt.
         source: Arc<RemoteError>,
     },
@@ -166,7 +166,7 @@ impl SyncError {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::Unreachable { session, diagnosis, source } => {
-                let (what, _) = unreachable_remedy(session, diagnosis.as_ref(), source);
+                let (what, _) = unreachable_remedy(session, diagnosis.as_deref(), source);
                 Some(if what.ends_with('.') { what } else { what + "." })
             }
             Self::Kernel(error) => error.remedy(),
@@ -189,7 +189,7 @@ impl SyncError {
         let hint = match self {
             Self::Remote(error) => return Some(error.hint()),
             Self::Unreachable { session, diagnosis, source } => {
-                let (what, doctor_helps) = unreachable_remedy(session, diagnosis.as_ref(), source);
+                let (what, doctor_helps) = unreachable_remedy(session, diagnosis.as_deref(), source);
                 let doctor = format!("; ksync doctor {session} tries each step.");
                 return Some(if doctor_helps { what + &doctor } else { what });
             }

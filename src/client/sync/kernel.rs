@@ -176,7 +176,9 @@ impl Way<'_> {
         let (access, id) = (self.access.clone(), session.clone());
         match spawn_blocking(move || access.diagnose(&id)).await {
             Ok(Err(gone)) if gone.is_gone() => gone.into(),
-            Ok(Ok(diagnosis)) => SyncError::Unreachable { session, diagnosis: Some(diagnosis), source },
+            Ok(Ok(diagnosis)) => {
+                SyncError::Unreachable { session, diagnosis: Some(Box::new(diagnosis)), source }
+            }
             _ => SyncError::Unreachable { session, diagnosis: None, source },
         }
     }
