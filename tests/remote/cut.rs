@@ -67,8 +67,8 @@ async fn a_login_cut_at_any_byte_is_a_lost_connection() {
     assert!(cuts > 100 && lost > cuts * 3 / 4, "{lost} of {cuts} cuts were seen");
 }
 
-/// Carries one connection at a time to `server`, and closes it in order once a direction has carried
-/// the given number of bytes: 0 is up, 1 is down. Returns the relay's address.
+/// Carries one connection at a time to `server`, and closes it in order once a direction has
+/// carried the given number of bytes: 0 is up, 1 is down. Returns the relay's address.
 fn closing(server: SocketAddr, limits: Arc<[AtomicU64; 2]>) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();

@@ -252,3 +252,20 @@ fn an_unreachable_session_may_have_ended_if_nobody_can_be_asked() {
     );
     assert!(run.stderr.starts_with(&what), "{}", run.stderr);
 }
+
+#[test]
+fn a_state_directory_that_takes_no_key_is_named() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").with_everything();
+    let id = platform.create(&world, &[]);
+    fs::write(world.path("state/ksync/keys"), "no directory").unwrap();
+    let run = platform.run(&world, &["src", &endpoint(&world, &id, "there")]).fails(5);
+    let what = format!(
+        "ksync: could not make a key in {}: ",
+        world.path(format!("state/ksync/keys/{id}")).display()
+    );
+    assert!(run.stderr.contains(&what), "{}", run.stderr);
+    let hint = "  hint: Make the directory writable for you, or name another one with XDG_STATE_HOME.\n";
+    assert!(run.stderr.ends_with(hint), "{}", run.stderr);
+}

@@ -51,6 +51,10 @@ struct Resolved {
     is_told: bool,
 }
 
+fn is_lost(awake: &Awake) -> bool {
+    matches!(awake, Awake::Lost(_))
+}
+
 fn is_session(endpoint: &Endpoint) -> bool {
     matches!(endpoint, Endpoint::Session { .. })
 }
@@ -322,7 +326,7 @@ impl Monitor for Json {
                     Awake::Lost(warning) => self::warn("keep-alive", &warning),
                     Awake::Back => tell("keep-alive", json!({ "state": "held" })),
                     // Every connection begins with this.
-                    Awake::Held | Awake::Off if before.is_some() => {}
+                    Awake::Held | Awake::Off if before.as_ref().is_some_and(|before| !is_lost(before)) => {}
                     Awake::Held => tell("keep-alive", json!({ "state": "held" })),
                     Awake::Off => tell("keep-alive", json!({ "state": "off" })),
                 }

@@ -187,6 +187,9 @@ impl Monitor for LiveScreen {
 
     fn notice(&self, notice: Notice) {
         let mut state = self.state();
+        // A new connection has a keep-alive of its own.
+        let is_back = notice == Notice::KeepAlive(Awake::Held) && matches!(state.awake, Some(Awake::Lost(_)));
+        let notice = if is_back { Notice::KeepAlive(Awake::Back) } else { notice };
         if let Some(line) = screen::noticed(&notice).filter(|_| !self.show.quiet) {
             self.print(&mut state, &line, out::note);
         }

@@ -64,8 +64,8 @@ impl Api {
         self
     }
 
-    /// How far the API's clock was ahead of this machine's at the last answer, in seconds, to within
-    /// a second or so.
+    /// How far the API's clock was ahead of this machine's at the last answer, in seconds, to
+    /// within a second or so.
     #[must_use]
     pub fn ahead_s(&self) -> Option<f64> {
         self.http.ahead_s()

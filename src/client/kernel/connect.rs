@@ -109,7 +109,8 @@ impl KernelError {
             Self::Api(error)
             | Self::NoSuch { source: error, .. }
             | Self::Unconfirmed { source: error, .. } => error.exit_code(),
-            Self::Key(_) | Self::State { .. } => 11,
+            Self::Key(KeyError::Unreadable { .. }) => 11,
+            Self::Key(KeyError::NotMade { .. }) | Self::State { .. } => 5,
             Self::Provision(_) | Self::NotBrought(_) => 42,
         }
     }
@@ -152,7 +153,7 @@ impl KernelError {
             Self::NoApi => "Set KERNEL_API_KEY to a key of your Kernel account.",
             Self::NoCurrent => "Name one: ksync session use ID, or KSYNC_SESSION=ID.",
             Self::Name(_) => "Run ksync session list: it shows those that there are.",
-            Self::Key(_) => "Name another one with --identity.",
+            Self::Key(KeyError::Unreadable { .. }) => "Name another one with --identity.",
             Self::Provision(ProvisionError::Busy) => "Run the same command again.",
             Self::Provision(ProvisionError::NoSshd { .. }) => {
                 "Take an image with openssh-server, which newer ones have, or let the VM reach its package servers."
@@ -160,7 +161,7 @@ impl KernelError {
             Self::Provision(_) | Self::NotBrought(_) => {
                 "Run the same command again; ksync doctor SESSION tells which step fails."
             }
-            Self::State { .. } => {
+            Self::Key(KeyError::NotMade { .. }) | Self::State { .. } => {
                 "Make the directory writable for you, or name another one with XDG_STATE_HOME."
             }
         };

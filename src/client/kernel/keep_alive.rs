@@ -28,8 +28,8 @@ const AGAIN_MAX: Duration = Duration::from_secs(4);
 /// after about an hour.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Time without a WebSocket after which the user learns of it. A restart of Chromium takes 5 to 8 s,
-/// but the VM is in standby by then.
+/// Time without a WebSocket after which the user learns of it. A restart of Chromium takes 5 to
+/// 8 s, but the VM is in standby by then.
 const TOLD_AFTER: Duration = Duration::from_secs(3);
 
 /// Shortest interval of requests for another URL.
@@ -377,8 +377,8 @@ mod tests {
         .to_string()
     }
 
-    /// A keeper of a session with the socket `old`, for which the API has the socket `new`. Its clock
-    /// is ahead by a number of seconds. The directory holds its store.
+    /// A keeper of a session with the socket `old`, for which the API has the socket `new`. Its
+    /// clock is ahead by a number of seconds. The directory holds its store.
     fn keeper(old: &str, new: &str) -> (Keeper, Arc<AtomicU64>, Arc<Mutex<Vec<State>>>, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let server = Server::saying([Reply::new(200, browser(new))]);

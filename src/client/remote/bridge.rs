@@ -83,8 +83,8 @@ async fn carry(
     }
 }
 
-/// Opens a WebSocket and holds it open, with nothing but pings, until the other side closes it. Calls
-/// `opened` once it is open. Returns why it is not open, or not any more.
+/// Opens a WebSocket and holds it open, with nothing but pings, until the other side closes it.
+/// Calls `opened` once it is open. Returns why it is not open, or not any more.
 pub async fn hold_open(url: &str, ca_cert: Option<&Path>, opened: impl FnOnce()) -> RemoteError {
     let connection_status = ConnectionStatus::default();
     let opening = async {

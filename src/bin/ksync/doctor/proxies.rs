@@ -1,7 +1,7 @@
 //! The proxy settings in the environment.
 
-/// The variables that name proxies, and the one that names exceptions. The name in lower case counts
-/// as well.
+/// The variables that name proxies, and the one that names exceptions. The name in lower case
+/// counts as well.
 const PROXIES: [&str; 3] = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"];
 const EXCEPTIONS: &str = "NO_PROXY";
 
