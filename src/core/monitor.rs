@@ -1,6 +1,7 @@
 //! Events of a run, for observers. The engine reports them; it knows no terminal.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -267,6 +268,40 @@ pub struct Warning {
     pub hint: String,
 }
 
+/// A fact about the session of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// The session to which the endpoint's name leads, before anything is written there.
+    Session {
+        /// The session's id.
+        session_id: String,
+        /// The domain of its VM.
+        vm_domain: String,
+    },
+    /// The state of the session's keep-alive.
+    KeepAlive(Awake),
+    /// The API makes ksync wait.
+    Wait {
+        /// The reason and the next step.
+        what: String,
+        /// The time until the next step.
+        wait: Duration,
+    },
+}
+
+/// State of a keep-alive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Awake {
+    /// The user turned it off.
+    Off,
+    /// It holds the session. The platform bills the time.
+    Held,
+    /// It does not hold the session any more, or not yet: the consequence, and the remedy.
+    Lost(Warning),
+    /// It holds the session again, after the warning.
+    Back,
+}
+
 /// Observes a run. Called from the threads of an exchange, so it must be quick.
 pub trait Monitor: Sync {
     /// Takes an event.
@@ -277,6 +312,9 @@ pub trait Monitor: Sync {
 
     /// Called only by this side, at any time.
     fn warn(&self, _warning: Warning) {}
+
+    /// Called only by this side, at any time.
+    fn notice(&self, _notice: Notice) {}
 }
 
 /// An observer that ignores all events.

@@ -87,7 +87,7 @@ fn the_official_cli_coexists_with_the_bridge_until_its_cleanup() {
             assert_lets_in(vm, name, &host_key);
         }
         let process = vm.service("websocat-ssh");
-        vm.clean_up(&ours).ok();
+        vm.clean_up(&[&ours]).ok();
         assert_eq!(vm.keys(), [theirs]);
         assert_eq!(vm.sh(LEFT), before);
         assert_eq!(vm.sh(&format!("ls -d /proc/{process} 2>/dev/null || true")), "");
@@ -103,9 +103,9 @@ fn a_cleanup_leaves_the_bridge_to_another_ksync() {
         let other = other.replace(" other", " ksync");
         let host_key = set_up(vm, &one);
         vm.provision(&other).ok();
-        vm.clean_up(&one).ok();
+        vm.clean_up(&[&one]).ok();
         assert_lets_in(vm, "other", &host_key);
-        vm.clean_up(&other).ok();
+        vm.clean_up(&[&other]).ok();
         assert_eq!(vm.sh(LEFT), "");
     });
 }
@@ -120,7 +120,7 @@ fn a_later_websocat_of_the_official_cli_replaces_the_bridge() {
         let theirs = vm.make_key("theirs");
         vm.provision_officially(&theirs).ok();
         assert_lets_in(vm, "theirs", &host_key);
-        vm.clean_up(&ours).ok();
+        vm.clean_up(&[&ours]).ok();
         assert_eq!(vm.sh("cat /proc/$(supervisorctl pid websocat-ssh)/comm"), "websocat\n");
         assert_lets_in(vm, "theirs", &host_key);
         assert_eq!(vm.sh("ls /usr/local/lib | grep ksync || true"), "");

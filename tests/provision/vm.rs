@@ -244,8 +244,8 @@ impl Vm {
     }
 
     #[track_caller]
-    pub(crate) fn clean_up(&self, key: &str) -> Ran {
-        self.run(&call(CLEANUP, &[key]))
+    pub(crate) fn clean_up(&self, keys: &[&str]) -> Ran {
+        self.run(&call(CLEANUP, keys))
     }
 
     /// `ksync` on the machine that runs the tests, in the network namespace of this machine.

@@ -1,7 +1,9 @@
 //! A connection cut anywhere during the login counts as a lost connection; a refusal does not.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -63,6 +65,62 @@ async fn a_login_cut_at_any_byte_is_a_lost_connection() {
         }
     }
     assert!(cuts > 100 && lost > cuts * 3 / 4, "{lost} of {cuts} cuts were seen");
+}
+
+/// Carries one connection at a time to `server`, and closes it in order once a direction has
+/// carried the given number of bytes: 0 is up, 1 is down. Returns the relay's address.
+fn closing(server: SocketAddr, limits: Arc<[AtomicU64; 2]>) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let (client, server) = (client.unwrap(), TcpStream::connect(server).unwrap());
+            let left = [0, 1].map(|direction: usize| limits[direction].load(Ordering::SeqCst));
+            let ends = [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)];
+            let ways = ends.into_iter().zip(left).map(|((mut from, mut to), mut left)| {
+                thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    while left > 0 {
+                        let room = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                        let Ok(count @ 1..) = from.read(&mut buffer[..room]) else { break };
+                        left -= count as u64;
+                        if to.write_all(&buffer[..count]).is_err() {
+                            break;
+                        }
+                    }
+                    // What was written still arrives, and then the end of input.
+                    let _ = (to.shutdown(Shutdown::Write), from.shutdown(Shutdown::Write));
+                })
+            });
+            drop(ways.collect::<Vec<_>>());
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_closed_in_order_at_any_byte_is_a_lost_connection() {
+    let Some(server) = Server::new() else { return };
+    let limits: Arc<[AtomicU64; 2]> = Arc::default();
+    let relay = closing(server.address(), Arc::clone(&limits));
+    // The wrong key comes first, as above.
+    let target = Target {
+        keys: Keys::named(vec![server.path("other"), server.path("key")]),
+        connect_timeout: Duration::from_secs(10),
+        ..server.target_at(relay)
+    };
+    let mut lost = 0;
+    for direction in [0, 1] {
+        for place in (1..).step_by(STEP) {
+            limits[direction].store(place, Ordering::SeqCst);
+            limits[1 - direction].store(u64::MAX, Ordering::SeqCst);
+            let Err(error) = connect(&target).await else { break };
+            lost += 1;
+            let is_loss = matches!(error.kind(), ErrorKind::Socket | ErrorKind::Timeout);
+            assert!(is_loss, "closed after {place} bytes in direction {direction}: {error:?}");
+        }
+    }
+    assert!(lost > 50, "{lost} closed connections were seen");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -195,3 +195,77 @@ fn an_invalid_session_name_is_refused_before_any_call() {
     assert_eq!(run.status.code().unwrap_or(-1), 1, "{}", run.stderr);
     assert_eq!(platform.calls(), json!({}));
 }
+
+#[test]
+fn a_wait_that_the_api_asks_for_is_told() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").with_everything();
+    let id = platform.create(&world, &[]);
+    let busy = json!({ "call": "get", "status": 429, "headers": { "Retry-After": "3" } });
+    let told = |id: &str| {
+        format!(
+            "could not look up the session \"{id}\": the API answered 429 (too_many_requests): rate limit exceeded; \
+             trying again in 3 s"
+        )
+    };
+    platform.fault(busy.clone());
+    platform.run(&world, &["session", "show", &id]).ok().says(&format!("ksync: {}\n", told(&id)));
+    platform.fault(busy.clone());
+    let run = platform.run(&world, &["src", &endpoint(&world, &id, "there")]).ok();
+    assert!(run.stderr.contains(&format!("\nksync: {}\n", told(&id))), "{}", run.stderr);
+    // Another session, which was never used from here.
+    let id = platform.create(&world, &[]);
+    platform.fault(busy);
+    let run = platform.run(&world, &["--json", "src", &endpoint(&world, &id, "there")]).ok();
+    let mut events = run.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let retry = events.find(|event| event["event"] == "retry").unwrap();
+    assert_eq!((&retry["message"], &retry["wait_ms"]), (&json!(told(&id)), &json!(3000.0)));
+}
+
+#[test]
+fn a_wait_for_a_session_of_a_pool_is_told() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    assert_eq!(platform.ask("POST", "/browser_pools", &json!({ "size": 1, "name": "swimmers" })).0, 201);
+    platform.fault(json!({ "call": "acquire", "status": 204, "times": 1 }));
+    let run = platform.run(&world, &["session", "create", "--pool", "swimmers"]).ok();
+    let said = "ksync: no session of the pool \"swimmers\" is free yet; waiting for one, 299 s at most\n";
+    assert!(run.stderr.starts_with(said), "{}", run.stderr);
+}
+
+#[test]
+fn an_unreachable_session_may_have_ended_if_nobody_can_be_asked() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").with_everything();
+    let id = platform.create(&world, &["--name", "mine"]);
+    platform.run(&world, &["session", "setup", &id]).ok();
+    let domain = platform.session(&id)["ssh_address"].as_str().unwrap().to_owned();
+    assert_eq!(platform.ask("DELETE", &format!("/browsers/{id}"), &Value::Null).0, 204);
+    let mut command = platform.ksync(&world, &["src", &endpoint(&world, &id, "there")]);
+    command.env_remove("KERNEL_API_KEY");
+    let run = Run::of(command).fails(10);
+    let what = format!(
+        "ksync: could not reach the session {id}, which may have ended: could not connect to wss://{domain}: connection \
+         refused\n  hint: Set KERNEL_API_KEY, and run the same command again"
+    );
+    assert!(run.stderr.starts_with(&what), "{}", run.stderr);
+}
+
+#[test]
+fn a_state_directory_that_takes_no_key_is_named() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").with_everything();
+    let id = platform.create(&world, &[]);
+    fs::write(world.path("state/ksync/keys"), "no directory").unwrap();
+    let run = platform.run(&world, &["src", &endpoint(&world, &id, "there")]).fails(5);
+    let what = format!(
+        "ksync: could not make a key in {}: ",
+        world.path(format!("state/ksync/keys/{id}")).display()
+    );
+    assert!(run.stderr.contains(&what), "{}", run.stderr);
+    let hint = "  hint: Make the directory writable for you, or name another one with XDG_STATE_HOME.\n";
+    assert!(run.stderr.ends_with(hint), "{}", run.stderr);
+}

@@ -139,26 +139,3 @@ fn a_pool_session_is_not_reused_after_its_deletion() {
     platform.run(&world, &["session", "delete", &id]).ok();
     assert_eq!(platform.status(&id), 404);
 }
-
-#[test]
-fn doctor_reports_each_step() {
-    let world = World::new();
-    let platform = Platform::start(&world);
-    platform.create(&world, &[]);
-    let run = platform.run(&world, &["doctor", "--full", "--json"]).ok();
-    let checks: Vec<Value> = run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let names: Vec<_> = checks.iter().map(|check| check["check"].as_str().unwrap()).collect();
-    let due = ["API key", "API", "session", "VM", "connection", "there and back", "computer controls"];
-    assert_eq!(names, due);
-    assert!(checks.iter().all(|check| check["verdict"] == "ok"), "{checks:?}");
-
-    let mut without = platform.ksync(&world, &["doctor"]);
-    without.env_remove("KERNEL_API_KEY");
-    let run = crate::world::Run::of(without);
-    assert_eq!(run.status.code().unwrap_or(-1), 40);
-    assert!(
-        run.stdout.contains("failed") && run.stdout.contains("remedy: Set KERNEL_API_KEY"),
-        "{}",
-        run.stdout
-    );
-}

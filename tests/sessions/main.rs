@@ -6,11 +6,16 @@
 mod world;
 
 mod brake;
+mod cleanup;
 mod clock;
 mod connections;
+mod cut;
+mod doctor;
 mod failures;
 mod journey;
+mod keep_alive;
 mod life;
+mod names;
 mod openssh;
 mod platform;
 mod proxies;

@@ -5,8 +5,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use ksync::monitor::Warning;
-use ksync::sync::Job;
 use ksync::sync::endpoint::{Endpoint, EndpointError};
+use ksync::sync::{self, Job};
 use ksync::tree::filter::Filter;
 use ksync::tree::path::{TreePath, escape};
 
@@ -54,7 +54,7 @@ pub(crate) fn pair(endpoints: &[OsString], has_setup: bool) -> Result<Vec<(Endpo
 
 /// A warning about an endpoint on this machine that does not exist, and looks like one on another.
 pub(crate) fn mistaken(text: &OsStr) -> Option<Warning> {
-    let Ok(Endpoint::Local(path)) = Endpoint::parse(text) else { return None };
+    let Ok(Endpoint::Local(path)) = endpoint(text) else { return None };
     if path.symlink_metadata().is_ok() {
         return None;
     }
@@ -67,9 +67,18 @@ pub(crate) fn mistaken(text: &OsStr) -> Option<Warning> {
         Some((user, host)) if !user.is_empty() && !host.is_empty() && !shown.contains('/') => {
             format!("A path on another machine has a colon: {shown}:path.")
         }
-        _ => return None,
+        _ => session_hint(&shown)?,
     };
     Some(Warning { what: format!("{shown} is a name on this machine"), hint })
+}
+
+/// The hint for a text that may mean a session whose name has a slash: `a b/c:/tmp`.
+fn session_hint(shown: &str) -> Option<String> {
+    let (name, path) = shown.split_once(":/")?;
+    let is_bare = !shown.starts_with(['/', '.', '~']) && name.contains('/');
+    is_bare.then(|| {
+        format!("For a session called \"{name}\", first run ksync session use \"{name}\", and write session:/{path}.")
+    })
 }
 
 /// Refuses to copy a directory onto the home just because the path is missing. (A file goes into
@@ -79,7 +88,12 @@ fn refuse_home(source: &Endpoint, destination: Option<&OsString>) -> Result<(), 
     let name = own_name(source).ok().and_then(|name| String::from_utf8(name).ok());
     let is_plain = |name: &String| name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
     let name = name.filter(is_plain).unwrap_or_else(|| "site".to_owned());
-    match Endpoint::without_path(destination, &name) {
+    let of_session = || {
+        let is_one = endpoint(destination).is_ok_and(|endpoint| matches!(endpoint, Endpoint::Session { .. }));
+        let shown = escape(destination.as_bytes());
+        (is_one && shown.ends_with(':')).then(|| (format!("{shown}."), format!("{shown}{name}")))
+    };
+    match Endpoint::without_path(destination, &name).or_else(of_session) {
         Some((home, inside)) if path.is_dir() => Err(CliError::usage(
             format!("{} names no directory to make a copy of {source}", escape(destination.as_bytes())),
             format!("Write {home} for the home itself, or {inside}."),
@@ -189,7 +203,7 @@ pub(crate) fn is_excluded(job: &Job) -> bool {
 }
 
 pub(crate) fn endpoint(text: &OsStr) -> Result<Endpoint, CliError> {
-    Ok(Endpoint::parse(text)?)
+    Ok(sync::parse(text, std::env::var("KSYNC_SESSION").ok().as_deref())?)
 }
 
 impl From<EndpointError> for CliError {

@@ -9,12 +9,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE64;
 use ksync::engine::Summary;
+use ksync::exchange::plain;
 use ksync::exchange::rounds::Round;
 use ksync::monitor::{
-    Action, Braked, Event, Monitor, Preparation, ProblemKind, Reason, Warning, What, Written,
+    Action, Awake, Braked, Event, Monitor, Notice, Preparation, ProblemKind, Reason, Warning, What, Written,
 };
 use ksync::sync::watch::{News, Said};
-use ksync::sync::{Job, Report};
+use ksync::sync::{Endpoint, Job, Report};
 use ksync::wire::message::Tally;
 use serde_json::{Map, Value, json};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,7 +29,8 @@ use crate::view::View;
 
 /// The view for programs.
 pub(crate) struct Json {
-    is_mapped: AtomicBool,
+    resolved: Mutex<Resolved>,
+    awake: Mutex<Option<Awake>>,
     is_ready: AtomicBool,
     /// True once the missing content was reported.
     is_planned: AtomicBool,
@@ -37,6 +39,24 @@ pub(crate) struct Json {
     words: Words,
     /// The last message of a watch about deletions that wait for consent.
     braked: Mutex<Option<Braked>>,
+}
+
+/// The parts of the event `resolved`, which come in any order.
+#[derive(Default)]
+struct Resolved {
+    path: Option<Vec<u8>>,
+    /// The session's id, and the domain of its VM.
+    session: Option<(String, String)>,
+    is_in_session: bool,
+    is_told: bool,
+}
+
+fn is_lost(awake: &Awake) -> bool {
+    matches!(awake, Awake::Lost(_))
+}
+
+fn is_session(endpoint: &Endpoint) -> bool {
+    matches!(endpoint, Endpoint::Session { .. })
 }
 
 impl Json {
@@ -53,7 +73,11 @@ impl Json {
             },
         );
         Self {
-            is_mapped: AtomicBool::default(),
+            resolved: Mutex::new(Resolved {
+                is_in_session: job.sources().chain([&job.destination]).any(is_session),
+                ..Resolved::default()
+            }),
+            awake: Mutex::default(),
             is_ready: AtomicBool::default(),
             is_planned: AtomicBool::default(),
             scans: AtomicU64::default(),
@@ -87,6 +111,26 @@ impl Json {
         tell(if self.words.of() == In::Run { "error" } else { "warning" }, fields);
     }
 
+    /// Learns a part of the event `resolved`, and prints it once it is complete.
+    fn resolve(&self, learn: impl FnOnce(&mut Resolved)) {
+        let mut resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        learn(&mut resolved);
+        let Resolved { path: Some(path), session, is_in_session, is_told: false } = &*resolved else {
+            return;
+        };
+        let fields = match session {
+            None if *is_in_session => return,
+            None => json!({}),
+            Some((id, domain)) => json!({ "session_id": id, "vm_domain": domain }),
+        };
+        tell("resolved", with_path(fields, path));
+        resolved.is_told = true;
+    }
+
+    fn awake(&self) -> MutexGuard<'_, Option<Awake>> {
+        self.awake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn told(&self) -> MutexGuard<'_, Option<Braked>> {
         self.braked.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -99,7 +143,7 @@ pub(crate) fn report_error(error: &CliError) {
 
 /// Reports a warning of some kind.
 pub(crate) fn warn(kind: &str, warning: &Warning) {
-    tell("warning", json!({ "kind": kind, "message": warning.what, "hint": warning.hint }));
+    tell("warning", json!({ "kind": kind, "message": plain(&warning.what), "hint": warning.hint }));
 }
 
 fn tell(event: &str, fields: Value) {
@@ -191,11 +235,7 @@ fn problem_kind(kind: ProblemKind) -> &'static str {
 impl Monitor for Json {
     fn observe(&self, event: Event) {
         match event {
-            Event::Resolved { path } => {
-                if !self.is_mapped.swap(true, Ordering::Relaxed) {
-                    tell("resolved", with_path(json!({}), &path));
-                }
-            }
+            Event::Resolved { path } => self.resolve(|resolved| resolved.path = Some(path)),
             Event::Braked(braked) => {
                 let is_new = self.told().as_ref() != Some(&braked);
                 if is_new {
@@ -273,6 +313,28 @@ impl Monitor for Json {
 
     fn warn(&self, warning: Warning) {
         self::warn("session", &warning);
+    }
+
+    fn notice(&self, notice: Notice) {
+        match notice {
+            Notice::Session { session_id, vm_domain } => {
+                self.resolve(|resolved| resolved.session = Some((session_id, vm_domain)));
+            }
+            Notice::KeepAlive(awake) => {
+                let before = self.awake().replace(awake.clone());
+                match awake {
+                    Awake::Lost(warning) => self::warn("keep-alive", &warning),
+                    Awake::Back => tell("keep-alive", json!({ "state": "held" })),
+                    // Every connection begins with this.
+                    Awake::Held | Awake::Off if before.as_ref().is_some_and(|before| !is_lost(before)) => {}
+                    Awake::Held => tell("keep-alive", json!({ "state": "held" })),
+                    Awake::Off => tell("keep-alive", json!({ "state": "off" })),
+                }
+            }
+            Notice::Wait { what, wait } => {
+                tell("retry", json!({ "message": plain(&what), "wait_ms": millis(wait) }));
+            }
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ksync::exchange::chain;
 use ksync::exchange::rounds::Round;
-use ksync::monitor::{Event, Monitor, Preparation, Warning};
+use ksync::monitor::{Awake, Event, Monitor, Notice, Preparation, Warning};
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report, SyncError};
 
@@ -36,6 +36,8 @@ struct State {
     is_ready: bool,
     /// The last message about deletions that wait for consent.
     braked: Option<String>,
+    /// The state of the session's keep-alive, if there is a session.
+    awake: Option<Awake>,
     /// The text of the status line; only on a terminal, after the first round.
     doing: Option<String>,
     status: StatusLine,
@@ -74,10 +76,13 @@ impl LiveScreen {
         }
         let report = Report { summary: round.summary.clone(), elapsed: round.elapsed, ..Report::default() };
         out::result(&report::line(&report, self.direction));
+        let awake = state.awake.as_ref().map(awake);
         if self.show.progress && screen::can_draw() {
             state.doing = Some("watching".to_owned());
+            awake.iter().for_each(|awake| out::note(awake));
         } else {
-            out::note("watching; Ctrl-C ends it");
+            let awake = awake.map(|awake| format!("; {awake}")).unwrap_or_default();
+            out::note(&format!("watching{awake}; Ctrl-C ends it"));
         }
     }
 }
@@ -88,6 +93,15 @@ impl State {
         if let Some(doing) = &mut self.doing {
             *doing = what.into();
         }
+    }
+}
+
+/// The state of the session's keep-alive, for the line that begins a watch.
+fn awake(awake: &Awake) -> &'static str {
+    match awake {
+        Awake::Held | Awake::Back => "the session is kept awake, and billed, until this ends",
+        Awake::Lost(_) => "the session is not kept awake",
+        Awake::Off => "the session is not kept awake (--no-keep-alive)",
     }
 }
 
@@ -168,6 +182,24 @@ impl Monitor for LiveScreen {
     fn warn(&self, warning: Warning) {
         if !self.show.quiet {
             self.print(&mut self.state(), &screen::warned(&warning), out::note);
+        }
+    }
+
+    fn notice(&self, notice: Notice) {
+        let mut state = self.state();
+        // A new connection has a keep-alive of its own.
+        let is_back = notice == Notice::KeepAlive(Awake::Held) && matches!(state.awake, Some(Awake::Lost(_)));
+        let notice = if is_back { Notice::KeepAlive(Awake::Back) } else { notice };
+        if let Some(line) = screen::noticed(&notice).filter(|_| !self.show.quiet) {
+            self.print(&mut state, &line, out::note);
+        }
+        match notice {
+            Notice::KeepAlive(awake) => state.awake = Some(awake),
+            // The first answer of the keep-alive may come after the first round.
+            Notice::Session { .. } => {
+                state.awake.get_or_insert(Awake::Held);
+            }
+            Notice::Wait { .. } => {}
         }
     }
 }

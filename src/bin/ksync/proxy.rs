@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use ksync::kernel::{Expiry, KeepAlive, KernelError, StoredSession};
+use ksync::kernel::{Access, Expiry, KeepAlive, State, StoredSession};
 use ksync::monitor::Warning;
 use ksync::remote;
 
@@ -22,14 +22,21 @@ const SILENCE: Duration = Duration::from_secs(60);
 pub(crate) fn run(args: &ProxyArgs) -> Result<u8, CliError> {
     let ca_cert = args.access.ca_cert.clone();
     let is_url = args.target.contains("://");
-    let stored = if is_url { None } else { Some(stored(args)?) };
+    let access = if is_url { None } else { Some(request::access(&args.access)?) };
+    let stored = access.as_ref().map(|access| stored(access, &args.target)).transpose()?;
     let url = stored.as_ref().map_or_else(|| args.target.clone(), StoredSession::bridge_url);
     if let Some(warning) = stored.as_ref().and_then(warning) {
         out::note(&warned(&warning));
     }
     block_on(async {
         let mut signals = Signals::new()?;
-        let _alive = stored.map(|stored| KeepAlive::begin(stored.cdp_ws_url, ca_cert.clone()));
+        let _alive = access.zip(stored).map(|(access, stored)| {
+            KeepAlive::begin(&stored, &access, ca_cert.clone(), false, |state| {
+                if let State::Lost(what, hint) | State::Expires(what, hint) = state {
+                    out::note(&warned(&Warning { what, hint }));
+                }
+            })
+        });
         let carried = tokio::select! {
             carried = remote::proxy(&url, ca_cert.as_deref(), TIMEOUT, SILENCE) => carried,
             () = signals.wait() => Ok(()),
@@ -39,13 +46,14 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<u8, CliError> {
 }
 
 /// The session from the session store, if it is there: ssh then finds out if the entry still holds.
-fn stored(args: &ProxyArgs) -> Result<StoredSession, CliError> {
-    let access = request::access(&args.access)?;
-    let session = access.meant(&args.target)?;
-    let stored = access
-        .stored(&session)
-        .map_or_else(|| Ok::<_, KernelError>(access.connect(&session, |_| {})?.stored), Ok)?;
-    Ok(stored)
+/// The API must confirm a name, which another session may have got since.
+fn stored(access: &Access, target: &str) -> Result<StoredSession, CliError> {
+    let warn = |what, hint| out::note(&warned(&Warning { what, hint }));
+    let id = access.id_of(&access.meant(target)?, warn)?;
+    match access.stored(&id) {
+        Some(stored) => Ok(stored),
+        None => Ok(access.connect(&id, |_| {})?.stored),
+    }
 }
 
 /// A warning about a session that ends soon. Shown only at the start: later the terminal belongs to

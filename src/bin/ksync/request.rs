@@ -7,8 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use ksync::exchange::chain;
-use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
+use ksync::exchange::{chain, plain};
+use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings, Waits};
 use ksync::monitor::Warning;
 use ksync::sync::endpoint::Endpoint;
 use ksync::sync::watch::{AfterRound, Live};
@@ -22,8 +22,8 @@ use serde_bytes::ByteBuf;
 use crate::args::{ConnectionArgs, ForeignArgs, OutputArgs, SyncArgs, WatchArgs, WhatArgs};
 use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
 use crate::report::{CliError, USAGE};
-use crate::rules;
 use crate::verbs::AccessArgs;
+use crate::{out, rules};
 
 /// Maximum length of a file that an option names, in bytes. A setup has about one kilobyte, and
 /// [`RULES_MAX`] rules fit many times.
@@ -149,7 +149,7 @@ fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, C
     }
     let is_remote = pairs.iter().any(|(_, destination)| destination.is_remote());
     // A path on DEST's machine; the user may write it in the form of DEST.
-    let path = |text: &OsString| match Endpoint::parse(text) {
+    let path = |text: &OsString| match endpoint(text) {
         Ok(endpoint) if is_remote && endpoint.is_remote() => endpoint.path().to_vec(),
         _ => text.as_bytes().to_vec(),
     };
@@ -279,7 +279,8 @@ fn connect_options(args: ConnectionArgs) -> Result<ConnectOptions, CliError> {
 
 /// The settings for reaching sessions.
 pub(crate) fn access(args: &AccessArgs) -> Result<Access, CliError> {
-    Ok(ksync::sync::access(&access_options(args))?)
+    let waits = Waits::new(|what, _| out::note(&format!("ksync: {}", plain(&what))));
+    Ok(Access { waits, ..ksync::sync::access(&access_options(args))? })
 }
 
 /// The connect options for a session, without a sync.

@@ -8,7 +8,8 @@ use std::io::IsTerminal;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ksync::monitor::{Event, Monitor, Preparation, Problem, Warning};
+use ksync::exchange::plain;
+use ksync::monitor::{Awake, Event, Monitor, Notice, Preparation, Problem, Warning};
 use ksync::sync::endpoint::Endpoint;
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
@@ -177,6 +178,12 @@ impl Monitor for Screen {
     fn warn(&self, warning: Warning) {
         self.note(&warned(&warning));
     }
+
+    fn notice(&self, notice: Notice) {
+        if let Some(line) = noticed(&notice) {
+            self.note(&line);
+        }
+    }
 }
 
 impl View for Screen {
@@ -264,9 +271,19 @@ pub(crate) fn prepared(preparation: Preparation) -> &'static str {
     }
 }
 
+/// The line for a notice, if it has one.
+pub(crate) fn noticed(notice: &Notice) -> Option<String> {
+    match notice {
+        Notice::KeepAlive(Awake::Lost(warning)) => Some(warned(warning)),
+        Notice::KeepAlive(Awake::Back) => Some("ksync: the session is kept awake again".to_owned()),
+        Notice::Wait { what, .. } => Some(format!("ksync: {}", visible(&plain(what)))),
+        Notice::KeepAlive(Awake::Held | Awake::Off) | Notice::Session { .. } => None,
+    }
+}
+
 /// The text of a warning.
 pub(crate) fn warned(warning: &Warning) -> String {
-    format!("ksync: warning: {}\n  hint: {}", visible(&warning.what), visible(&warning.hint))
+    format!("ksync: warning: {}\n  hint: {}", visible(&plain(&warning.what)), visible(&warning.hint))
 }
 
 /// The direction of a job's content.

@@ -3,14 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ksync::kernel::{Access, Api, Browser, ConnectedVm, KernelError, StoredSession};
+use ksync::kernel::{Access, Browser, ConnectedVm, KernelError, StoredSession};
+use ksync::monitor::Warning;
 use ksync::tree::path::escape;
 use serde_json::{Map, Value, json};
 
 use crate::create::{self, CreateArgs};
+use crate::list::visible;
 use crate::out;
 use crate::report::CliError;
 use crate::request;
+use crate::screen::warned;
 use crate::shell::{quoted, ssh_argument};
 use crate::verbs::{SessionArgs, SessionVerb};
 
@@ -156,12 +159,9 @@ fn known_hosts(access: &Access, stored: &StoredSession) -> Result<PathBuf, Kerne
 }
 
 fn choose(access: &Access, session: &str) -> Result<u8, CliError> {
-    let session = access.meant(session)?;
-    // A session in the session store needs no API request.
-    let id = match access.store().find(&session) {
-        Some(stored) => stored.session_id,
-        None => access.api()?.browser(&session).map_err(KernelError::from)?.session_id,
-    };
+    // An id in the session store needs no API request.
+    let warn = |what, hint| out::note(&warned(&Warning { what, hint }));
+    let id = access.id_of(&access.meant(session)?, warn)?;
     access.store().set_current(&id).map_err(|error| access.state_error(error))?;
     out::result(&id);
     Ok(0)
@@ -212,28 +212,56 @@ fn setup(access: &Access, session: &str, proxy: &str, json: bool) -> Result<u8, 
 fn delete(access: &Access, session: &str) -> Result<u8, CliError> {
     let session = access.meant(session)?;
     let api = access.api()?;
-    let stored = access.store().find(&session);
-    let pool = stored.as_ref().and_then(|stored| stored.pool.clone());
-    let id = stored.map_or(session, |stored| stored.session_id);
-    let done = match pool.map_or_else(|| of_pool(&api, &id), |pool| Ok(Some(pool)))? {
+    // A name may belong to another session by now, so only the API knows which one to delete.
+    let stored = access.store().find(&session).filter(|stored| stored.session_id == session);
+    let (id, pool) = match stored {
+        Some(stored) => (stored.session_id, stored.pool),
+        None => match api.browser(&session).map_err(KernelError::from) {
+            Ok(browser) => (browser.session_id, browser.pool.map(|pool| pool.id)),
+            Err(error) if error.is_gone() => return Ok(gone(access, &session)),
+            Err(error) => return Err(error.into()),
+        },
+    };
+    let deleted = match &pool {
         // Another user gets the session next, so nothing of ours may stay in it.
-        Some(pool) => api.release(&pool, &id, false).map(|()| "returned to its pool, which makes it anew"),
+        Some(pool) => api.release(pool, &id, false).map(|()| "returned to its pool, which makes it anew"),
         None => api.delete(&id).map(|()| "deleted, with its files"),
-    }
-    .map_err(KernelError::from)?;
+    };
+    let done = match deleted.map_err(KernelError::from) {
+        Ok(done) => done,
+        Err(error) => {
+            // A pool does not tell what is missing.
+            let is_gone = error.is_gone()
+                || pool.is_some()
+                    && api.browser(&id).map_err(KernelError::from).is_err_and(|error| error.is_gone());
+            return if is_gone { Ok(gone(access, &id)) } else { Err(error.into()) };
+        }
+    };
     access.forget(&id);
     out::note(&format!("ksync: session {} is {done}", shown(&id)));
     Ok(0)
 }
 
-/// The pool that a session belongs to.
-fn of_pool(api: &Api, id: &str) -> Result<Option<String>, KernelError> {
-    Ok(api.browser(id)?.pool.map(|pool| pool.id))
+/// Reports that there is nothing to delete: what was wanted is so.
+fn gone(access: &Access, session: &str) -> u8 {
+    access.forget(session);
+    out::note(&format!("ksync: there is no session {} any more: nothing was deleted", visible(session)));
+    0
 }
 
 fn clean_up(access: &Access, session: &str) -> Result<u8, CliError> {
     let session = access.meant(session)?;
-    access.clean_up(&session)?;
+    match access.clean_up(&session) {
+        Ok(id) => out::note(&format!(
+            "ksync: nothing of ksync is left in session {id}, which runs on; ksync session delete ends it"
+        )),
+        Err(error) if error.is_gone() => {
+            let shown = visible(&session);
+            access.forget(&session);
+            out::note(&format!("ksync: there is no session {shown} any more: nothing was left to clean up"));
+        }
+        Err(error) => return Err(error.into()),
+    }
     Ok(0)
 }
 

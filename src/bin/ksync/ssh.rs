@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use ksync::monitor::{Event, Monitor, Preparation, Warning};
+use ksync::monitor::{Event, Monitor, Notice, Preparation, Warning};
 use ksync::remote::{Size, Terminal};
 use ksync::sync::{SharedMonitor, Visit};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
@@ -15,7 +15,7 @@ use crate::out;
 use crate::report::{CliError, NOT_STARTED, SIGNAL};
 use crate::request;
 use crate::run::{Signals, block_on};
-use crate::screen::{prepared, warned};
+use crate::screen::{noticed, prepared, warned};
 use crate::verbs::SshArgs;
 
 /// Runs the command and returns its exit status.
@@ -57,7 +57,18 @@ impl Monitor for Teller {
     }
 
     fn warn(&self, warning: Warning) {
-        let text = warned(&warning);
+        self.note(warned(&warning));
+    }
+
+    fn notice(&self, notice: Notice) {
+        if let Some(line) = noticed(&notice) {
+            self.note(line);
+        }
+    }
+}
+
+impl Teller {
+    fn note(&self, text: String) {
         out::note(&if self.is_terminal { format!("{}\r\n", text.replace('\n', "\r\n")) } else { text });
     }
 }

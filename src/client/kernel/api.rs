@@ -12,6 +12,7 @@ use crate::kernel::error::{ApiError, Call, Subject, quoted};
 use crate::kernel::http::{Answer, Content, Http, Request};
 use crate::kernel::settings::Settings;
 use crate::kernel::types::{Browser, Exec, Executed, Parameters};
+use crate::kernel::waits::Waits;
 use crate::remote::Proxies;
 
 /// Largest answer that ksync reads, in bytes.
@@ -59,6 +60,20 @@ impl Api {
 
     fn through(settings: &Settings, proxies: &Proxies) -> Result<Self, ApiError> {
         Ok(Self { http: Http::new(settings, proxies)? })
+    }
+
+    /// Returns the client with a listener of its waits.
+    #[must_use]
+    pub fn telling(mut self, waits: Waits) -> Self {
+        self.http.waits = waits;
+        self
+    }
+
+    /// How far the API's clock was ahead of this machine's at the last answer, in seconds, to
+    /// within a second or so.
+    #[must_use]
+    pub fn ahead_s(&self) -> Option<f64> {
+        self.http.ahead_s()
     }
 
     /// Creates a session. If the answer is lost, a session may exist that nobody knows of; its own
@@ -129,7 +144,7 @@ impl Api {
         let mut parameters = parameters.clone();
         let call = Call::new(format!("acquire a session of the pool {}", quoted(pool)), Subject::Pool);
         let path = path(&call, &["browser_pools", pool, "acquire"])?;
-        let mut left = timeout;
+        let (mut left, mut is_told) = (timeout, false);
         loop {
             let hold = left.clamp(Duration::from_secs(1), ACQUIRE_HOLD);
             parameters.insert("acquire_timeout_seconds".to_owned(), hold.as_secs().into());
@@ -147,6 +162,12 @@ impl Api {
             left = left.saturating_sub(held.max(ACQUIRE_PAUSE));
             if left.is_zero() {
                 return Err(ApiError::NoneFree { call, after: timeout });
+            }
+            if !std::mem::replace(&mut is_told, true) {
+                let (pool, most) = (quoted(pool), left.as_secs());
+                let what =
+                    format!("no session of the pool {pool} is free yet; waiting for one, {most} s at most");
+                self.http.waits.tell(what, left);
             }
             (self.http.sleep)(pause);
         }

@@ -1,14 +1,15 @@
-# Removes ksync's traces from a VM: its key, caches and bridge. The platform runs it as root on the
+# Removes ksync's traces from a VM: its keys, caches and bridge. The platform runs it as root on the
 # VM, as:
-#   bash -c 'this' ksync PUBLIC_KEY
-# The services stay, because others may use them. ksync's own bridge goes with the last key that
+#   bash -c 'this' ksync PUBLIC_KEY...
+# Only the very lines that ksync added go: a line with the same key and another comment is somebody
+# else's. The services stay, because others may use them. ksync's own bridge goes with the last key that
 # ksync made.
 
-key=$1; r=${KSYNC_SANDBOX_ROOT-}; keys=$r/root/.ssh/authorized_keys
+r=${KSYNC_SANDBOX_ROOT-}; keys=$r/root/.ssh/authorized_keys
 own=$r/usr/local/lib/ksync; service=$r/etc/supervisor/conf.d/services/websocat-ssh.conf
-if [ -f "$keys" ]; then
+if [ $# -gt 0 ] && [ -f "$keys" ] && printf '%s\n' "$@" | grep -qxF -f - "$keys"; then
   umask 077
-  grep -vxF "$key" "$keys" >"$keys.new"
+  printf '%s\n' "$@" | grep -vxF -f - "$keys" >"$keys.new"
   # Write into the existing file, to keep its owner and mode.
   cat "$keys.new" >"$keys" && rm -f "$keys.new"
 fi

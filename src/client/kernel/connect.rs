@@ -1,5 +1,6 @@
 //! From a session's name to a VM that accepts ksync's key.
 
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 
@@ -9,9 +10,12 @@ use crate::kernel::diagnose::{self, Diagnosis};
 use crate::kernel::error::{ApiError, ApiErrorKind};
 use crate::kernel::keys::{Key, KeyError};
 use crate::kernel::provision::{self, ProvisionError, Provisioned};
-use crate::kernel::session_store::{SessionStore, StoredSession};
+use crate::kernel::resources::{self, Resources};
+use crate::kernel::session_store::{SessionStore, StoredSession, is_plain};
 use crate::kernel::settings::Settings;
 use crate::kernel::types::Browser;
+use crate::kernel::waits::Waits;
+use crate::private;
 use crate::tree::path::escape;
 
 /// Name of the current session.
@@ -30,6 +34,8 @@ pub struct Access {
     pub current: Option<String>,
     /// The bridge to upload to a VM without one.
     pub bridge: BridgeImage,
+    /// Listener of the waits that the API asks for.
+    pub waits: Waits,
 }
 
 /// Reason why a session cannot be reached.
@@ -58,6 +64,16 @@ pub enum KernelError {
     /// The API call failed.
     #[error(transparent)]
     Api(Box<ApiError>),
+    /// The API did not tell which session has a name now.
+    #[error("could not find out which session is called \"{name}\" now")]
+    Unconfirmed {
+        /// The name.
+        name: String,
+        /// Id of the session that had the name when it was last used from here.
+        before: String,
+        /// The API's answer.
+        source: Box<ApiError>,
+    },
     /// There is no key for the login.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -68,7 +84,7 @@ pub enum KernelError {
     #[error("could not bring a bridge to the VM, which has no websocat that runs and could not download one")]
     NotBrought(#[source] Box<ApiError>),
     /// The state directory is not writable.
-    #[error("could not write to {}", path.display())]
+    #[error("cannot write to the state directory {}", path.display())]
     State {
         /// The directory.
         path: PathBuf,
@@ -90,9 +106,29 @@ impl KernelError {
         match self {
             Self::NoKey(_) | Self::NoApi => 40,
             Self::NoCurrent | Self::Name(_) => 1,
-            Self::Api(error) | Self::NoSuch { source: error, .. } => error.exit_code(),
-            Self::Key(_) | Self::State { .. } => 11,
+            Self::Api(error)
+            | Self::NoSuch { source: error, .. }
+            | Self::Unconfirmed { source: error, .. } => error.exit_code(),
+            Self::Key(KeyError::Unreadable { .. }) => 11,
+            Self::Key(KeyError::NotMade { .. }) | Self::State { .. } => 5,
             Self::Provision(_) | Self::NotBrought(_) => 42,
+        }
+    }
+
+    /// Advice for a user who runs `ksync doctor`, which it does not name.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Provision(ProvisionError::Busy) => Some("Try again in a minute.".to_owned()),
+            Self::Provision(ProvisionError::NoSshd { .. }) => self.hint(),
+            Self::Provision(ProvisionError::NoHostKey) => {
+                Some("Take a new session: something on this VM disturbs its setup.".to_owned())
+            }
+            Self::Provision(_) => {
+                Some("Mend what the message complains about on the VM, or take a new session.".to_owned())
+            }
+            Self::NotBrought(error) => Some(error.hint()),
+            error => error.hint(),
         }
     }
 
@@ -101,6 +137,12 @@ impl KernelError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Api(error) => return Some(error.hint()),
+            Self::Unconfirmed { before, source, .. } => {
+                let hint = source.hint();
+                return Some(format!(
+                    "{hint} An id needs no API: the session that had the name is {before}."
+                ));
+            }
             Self::NoKey(name) => {
                 let way = ssh_way(name);
                 return Some(format!("Set KERNEL_API_KEY to a key of your Kernel account; {way}."));
@@ -111,7 +153,7 @@ impl KernelError {
             Self::NoApi => "Set KERNEL_API_KEY to a key of your Kernel account.",
             Self::NoCurrent => "Name one: ksync session use ID, or KSYNC_SESSION=ID.",
             Self::Name(_) => "Run ksync session list: it shows those that there are.",
-            Self::Key(_) => "Name another one with --identity.",
+            Self::Key(KeyError::Unreadable { .. }) => "Name another one with --identity.",
             Self::Provision(ProvisionError::Busy) => "Run the same command again.",
             Self::Provision(ProvisionError::NoSshd { .. }) => {
                 "Take an image with openssh-server, which newer ones have, or let the VM reach its package servers."
@@ -119,7 +161,9 @@ impl KernelError {
             Self::Provision(_) | Self::NotBrought(_) => {
                 "Run the same command again; ksync doctor SESSION tells which step fails."
             }
-            Self::State { .. } => return None,
+            Self::Key(KeyError::NotMade { .. }) | Self::State { .. } => {
+                "Make the directory writable for you, or name another one with XDG_STATE_HOME."
+            }
         };
         Some(hint.to_owned())
     }
@@ -163,12 +207,24 @@ impl Access {
         SessionStore::new(self.directory.join("sessions"))
     }
 
+    /// Checks that the state directory can be written.
+    ///
+    /// # Errors
+    /// [`KernelError::State`].
+    pub fn check_state(&self) -> Result<(), KernelError> {
+        let probe = self.directory.join(format!("probe-{}", unique()));
+        private::replace(&probe, b"")
+            .and_then(|()| fs::remove_file(&probe))
+            .map_err(|source| self.state_error(source))
+    }
+
     /// Makes a client of the API.
     ///
     /// # Errors
     /// [`KernelError::NoApi`], or the settings are unusable.
     pub fn api(&self) -> Result<Api, KernelError> {
-        Ok(Api::new(self.api.as_ref().ok_or(KernelError::NoApi)?)?)
+        let api = Api::new(self.api.as_ref().ok_or(KernelError::NoApi)?)?;
+        Ok(api.telling(self.waits.clone()))
     }
 
     /// Resolves `name` to an id or name.
@@ -181,8 +237,11 @@ impl Access {
         } else {
             name.to_owned()
         };
-        let is_text =
-            !meant.is_empty() && meant.len() <= 256 && !meant.chars().any(|c| c.is_control() || c == '/');
+        // A slash is legal in a name. Components of dots could be a way to another resource.
+        let is_text = !meant.is_empty()
+            && meant.len() <= 256
+            && !meant.chars().any(char::is_control)
+            && meant.split('/').all(|part| !matches!(part, "" | "." | ".."));
         if is_text { Ok(meant) } else { Err(KernelError::Name(escape(meant.as_bytes()).into_owned())) }
     }
 
@@ -193,6 +252,45 @@ impl Access {
         let same_api = self.api.as_ref().is_none_or(|api| api.base_url == stored.base_url);
         let same_key = self.identity.as_ref().is_none_or(|identity| *identity == stored.key_file);
         (same_api && same_key && stored.key_file.exists()).then_some(stored)
+    }
+
+    /// Id of the session that `id_or_name` means now. The store's own answer holds for an id only:
+    /// another session may have got the name since. Without an API key nobody can tell; the store
+    /// is believed then, and `warn` gets a message and a hint.
+    ///
+    /// # Errors
+    /// [`KernelError`]: the API does not know such a session, or cannot be asked.
+    pub fn id_of(&self, id_or_name: &str, warn: impl FnOnce(String, String)) -> Result<String, KernelError> {
+        match self.store().find(id_or_name) {
+            Some(stored) if stored.session_id == id_or_name => Ok(stored.session_id),
+            Some(stored) if self.api.is_none() => {
+                let (what, hint) = unconfirmed(id_or_name, &stored);
+                warn(what, hint);
+                Ok(stored.session_id)
+            }
+            None if self.api.is_none() => Err(KernelError::NoKey(id_or_name.to_owned())),
+            stored => Ok(self.confirm(id_or_name, stored.as_ref())?.session_id),
+        }
+    }
+
+    /// Asks the API which session `id_or_name` means now, and stores the answer.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    pub fn confirm(&self, id_or_name: &str, stored: Option<&StoredSession>) -> Result<Browser, KernelError> {
+        let browser = self.api()?.browser(id_or_name).map_err(|error| match (error.kind(), stored) {
+            (ApiErrorKind::SessionGone, _) | (_, None) => KernelError::from(error),
+            (_, Some(stored)) => KernelError::Unconfirmed {
+                name: escape(id_or_name.as_bytes()).into_owned(),
+                before: stored.session_id.clone(),
+                source: Box::new(error),
+            },
+        })?;
+        if let Some(name) = &browser.name {
+            let store = self.store();
+            store.rename(&browser.session_id, name).map_err(|source| self.state_error(source))?;
+        }
+        Ok(browser)
     }
 
     /// Asks the API for a session, sets its VM up, and stores it. This takes seconds, or a minute
@@ -231,6 +329,11 @@ impl Access {
             None => Key::own(&self.keys(), self.key_name(browser)?)?,
         };
         say(Step::SetUp);
+        let before = self.store().find(&browser.session_id);
+        let mut authorized = before.map(|stored| stored.authorized).unwrap_or_default();
+        if !authorized.contains(&key.public) {
+            authorized.push(key.public.clone());
+        }
         let executed = api.exec(&browser.session_id, &provision::provision(&key.public, None))?;
         let provisioned = match provision::read(&executed) {
             Err(ProvisionError::NoBridge { .. }) => {
@@ -250,8 +353,9 @@ impl Access {
             base_url: self.api.as_ref().map(|api| api.base_url.clone()).unwrap_or_default(),
             created_at: Some(browser.created_at.clone()),
             timeout_seconds: Some(browser.timeout_seconds),
+            authorized,
         };
-        self.store().keep(&stored).map_err(|source| self.state_error(source))?;
+        self.keep(&stored)?;
         Ok(ConnectedVm { stored, provisioned })
     }
 
@@ -264,32 +368,64 @@ impl Access {
         Ok(diagnose::read(&self.api()?.exec(session_id, &diagnose::call())?))
     }
 
-    /// Removes ksync's traces from a session's VM, and forgets the session.
+    /// Stores a session. Its name is not that of another one any more.
+    fn keep(&self, stored: &StoredSession) -> Result<(), KernelError> {
+        let store = self.store();
+        let named = stored.name.as_ref().map_or(Ok(()), |name| store.rename(&stored.session_id, name));
+        named.and_then(|()| store.keep(stored)).map_err(|source| self.state_error(source))
+    }
+
+    /// Asks a session's VM, through the API, for its free disk and memory.
     ///
     /// # Errors
-    /// [`KernelError`]. The session is forgotten only after a success.
-    pub fn clean_up(&self, id_or_name: &str) -> Result<(), KernelError> {
+    /// [`KernelError`]: the VM cannot be asked, or the session is gone.
+    pub fn resources(&self, session_id: &str) -> Result<Resources, KernelError> {
+        Ok(resources::read(&self.api()?.exec(session_id, &resources::call())?))
+    }
+
+    /// Stores what the API now tells of a session that was used before.
+    pub fn refresh(&self, browser: &Browser) {
+        if let Some(stored) = self.store().find(&browser.session_id) {
+            // A store that cannot be written only costs the next run a request.
+            let _ = self.keep(&stored.refreshed(browser));
+        }
+    }
+
+    /// Removes ksync's traces from a session's VM, and forgets how to log in there. The session
+    /// stays the current one, since it still has to be deleted. Returns its id.
+    ///
+    /// # Errors
+    /// [`KernelError`]. Nothing is forgotten before a success.
+    pub fn clean_up(&self, id_or_name: &str) -> Result<String, KernelError> {
         let api = self.api()?;
         let browser = api.browser(id_or_name)?;
-        let stored = self.store().find(&browser.session_id);
-        let key = match (&self.identity, &stored) {
-            (Some(file), _) => Key::named(file)?,
-            (None, Some(stored)) => Key::named(&stored.key_file)?,
-            (None, None) => Key::own(&self.keys(), self.key_name(&browser)?)?,
-        };
-        let executed = api.exec(&browser.session_id, &provision::cleanup(&key.public))?;
+        let id = browser.session_id;
+        let stored = self.store().find(&id);
+        // An older ksync recorded no keys.
+        let file = stored.as_ref().map(|stored| &stored.key_file).filter(|file| file.exists());
+        let own = is_plain(&id).then(|| self.keys().join(&id)).filter(|file| file.exists());
+        let files = self.identity.iter().chain(file).chain(&own);
+        let mut keys =
+            files.map(|file| Ok(Key::named(file)?.public)).collect::<Result<Vec<_>, KernelError>>()?;
+        keys.extend(stored.into_iter().flat_map(|stored| stored.authorized));
+        keys.sort_unstable();
+        keys.dedup();
+        let executed = api.exec(&id, &provision::cleanup(&keys))?;
         if executed.exit_code != 0 {
             // The output has the same form as the other script's.
             provision::read(&executed)?;
         }
-        self.forget(&browser.session_id);
-        Ok(())
+        self.store().forget_login(&id).map_err(|source| self.state_error(source))?;
+        if is_plain(&id) {
+            Key::forget(&self.keys(), &id);
+        }
+        Ok(id)
     }
 
     /// Forgets a session and deletes the key made for it.
     pub fn forget(&self, session_id: &str) {
         self.store().forget(session_id);
-        if crate::kernel::session_store::is_plain(session_id) {
+        if is_plain(session_id) {
             Key::forget(&self.keys(), session_id);
         }
     }
@@ -300,17 +436,23 @@ impl Access {
 
     fn key_name<'a>(&self, browser: &'a Browser) -> Result<&'a str, KernelError> {
         let id = &browser.session_id;
-        if crate::kernel::session_store::is_plain(id) {
-            Ok(id)
-        } else {
-            Err(KernelError::Name(escape(id.as_bytes()).into_owned()))
-        }
+        if is_plain(id) { Ok(id) } else { Err(KernelError::Name(escape(id.as_bytes()).into_owned())) }
     }
 
     /// Makes the error for a state directory that is not writable.
     pub fn state_error(&self, source: io::Error) -> KernelError {
         KernelError::State { path: self.directory.clone(), source }
     }
+}
+
+/// The message about a name that nobody can confirm, and a hint.
+pub(crate) fn unconfirmed(name: &str, stored: &StoredSession) -> (String, String) {
+    let (name, id) = (escape(name.as_bytes()), &stored.session_id);
+    let what = format!(
+        "\"{name}\" is taken for the session {id}, which was called so when it was last used from here: there is no \
+         API key to ask"
+    );
+    (what, "Set KERNEL_API_KEY, or name the session by its id.".to_owned())
 }
 
 /// Uploads the bridge `image` to the VM, and sets the VM up with it.

@@ -22,6 +22,8 @@ pub struct Diagnosis {
     bridge: String,
     /// Answer on the bridge's port, empty for none; `None` if the script did not ask.
     answer: Option<String>,
+    /// sshd's setting `PermitRootLogin`, empty if it is unknown.
+    root: String,
 }
 
 impl Diagnosis {
@@ -31,12 +33,21 @@ impl Diagnosis {
         let answers = self.answer.as_ref().is_none_or(|answer| answer.starts_with("HTTP/1.1 101"));
         runs(&self.sshd) && runs(&self.bridge) && answers
     }
+
+    /// Reports if sshd lets root in with a key, as far as is known.
+    #[must_use]
+    pub fn admits_root(&self) -> bool {
+        !matches!(self.root.as_str(), "no" | "forced-commands-only")
+    }
 }
 
 impl fmt::Display for Diagnosis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sshd, bridge, answer } = self;
+        let Self { sshd, bridge, answer, root } = self;
         match answer.as_deref() {
+            _ if self.is_well() && !self.admits_root() => {
+                write!(f, "sshd and its bridge run, but sshd lets no root in (PermitRootLogin {root})")
+            }
             _ if self.is_well() => f.write_str("sshd and its bridge run"),
             _ if !runs(sshd) => write!(f, "sshd does not run ({sshd})"),
             _ if !runs(bridge) => write!(f, "the bridge to sshd does not run ({bridge})"),
@@ -66,7 +77,8 @@ pub(super) fn call() -> Exec {
 
 /// Parses the script's output.
 pub(super) fn read(executed: &Executed) -> Diagnosis {
-    let mut diagnosis = Diagnosis { sshd: String::new(), bridge: String::new(), answer: None };
+    let mut diagnosis =
+        Diagnosis { sshd: String::new(), bridge: String::new(), answer: None, root: String::new() };
     let text = String::from_utf8_lossy(&executed.stdout);
     for line in text.lines() {
         let Some((what, said)) = line.strip_prefix("KSYNC ").and_then(|line| line.split_once(' ')) else {
@@ -77,6 +89,7 @@ pub(super) fn read(executed: &Executed) -> Diagnosis {
         match what {
             "sshd" => diagnosis.sshd = said,
             "bridge" => diagnosis.bridge = said,
+            "root" => diagnosis.root = said,
             "answer" => diagnosis.answer = Some(said),
             _ => {}
         }
@@ -101,6 +114,14 @@ mod tests {
         for (sshd, bridge, answer, said) in [
             (run, run, "\nKSYNC answer HTTP/1.1 101 Switching Protocols", "sshd and its bridge run"),
             (run, run, "", "sshd and its bridge run"),
+            (run, run, "\nKSYNC root prohibit-password", "sshd and its bridge run"),
+            (run, run, "\nKSYNC root ", "sshd and its bridge run"),
+            (
+                run,
+                run,
+                "\nKSYNC root no",
+                "sshd and its bridge run, but sshd lets no root in (PermitRootLogin no)",
+            ),
             (
                 "FATAL Exited too quickly",
                 run,
@@ -126,7 +147,11 @@ mod tests {
             let diagnosis =
                 read(&Executed { exit_code: 0, stdout, stderr: Vec::new(), duration: Duration::ZERO });
             assert_eq!(diagnosis.to_string(), said);
-            assert_eq!(diagnosis.is_well(), said == "sshd and its bridge run");
+            assert_eq!(
+                diagnosis.is_well(),
+                said.starts_with("sshd and its bridge run") && !said.contains("port")
+            );
+            assert_eq!(diagnosis.admits_root(), !said.contains("root"));
         }
     }
 }

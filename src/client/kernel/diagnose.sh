@@ -14,6 +14,11 @@ answer() {
 
 echo "KSYNC sshd $(status sshd)"
 echo "KSYNC bridge $(status websocat-ssh)"
+# sshd's own view of its settings, with those for root.
+echo "KSYNC root $(
+  { sshd -T -C user=root || /usr/sbin/sshd -T -C user=root; } 2>/dev/null </dev/null |
+    awk 'tolower($1) == "permitrootlogin" { print $2 }'
+)"
 # An emulated VM has its own address, and shares 127.0.0.1 with the machine that it runs on.
 [ -n "${KSYNC_SANDBOX_ROOT-}" ] || echo "KSYNC answer $(answer 2>/dev/null)"
 exit 0

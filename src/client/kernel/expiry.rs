@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::kernel::domain;
 use crate::kernel::session_store::StoredSession;
+use crate::kernel::types::Browser;
 
 /// Maximum age of a session.
 const AGE_MAX: Duration = Duration::from_secs(72 * 60 * 60);
@@ -59,10 +60,28 @@ impl Expiry {
         }
     }
 
-    /// Reports if the token in the keep-alive URL has expired.
+    /// Reads the facts that the API tells.
     #[must_use]
-    pub fn is_token_expired(&self, now: SystemTime) -> bool {
-        self.awake_until.is_some_and(|until| until <= now)
+    pub fn of_browser(browser: &Browser) -> Self {
+        Self {
+            made: time(&browser.created_at),
+            timeout: Some(Duration::from_secs(browser.timeout_seconds)),
+            awake_until: browser.vm().ok().and_then(|vm| vm.expires),
+        }
+    }
+
+    /// Time until the maximum age, and time until the token expires, as far as they are known.
+    #[must_use]
+    pub fn left(&self, now: SystemTime) -> (Option<Duration>, Option<Duration>) {
+        let left = |at: SystemTime| at.duration_since(now).unwrap_or_default();
+        let age = self.made.and_then(|made| made.checked_add(AGE_MAX));
+        (age.map(left), self.awake_until.map(left))
+    }
+
+    /// Reports if the token in the keep-alive URL has expired, or will soon.
+    #[must_use]
+    pub fn is_token_short(&self, now: SystemTime) -> bool {
+        self.awake_until.is_some_and(|until| until <= now + SHORT)
     }
 
     /// The first end foreseen at `now`, for a session in use from now on. `is_kept_awake` tells if
@@ -137,6 +156,16 @@ impl fmt::Display for Left {
             1 => f.write_str("in 1 minute"),
             minutes => write!(f, "in {minutes} minutes"),
         }
+    }
+}
+
+/// A span of time in whole units: `90 s`, `5 minutes`, `72 hours`.
+pub(super) fn span(seconds: u64) -> String {
+    let counted = |number: u64, unit: &str| format!("{number} {unit}{}", if number == 1 { "" } else { "s" });
+    match seconds {
+        3600.. if seconds.is_multiple_of(3600) => counted(seconds / 3600, "hour"),
+        60.. if seconds.is_multiple_of(60) => counted(seconds / 60, "minute"),
+        _ => format!("{seconds} s"),
     }
 }
 

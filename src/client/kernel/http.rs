@@ -1,10 +1,11 @@
 //! One HTTP call: its request, timeout, size limit and retries.
 
 use std::io::{self, Read};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE, DATE};
 use ureq::http::{HeaderMap, HeaderValue, Method, Response, request};
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, TcpConnector};
@@ -13,9 +14,10 @@ use ureq::{Agent, AsSendBody, Body, Timeout};
 use crate::kernel::api_key::ApiKey;
 use crate::kernel::error::{ApiError, Call, StatusError, Subject};
 use crate::kernel::proxy::ProxyConnector;
-use crate::kernel::retry::{Advice, Decision, Outcome, decide};
+use crate::kernel::retry::{Advice, Decision, Outcome, decide, http_date};
 use crate::kernel::settings::{Base, Settings};
 use crate::kernel::tls::TlsConnector;
+use crate::kernel::waits::Waits;
 use crate::log::debug;
 use crate::remote::{Proxies, ProxyError, RemoteError, client_config};
 use crate::tree::path::escape;
@@ -43,6 +45,10 @@ pub(super) struct Http {
     pub(super) timeout: Duration,
     /// Sleep function; tests replace it.
     pub(super) sleep: fn(Duration),
+    /// Listener of the waits before retries.
+    pub(super) waits: Waits,
+    /// How far the API's clock was ahead of this machine's at the last answer, in seconds.
+    ahead: Mutex<Option<f64>>,
 }
 
 /// A request.
@@ -115,6 +121,8 @@ impl Http {
             project,
             timeout: settings.timeout,
             sleep: thread::sleep,
+            waits: Waits::default(),
+            ahead: Mutex::default(),
         })
     }
 
@@ -145,6 +153,7 @@ impl Http {
             match decide(attempts, outcome, random_fraction()) {
                 Decision::RetryAfter(delay) if !(request.is_final)(&error) => {
                     debug!("wait ms={} why=api attempt={attempts}", delay.as_millis());
+                    self.waits.retry(&error, begin.elapsed(), delay);
                     (self.sleep)(delay);
                 }
                 _ => return Err(error),
@@ -154,6 +163,7 @@ impl Http {
 
     fn send_once(&self, call: &Call, request: &Request<'_>) -> Result<Answer, ApiError> {
         let failed = |error| self.unanswered(call, request, error);
+        let begin = SystemTime::now();
         let builder = self.builder(request);
         let mut response = match &request.content {
             Content::Nothing => self.run(builder, (), request.timeout),
@@ -165,6 +175,7 @@ impl Http {
             }
         }
         .map_err(failed)?;
+        self.compare_clocks(begin, response.headers());
         let status = response.status();
         if status.is_success() {
             let body =
@@ -176,6 +187,26 @@ impl Http {
             return Err(ApiError::Redirected { call, endpoint, status: status.as_u16() });
         }
         Err(self.refused(call, response))
+    }
+
+    /// How far the API's clock is ahead of this machine's, in seconds, if an answer told its time.
+    pub(super) fn ahead_s(&self) -> Option<f64> {
+        *self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Compares the time in an answer with the clock here. The API read its clock between the
+    /// request and now, and cut the fraction of the second off.
+    fn compare_clocks(&self, begin: SystemTime, headers: &HeaderMap) {
+        let told = headers.get(DATE).and_then(|value| http_date(value.to_str().ok()?));
+        #[allow(clippy::cast_precision_loss)]
+        let ahead = told.and_then(|theirs| {
+            let seconds = |time: SystemTime| Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs_f64());
+            let (first, last) = (seconds(begin)?, seconds(SystemTime::now())?);
+            Some(theirs as f64 + 0.5 - (first + last) / 2.0)
+        });
+        if ahead.is_some() {
+            *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) = ahead;
+        }
     }
 
     fn builder(&self, request: &Request<'_>) -> request::Builder {

@@ -76,6 +76,11 @@ impl Key {
         let file = directory.join(name);
         if file.symlink_metadata().is_err() {
             make(&file).map_err(|source| KeyError::NotMade { path: file.clone(), source })?;
+            // A directory that is none shows only now.
+            return Self::named(&file).map_err(|error| match error {
+                KeyError::Unreadable { path, source } => KeyError::NotMade { path, source },
+                error => error,
+            });
         }
         Self::named(&file)
     }

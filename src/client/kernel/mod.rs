@@ -6,12 +6,13 @@
 //!  ├─ session_store, keys  sessions used before, and the keys for them
 //!  ├─ provision            sets the VM up for SSH
 //!  ├─ bridge_image         the bridge to upload to a VM that has none
-//!  ├─ diagnose             diagnosis of a VM if SSH fails
+//!  ├─ diagnose, resources  diagnosis of a VM if SSH fails; its free disk and memory
 //!  └─ keep_alive, expiry   keep-alive and expiry of a session
 //! api ── types, domain     calls, their arguments and answers
 //!  └─ http ── retry        one call, with its retries
 //!      ├─ settings         address and key of the API
 //!      ├─ proxy            the same proxies as `remote`
+//!      ├─ waits            waits that the API asks for, told to the user
 //!      └─ tls              the same TLS roots as `remote`
 //! ```
 //!
@@ -37,6 +38,7 @@ mod keep_alive;
 mod keys;
 mod provision;
 mod proxy;
+mod resources;
 mod retry;
 mod session_store;
 mod settings;
@@ -44,18 +46,22 @@ mod settings;
 mod testing;
 mod tls;
 mod types;
+mod waits;
 
 pub use api::Api;
 pub use api_key::ApiKey;
 pub use bridge_image::BridgeImage;
+pub(crate) use connect::unconfirmed;
 pub use connect::{Access, CURRENT, ConnectedVm, KernelError, Step};
 pub use diagnose::Diagnosis;
 pub use domain::{DomainError, Vm, VmDomain};
 pub use error::{ApiError, ApiErrorKind, Call, StatusError};
 pub use expiry::{Cause, End, Expiry, SHORT};
-pub use keep_alive::KeepAlive;
+pub use keep_alive::{KeepAlive, State, remedy};
 pub use keys::{Key, KeyError};
 pub use provision::{ProvisionError, Provisioned};
+pub use resources::{Resources, Room};
 pub use session_store::{SessionStore, StoredSession, bridge_url};
 pub use settings::{DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
 pub use types::{Browser, Exec, Executed, Parameters, Pool};
+pub use waits::Waits;

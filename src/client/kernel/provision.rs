@@ -105,10 +105,10 @@ pub(super) fn provision(public_key: &str, bridge: Option<Brought<'_>>) -> Exec {
     call(PROVISION, args, PROVISION_SECONDS)
 }
 
-/// Builds the call that removes ksync's traces and revokes `public_key`.
+/// Builds the call that removes ksync's traces and revokes these keys, lines of OpenSSH.
 #[must_use]
-pub(super) fn cleanup(public_key: &str) -> Exec {
-    call(CLEANUP, [public_key], CLEANUP_SECONDS)
+pub(super) fn cleanup(public_keys: &[String]) -> Exec {
+    call(CLEANUP, public_keys.iter().map(String::as_str), CLEANUP_SECONDS)
 }
 
 /// Builds the call of a script, under the lock.
@@ -254,6 +254,7 @@ mod tests {
         assert!(exec.as_root && !exec.args.iter().rev().skip(1).any(|arg| arg.contains("AAAA")));
         let exec = provision("k", Some(Brought { sha256: "5", file: "/f" }));
         assert_eq!(exec.args.get(10..).map(<[_]>::concat).as_deref(), Some("k5/f"));
-        assert_eq!(cleanup("k").args.last().map(String::as_str), Some("k"));
+        let exec = cleanup(&["k 1".to_owned(), "k 2".to_owned()]);
+        assert_eq!(exec.args.get(10..), Some(&["k 1".to_owned(), "k 2".to_owned()][..]));
     }
 }

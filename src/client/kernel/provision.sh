@@ -123,7 +123,8 @@ let_in() {
   chmod 700 "$r/root/.ssh"
   [ -f "$r/root/.ssh/authorized_keys" ] || touch "$r/root/.ssh/authorized_keys"
   chmod 600 "$r/root/.ssh/authorized_keys"
-  grep -qxF "$key" "$r/root/.ssh/authorized_keys" && return
+  # The key may be there with another comment. A line with options before the key does not count.
+  cut -d ' ' -f 1,2 "$r/root/.ssh/authorized_keys" | grep -qxF "$(echo "$key" | cut -d ' ' -f 1,2)" && return
   # A last line without a line end would swallow the key.
   [ -z "$(tail -c 1 "$r/root/.ssh/authorized_keys")" ] || echo >>"$r/root/.ssh/authorized_keys"
   echo "$key" >>"$r/root/.ssh/authorized_keys"

@@ -114,7 +114,7 @@ pub(super) fn decide(attempts: u32, outcome: Outcome, random: f64) -> Decision {
 }
 
 /// Parses today's HTTP date format, `Sun, 06 Nov 1994 08:49:37 GMT`, into seconds since 1970.
-fn http_date(text: &str) -> Option<i64> {
+pub(super) fn http_date(text: &str) -> Option<i64> {
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let mut words = text.strip_suffix(" GMT")?.split_once(", ")?.1.split(' ');

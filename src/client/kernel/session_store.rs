@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::kernel::types::Browser;
 use crate::private;
 
 /// Limit of stored sessions; the least recently used ones are dropped.
@@ -51,6 +52,9 @@ pub struct StoredSession {
     pub created_at: Option<String>,
     /// Idle timeout in seconds; an older ksync did not store it.
     pub timeout_seconds: Option<u64>,
+    /// The lines that this client added to the VM's `authorized_keys`, one for each identity.
+    #[serde(default)]
+    pub authorized: Vec<String>,
 }
 
 impl fmt::Debug for StoredSession {
@@ -64,6 +68,25 @@ impl fmt::Debug for StoredSession {
 }
 
 impl StoredSession {
+    /// The session's name for display, or its id.
+    #[must_use]
+    pub fn shown(&self) -> &str {
+        self.name.as_ref().unwrap_or(&self.session_id)
+    }
+
+    /// The same session with what the API now tells of it.
+    #[must_use]
+    pub fn refreshed(&self, browser: &Browser) -> Self {
+        Self {
+            name: browser.name.clone(),
+            pool: browser.pool.as_ref().map(|pool| pool.id.clone()),
+            cdp_ws_url: browser.cdp_ws_url.clone(),
+            created_at: Some(browser.created_at.clone()),
+            timeout_seconds: Some(browser.timeout_seconds),
+            ..self.clone()
+        }
+    }
+
     /// URL of the bridge to the session's SSH server.
     #[must_use]
     pub fn bridge_url(&self) -> String {
@@ -132,6 +155,34 @@ impl SessionStore {
         let file = self.file(session_id).ok_or(io::ErrorKind::InvalidInput)?.with_extension(HOSTS);
         private::replace(&file, format!("{session_id} {host_key}\n").as_bytes())?;
         Ok(file)
+    }
+
+    /// Stores what the API told of the owner of a name: no other session has it any more.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn rename(&self, session_id: &str, name: &str) -> io::Result<()> {
+        let has_it =
+            |other: &StoredSession| other.session_id != session_id && other.name.as_deref() == Some(name);
+        for other in self.all().into_iter().filter(has_it) {
+            // The modification time is that of the last use.
+            let file = self.file(&other.session_id).ok_or(io::ErrorKind::InvalidInput)?;
+            let used = file.metadata()?.modified()?;
+            self.keep(&StoredSession { name: None, ..other })?;
+            fs::File::options().write(true).open(file)?.set_modified(used)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets how to log in to a session, but neither the session nor which one is current.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn forget_login(&self, session_id: &str) -> io::Result<()> {
+        let Some(file) = self.file(session_id) else { return Ok(()) };
+        let _ = fs::remove_file(file.with_extension(HOSTS));
+        let Some(stored) = load(&file) else { return Ok(()) };
+        self.keep(&StoredSession { key_file: PathBuf::new(), authorized: Vec::new(), ..stored })
     }
 
     /// Forgets a session; a missing one is no error.
@@ -206,6 +257,7 @@ mod tests {
             base_url: "https://api.example".to_owned(),
             created_at: Some("2026-08-05T13:37:00Z".to_owned()),
             timeout_seconds: Some(300),
+            authorized: vec!["ssh-ed25519 AAAA ksync".to_owned()],
         }
     }
 
@@ -244,7 +296,12 @@ mod tests {
         fs::write(folder.path().join("a.json"), text).unwrap();
         assert_eq!(
             store.find("a"),
-            Some(StoredSession { created_at: None, timeout_seconds: None, ..stored("a", None) })
+            Some(StoredSession {
+                created_at: None,
+                timeout_seconds: None,
+                authorized: Vec::new(),
+                ..stored("a", None)
+            })
         );
     }
 

@@ -87,19 +87,25 @@ async fn carry(
 }
 
 /// Opens a WebSocket and holds it open, with nothing but pings, until the other side closes it.
-///
-/// # Errors
-/// The WebSocket cannot be opened.
-pub async fn hold_open(url: &str, ca_cert: Option<&Path>) -> Result<(), RemoteError> {
-    let (address, connection_status) = (Address::parse(url)?, ConnectionStatus::default());
-    let proxies = Proxies::of_environment();
-    let (stream, socket) =
-        open(&address, ca_cert, &proxies, HOLD_TIMEOUT, HOLD_SILENCE, &connection_status).await?;
+/// Calls `opened` once it is open. Returns why it is not open, or not any more.
+pub async fn hold_open(url: &str, ca_cert: Option<&Path>, opened: impl FnOnce()) -> RemoteError {
+    let connection_status = ConnectionStatus::default();
+    let opening = async {
+        let (address, proxies) = (Address::parse(url)?, Proxies::of_environment());
+        let stream =
+            open(&address, ca_cert, &proxies, HOLD_TIMEOUT, HOLD_SILENCE, &connection_status).await?;
+        Ok((address, stream))
+    };
+    let (address, (stream, socket)) = match opening.await {
+        Ok(opened) => opened,
+        Err(error) => return error,
+    };
+    opened();
     let (mut reader, _writer) = tokio::io::split(stream);
     // Received bytes are discarded.
     let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
     socket.abort();
-    Ok(())
+    connection_status.error(&address.endpoint())
 }
 
 /// Opens the bridge at `address`. Returns it as a byte stream, with the task that owns the

@@ -399,6 +399,12 @@ impl RemoteError {
         }
     }
 
+    /// Reports if the connection was cut after the host had proved its identity.
+    #[must_use]
+    pub fn was_cut_late(&self) -> bool {
+        matches!(self, Self::Lost { source: DisconnectReason::Broken(_), .. })
+    }
+
     /// Advice for the user about the next step.
     #[must_use]
     pub fn hint(&self) -> String {

@@ -5,7 +5,7 @@
 //! | `./x`, `/x`, `x`, `a/b:c`, `C:\x` | local: no colon, a slash before it, or a drive letter |
 //! | `:/path` | the VM of `--setup` |
 //! | `sandbox:/path` | the embedded VM emulator |
-//! | `session:/path`, `NAME:/path` | a Kernel session; `sync::resolve` takes some names for SSH hosts |
+//! | `session:/path`, `NAME:/path` | a Kernel session; `sync::resolve` takes some names for SSH hosts, and `sync::parse` knows the names of sessions that this grammar does not allow |
 //! | `user@host:/path`, `[::1]:/path`, `ssh://user@host:port/path` | an SSH host |
 //! | `ws://user@host:port/path`, `wss://…` | a WebSocket bridge to an SSH host |
 //!
@@ -134,6 +134,17 @@ impl Endpoint {
     /// The reason why the text is no endpoint.
     pub fn parse(text: &OsStr) -> Result<Self, EndpointError> {
         parse::parse(text).map_err(|kind| EndpointError { text: text.as_bytes().to_vec(), kind })
+    }
+
+    /// Parses `NAME:path` with the name of a session that is known to exist. Such a name may hold
+    /// slashes, colons and brackets.
+    ///
+    /// # Errors
+    /// The reason why the path is none.
+    pub(super) fn in_session(text: &OsStr, name: &str) -> Option<Result<Self, EndpointError>> {
+        let path = text.as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b":")?;
+        let parsed = parse::in_session(name, path);
+        Some(parsed.map_err(|kind| EndpointError { text: text.as_bytes().to_vec(), kind }))
     }
 
     /// For a text that names a machine but no path: how the user can write the home itself, and a

@@ -16,6 +16,10 @@ use crate::wire::message::AbortKind;
 pub(super) const STATE_HINT: &str =
     "Make it yours alone (chown, chmod 700), or name another directory with XDG_STATE_HOME.";
 
+/// Advice for a connection that is cut where nothing was transferred yet.
+const CUT: &str = "Something on the way, or the VM, cuts the connection: look at the proxy, the VPN and the firewall on \
+                   this side, or try another network.";
+
 /// The reason why a job ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
@@ -61,12 +65,20 @@ pub enum SyncError {
     #[error(transparent)]
     Remote(#[from] Arc<RemoteError>),
     /// A session's VM was set up, but this machine cannot connect to it.
-    #[error("could not get into the VM of the session {session}, {}", says(diagnosis.as_ref()))]
+    #[error("could not get into the VM of the session {session}, {}", says(diagnosis.as_deref()))]
     Unreachable {
         /// The session's id.
         session: String,
         /// The diagnosis by the VM itself, if it could be asked.
-        diagnosis: Option<Diagnosis>,
+        diagnosis: Option<Box<Diagnosis>>,
+        /// The failed connection attempt.
+        source: Arc<RemoteError>,
+    },
+    /// The VM of a session that was used before is unreachable, and nobody can tell if it exists.
+    #[error("could not reach the session {session}, which may have ended")]
+    PerhapsGone {
+        /// The session's id or name.
+        session: String,
         /// The failed connection attempt.
         source: Arc<RemoteError>,
     },
@@ -124,7 +136,9 @@ impl SyncError {
             | Self::Pipe(_) => 5,
             Self::Agent { .. } => 12,
             Self::Kernel(error) => error.exit_code(),
-            Self::Remote(error) | Self::Unreachable { source: error, .. } => match error.kind() {
+            Self::Remote(error)
+            | Self::Unreachable { source: error, .. }
+            | Self::PerhapsGone { source: error, .. } => match error.kind() {
                 ErrorKind::Usage => 1,
                 ErrorKind::CouldNotStart => 5,
                 ErrorKind::Socket => 10,
@@ -146,13 +160,42 @@ impl SyncError {
         }
     }
 
+    /// The next step for a user who runs `ksync doctor`: it names neither the doctor, nor the files
+    /// of a sync.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Unreachable { session, diagnosis, source } => {
+                let (what, _) = unreachable_remedy(session, diagnosis.as_deref(), source);
+                Some(if what.ends_with('.') { what } else { what + "." })
+            }
+            Self::Kernel(error) => error.remedy(),
+            Self::Remote(error) if error.kind() == ErrorKind::Timeout || error.was_cut() => Some(CUT.to_owned()),
+            Self::Run(error) if error.kind == AbortKind::Connection => Some(CUT.to_owned()),
+            Self::Run(error) if error.kind == AbortKind::Timeout => Some(
+                "The machine there, or the agent on it, is paused or too busy: look at its load and its memory."
+                    .to_owned(),
+            ),
+            Self::Agent { .. } => {
+                Some("Look at the free memory and disk of the VM, and at the log of its kernel.".to_owned())
+            }
+            error => error.hint(),
+        }
+    }
+
     /// The next step for the user.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Remote(error) => return Some(error.hint()),
             Self::Unreachable { session, diagnosis, source } => {
-                return Some(unreachable_hint(session, diagnosis.as_ref(), source));
+                let (what, doctor_helps) = unreachable_remedy(session, diagnosis.as_deref(), source);
+                let doctor = format!("; ksync doctor {session} tries each step.");
+                return Some(if doctor_helps { what + &doctor } else { what });
+            }
+            Self::PerhapsGone { .. } => {
+                "Set KERNEL_API_KEY, and run the same command again: with it ksync finds out if the session is still \
+                 there (ksync session list). A session that is idle for its timeout is deleted with its files."
             }
             Self::Kernel(error) => return error.hint(),
             Self::Overlap => "Choose a destination beside the source.",
@@ -276,15 +319,31 @@ fn says(diagnosis: Option<&Diagnosis>) -> String {
     )
 }
 
-/// The next step for a user who cannot connect to a session's VM.
-fn unreachable_hint(session: &str, diagnosis: Option<&Diagnosis>, error: &RemoteError) -> String {
+/// The next step for a user who cannot connect to a session's VM, and if `ksync doctor` helps to
+/// find the cause.
+fn unreachable_remedy(session: &str, diagnosis: Option<&Diagnosis>, error: &RemoteError) -> (String, bool) {
     let what = match error {
         _ if diagnosis.is_some_and(|diagnosis| !diagnosis.is_well()) => {
-            return format!(
-                "Run ksync session setup {session}, which starts what is missing there; if that is no help, take a new session."
+            return (
+                format!(
+                    "Run ksync session setup {session}, which starts what is missing there; if that is no help, take a \
+                     new session."
+                ),
+                false,
             );
         }
-        RemoteError::Tls { source, .. } if source.is_about_trust() => return source.hint(),
+        RemoteError::NotAuthorised { .. } if diagnosis.is_some_and(|diagnosis| !diagnosis.admits_root()) => {
+            let what = "The API let the key in, but sshd refuses root with any key: set PermitRootLogin to \
+                        prohibit-password in /etc/ssh/sshd_config and /etc/ssh/sshd_config.d on the VM, and restart sshd \
+                        there (supervisorctl restart sshd).";
+            return (what.to_owned(), false);
+        }
+        RemoteError::NotAuthorised { .. } => {
+            let what = "The API let the key in, but sshd does not take it: look at AuthorizedKeysFile, AllowUsers and \
+                        PermitRootLogin in its settings on the VM, and at the owner and mode of /root/.ssh.";
+            return (what.to_owned(), false);
+        }
+        RemoteError::Tls { source, .. } if source.is_about_trust() => return (source.hint(), false),
         RemoteError::Connect { .. } | RemoteError::TimedOut { .. } => {
             "Something on the way lets no connection through to port 2222: look at the firewall and the VPN on this side, \
              or try another network; HTTPS_PROXY names a proxy if the network needs one"
@@ -298,9 +357,13 @@ fn unreachable_hint(session: &str, diagnosis: Option<&Diagnosis>, error: &Remote
             "Something on the way answers in the VM's place: look at the proxy and the firewall on this side, or try \
              another network"
         }
-        error => return error.hint(),
+        RemoteError::Lost { .. } | RemoteError::Handshake { .. } => {
+            "Something on the way, or the VM, cuts the connection during the login: look at the proxy and the firewall on \
+             this side, or try another network"
+        }
+        error => return (error.hint(), false),
     };
-    format!("{what}; ksync doctor {session} tries each step.")
+    (what.to_owned(), true)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Connections to a Kernel session: from the session store, or after asking the API.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -7,9 +8,11 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::content::hash::Hash;
 use crate::exchange::chain;
-use crate::kernel::{Access, Expiry, KeepAlive, KernelError, Step, StoredSession};
+use crate::kernel::{
+    Access, Browser, Expiry, KeepAlive, KernelError, State, Step, StoredSession, Waits, unconfirmed,
+};
 use crate::log::debug;
-use crate::monitor::{Preparation, Warning};
+use crate::monitor::{Awake, Notice, Preparation, Warning};
 use crate::remote::{self, Connection, ErrorKind, HostKeys, Keys, Proxies, RemoteError, Target, Transport};
 use crate::sync::error::SyncError;
 use crate::sync::job::{ConnectOptions, SharedMonitor};
@@ -26,41 +29,142 @@ pub(super) struct KernelSession {
     /// Held, not used.
     _warner: ExpiryWarner,
     id: String,
+    vm_domain: String,
     /// Tells this VM from others.
     machine: String,
     access: Access,
 }
 
-impl KernelSession {
-    /// Connects to the session of this id or name.
-    pub(super) async fn connect(
-        name: &str,
-        connect_options: &ConnectOptions,
-        monitor: &SharedMonitor,
-    ) -> Result<(Connection, Self), SyncError> {
-        let access = access(connect_options)?;
-        let meant = access.meant(name)?;
-        // If the token of the keep-alive URL has expired, the API is asked for a new URL.
-        let is_of_use = |stored: &StoredSession| {
-            let can_ask = connect_options.keep_alive && access.api.is_some();
-            !(can_ask && Expiry::of(stored).is_token_expired(SystemTime::now()))
-        };
-        if let Some(stored) = access.stored(&meant).filter(is_of_use) {
-            match Self::connect_to(stored, access.clone(), connect_options, monitor).await {
-                // Without the API there is no other way to connect.
-                Err(SyncError::Remote(error)) if access.api.is_some() && may_be_outdated(error.kind()) => {
-                    debug!("session ask=api why=store-may-be-outdated error={}", chain(&*error));
-                }
-                result => return result,
-            }
+/// The way to a session: everything that its connections share.
+struct Way<'a> {
+    access: Access,
+    connect_options: &'a ConnectOptions,
+    monitor: &'a SharedMonitor,
+}
+
+/// A connection, and the session as it is known by now.
+struct Reached {
+    connection: Connection,
+    alive: Option<KeepAlive>,
+    stored: StoredSession,
+}
+
+impl Way<'_> {
+    /// Connects to a session that was used before.
+    async fn again(&self, stored: StoredSession, meant: String) -> Result<Reached, SyncError> {
+        let (is_named, has_api) = (stored.session_id != meant, self.access.api.is_some());
+        if is_named && !has_api {
+            let (what, hint) = unconfirmed(&meant, &stored);
+            self.monitor.warn(Warning { what, hint });
         }
-        let (asking, observer) = (access.clone(), Arc::clone(monitor));
-        let tell = move |step| observer.prepare(preparation(step));
-        let stored = spawn_blocking(move || asking.connect(&meant, tell)).await??.stored;
+        // The API is also asked for another URL if the token of the keep-alive expires.
+        let is_short = || Expiry::of(&stored).is_token_short(SystemTime::now());
+        if has_api && (is_named || (self.connect_options.keep_alive && is_short())) {
+            return self.while_asking(stored, meant).await;
+        }
+        match self.to(stored, false).await {
+            // Without the API there is no other way to connect.
+            Err(SyncError::Remote(source)) if !has_api && is_unreachable(source.kind()) => {
+                Err(SyncError::PerhapsGone { session: meant, source })
+            }
+            Err(SyncError::Remote(error)) if has_api && may_be_outdated(error.kind()) => {
+                debug!("session ask=api why=store-may-be-outdated error={}", chain(&*error));
+                self.anew(meant).await
+            }
+            result => result,
+        }
+    }
+
+    /// Connects to a session that was used before, and meanwhile asks the API which one is meant.
+    async fn while_asking(&self, stored: StoredSession, meant: String) -> Result<Reached, SyncError> {
+        let is_named = stored.session_id != meant;
+        let (access, known) = (self.access.clone(), stored.clone());
+        let mut asking = spawn_blocking(move || access.confirm(&meant, Some(&known)));
+        let mut connecting = pin!(self.to(stored.clone(), true));
+        let (answer, reached) = tokio::select! {
+            answer = &mut asking => (answer?, None),
+            reached = &mut connecting => (asking.await?, Some(reached)),
+        };
+        let browser = match answer {
+            Ok(browser) if browser.session_id == stored.session_id => Some(browser),
+            // Another session has the name now. The connection to the former one is dropped.
+            Ok(browser) => {
+                debug!("session name-leads-to={} before={}", browser.session_id, stored.session_id);
+                return match self.access.stored(&browser.session_id) {
+                    Some(other) => {
+                        self.or_set_up(self.to(other.refreshed(&browser), true).await, browser).await
+                    }
+                    None => self.set_up(browser).await,
+                };
+            }
+            // An id leads nowhere else, so the token merely stays as it is.
+            Err(error) if !is_named && !error.is_gone() => None,
+            Err(error) => return Err(error.into()),
+        };
+        let reached = match reached {
+            Some(reached) => reached,
+            None => connecting.await,
+        };
+        match browser {
+            Some(browser) => {
+                let reached = reached.map(|reached| self.refreshed(reached, &browser));
+                self.or_set_up(reached, browser).await
+            }
+            None => reached,
+        }
+    }
+
+    /// The connection with what the API told meanwhile.
+    fn refreshed(&self, reached: Reached, browser: &Browser) -> Reached {
+        let stored = reached.stored.refreshed(browser);
+        self.access.refresh(browser);
+        let has_other_url = stored.cdp_ws_url != reached.stored.cdp_ws_url;
+        let alive = if has_other_url { self.keep_alive(&stored, true) } else { reached.alive };
+        Reached { alive, stored, ..reached }
+    }
+
+    /// Sets the VM up if the connection failed for a reason that this may mend.
+    async fn or_set_up(
+        &self,
+        reached: Result<Reached, SyncError>,
+        browser: Browser,
+    ) -> Result<Reached, SyncError> {
+        match reached {
+            Err(SyncError::Remote(error)) if may_be_outdated(error.kind()) => {
+                debug!("session set-up=again why=store-may-be-outdated error={}", chain(&*error));
+                self.set_up(browser).await
+            }
+            reached => reached,
+        }
+    }
+
+    /// Asks the API for a session, and sets its VM up.
+    async fn anew(&self, meant: String) -> Result<Reached, SyncError> {
+        let (access, tell) = (self.access.clone(), self.preparing());
+        let vm = spawn_blocking(move || access.connect(&meant, tell)).await??;
+        self.to_set_up(vm.stored).await
+    }
+
+    /// Sets the VM of a session up.
+    async fn set_up(&self, browser: Browser) -> Result<Reached, SyncError> {
+        let (access, tell) = (self.access.clone(), self.preparing());
+        let vm = spawn_blocking(move || access.set_up(&access.api()?, &browser, tell)).await??;
+        self.to_set_up(vm.stored).await
+    }
+
+    fn preparing(&self) -> impl FnMut(Step) + Send + 'static {
+        let monitor = Arc::clone(self.monitor);
+        move |step| monitor.prepare(preparation(step))
+    }
+
+    /// Connects to a VM that was just set up.
+    async fn to_set_up(&self, stored: StoredSession) -> Result<Reached, SyncError> {
         let id = stored.session_id.clone();
-        match Self::connect_to(stored, access.clone(), connect_options, monitor).await {
-            Err(SyncError::Remote(error)) if is_unreachable(error.kind()) => {
-                Err(Self::ask_why(access, id, error).await)
+        match self.to(stored, true).await {
+            Err(SyncError::Remote(error))
+                if is_unreachable(error.kind()) || error.kind() == ErrorKind::NotAuthorised =>
+            {
+                Err(self.ask_why(id, error).await)
             }
             result => result,
         }
@@ -68,29 +172,74 @@ impl KernelSession {
 
     /// Explains why a VM that was just set up cannot be reached: the VM's own diagnosis, or that
     /// the session is gone.
-    async fn ask_why(access: Access, session: String, source: Arc<RemoteError>) -> SyncError {
-        let id = session.clone();
+    async fn ask_why(&self, session: String, source: Arc<RemoteError>) -> SyncError {
+        let (access, id) = (self.access.clone(), session.clone());
         match spawn_blocking(move || access.diagnose(&id)).await {
             Ok(Err(gone)) if gone.is_gone() => gone.into(),
-            Ok(Ok(diagnosis)) => SyncError::Unreachable { session, diagnosis: Some(diagnosis), source },
+            Ok(Ok(diagnosis)) => {
+                SyncError::Unreachable { session, diagnosis: Some(Box::new(diagnosis)), source }
+            }
             _ => SyncError::Unreachable { session, diagnosis: None, source },
         }
     }
 
-    async fn connect_to(
-        stored: StoredSession,
-        access: Access,
+    /// Connects to the VM of a session. `is_asked` tells that the API is asked about it as well.
+    async fn to(&self, stored: StoredSession, is_asked: bool) -> Result<Reached, SyncError> {
+        // The keep-alive comes first: it wakes a VM that sleeps.
+        let alive = self.keep_alive(&stored, is_asked);
+        let connection = remote::connect(&target_of(&stored, self.connect_options)).await?;
+        Ok(Reached { connection, alive, stored })
+    }
+
+    fn keep_alive(&self, stored: &StoredSession, is_asked: bool) -> Option<KeepAlive> {
+        if !self.connect_options.keep_alive {
+            self.monitor.notice(Notice::KeepAlive(Awake::Off));
+            return None;
+        }
+        let monitor = Arc::clone(self.monitor);
+        let tell = move |state| match state {
+            State::Held => monitor.notice(Notice::KeepAlive(Awake::Held)),
+            State::Back => monitor.notice(Notice::KeepAlive(Awake::Back)),
+            State::Lost(what, hint) => monitor.notice(Notice::KeepAlive(Awake::Lost(Warning { what, hint }))),
+            State::Expires(what, hint) => monitor.warn(Warning { what, hint }),
+        };
+        let ca_cert = self.connect_options.ca_cert.clone();
+        Some(KeepAlive::begin(stored, &self.access, ca_cert, is_asked, tell))
+    }
+}
+
+impl KernelSession {
+    /// Connects to the session of this id or name.
+    ///
+    /// A session that was used before needs no API. Its name does: another session may have got it
+    /// since. The API is asked while the connection is made, and nothing is written before it has
+    /// answered.
+    pub(super) async fn connect(
+        name: &str,
         connect_options: &ConnectOptions,
         monitor: &SharedMonitor,
     ) -> Result<(Connection, Self), SyncError> {
-        let alive = connect_options
-            .keep_alive
-            .then(|| KeepAlive::begin(stored.cdp_ws_url.clone(), connect_options.ca_cert.clone()));
-        let connection = remote::connect(&target_of(&stored, connect_options)).await?;
+        let way = Way { access: telling(access(connect_options)?, monitor), connect_options, monitor };
+        let meant = way.access.meant(name)?;
+        let reached = match way.access.stored(&meant) {
+            Some(stored) => way.again(stored, meant).await?,
+            None => way.anew(meant).await?,
+        };
+        let Reached { connection, alive, stored } = reached;
         // The warner starts last: a session that is gone needs no warning of its end.
-        let warner = ExpiryWarner::begin(&stored, connect_options.keep_alive, Arc::clone(monitor));
+        let can_renew = way.access.api.is_some();
+        let warner = ExpiryWarner::begin(&stored, connect_options.keep_alive, can_renew, Arc::clone(monitor));
         let machine = Hash::of(format!("{}\n{}", stored.session_id, stored.host_key).as_bytes()).to_string();
-        Ok((connection, Self { _alive: alive, _warner: warner, id: stored.session_id, machine, access }))
+        let StoredSession { session_id: id, vm_domain, .. } = stored;
+        let session = Self { _alive: alive, _warner: warner, id, vm_domain, machine, access: way.access };
+        session.tell(monitor);
+        Ok((connection, session))
+    }
+
+    /// Tells which session this is.
+    pub(super) fn tell(&self, monitor: &SharedMonitor) {
+        let (session_id, vm_domain) = (self.id.clone(), self.vm_domain.clone());
+        monitor.notice(Notice::Session { session_id, vm_domain });
     }
 
     /// Tells this VM from every other one: the session's id and the host key.
@@ -128,9 +277,14 @@ impl KernelSession {
 struct ExpiryWarner(Option<JoinHandle<()>>);
 
 impl ExpiryWarner {
-    fn begin(stored: &StoredSession, is_kept_awake: bool, monitor: SharedMonitor) -> Self {
+    fn begin(stored: &StoredSession, is_kept_awake: bool, can_renew: bool, monitor: SharedMonitor) -> Self {
         let mut now = SystemTime::now();
-        let Some(end) = Expiry::of(stored).end(now, is_kept_awake) else { return Self(None) };
+        let mut expiry = Expiry::of(stored);
+        if can_renew && !expiry.is_token_short(now) {
+            // The keep-alive asks for another token in time, and tells if there is none.
+            expiry.awake_until = None;
+        }
+        let Some(end) = expiry.end(now, is_kept_awake) else { return Self(None) };
         let name = stored.name.as_ref().unwrap_or(&stored.session_id).clone();
         let warn = move |now| {
             let (what, hint) = end.told(&name, now);
@@ -158,6 +312,12 @@ impl Drop for ExpiryWarner {
     }
 }
 
+/// The settings, with the API's waits told to `monitor`.
+fn telling(access: Access, monitor: &SharedMonitor) -> Access {
+    let monitor = Arc::clone(monitor);
+    Access { waits: Waits::new(move |what, wait| monitor.notice(Notice::Wait { what, wait })), ..access }
+}
+
 fn preparation(step: Step) -> Preparation {
     match step {
         Step::LookUp => Preparation::LookUp,
@@ -182,6 +342,7 @@ pub fn access(connect_options: &ConnectOptions) -> Result<Access, SyncError> {
         identity,
         current: connect_options.session.clone(),
         bridge: connect_options.bridge,
+        waits: Waits::default(),
     })
 }
 

@@ -32,5 +32,5 @@ pub use job::{ConnectOptions, Job, SharedMonitor};
 pub use kernel::access;
 pub use report::Report;
 pub use run::{Runner, run};
-pub use target::resolve;
+pub use target::{parse, resolve};
 pub use visit::Visit;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::content::hash::Hasher;
-use crate::monitor::{Event, Monitor, Preparation, Warning};
+use crate::monitor::{Event, Monitor, Notice, Preparation, Warning};
 use crate::private;
 use crate::sync::job::{Job, SharedMonitor};
 use crate::sync::pairing::{self, prune};
@@ -174,6 +174,10 @@ impl Monitor for Storing {
 
     fn warn(&self, warning: Warning) {
         self.monitor.warn(warning);
+    }
+
+    fn notice(&self, notice: Notice) {
+        self.monitor.notice(notice);
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::content::hash::Hasher;
-use crate::monitor::{Event, Monitor, Preparation, Warning};
+use crate::monitor::{Event, Monitor, Notice, Preparation, Warning};
 use crate::private;
 use crate::sync::baseline::where_to;
 use crate::sync::endpoint::Endpoint;
@@ -139,6 +139,10 @@ impl Monitor for Learning {
 
     fn warn(&self, warning: Warning) {
         self.monitor.warn(warning);
+    }
+
+    fn notice(&self, notice: Notice) {
+        self.monitor.notice(notice);
     }
 }
 

@@ -158,7 +158,7 @@ impl<'a> LazyConnection<'a> {
     }
 
     /// Uses the connection of an earlier job, if it leads to the same machine. True then.
-    pub(super) async fn take_over(&mut self, kept: Option<Kept>) -> bool {
+    pub(super) async fn take_over(&mut self, kept: Option<Kept>, monitor: &SharedMonitor) -> bool {
         let Some(Kept { machine, connected }) = kept else { return false };
         if machine != self.endpoint.clone().with_path(b"") {
             connected.close().await;
@@ -166,6 +166,7 @@ impl<'a> LazyConnection<'a> {
         }
         if let Behind::Kernel(session) = &connected.behind {
             self.pairing.met(session.machine().to_owned());
+            session.tell(monitor);
         }
         self.connected = OnceCell::new_with(Some(connected));
         true

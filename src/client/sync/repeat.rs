@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::engine::PROBLEMS_MAX;
 use crate::log::debug;
-use crate::monitor::{Event, Monitor, Preparation, ProblemKind, Warning};
+use crate::monitor::{Event, Monitor, Notice, Preparation, ProblemKind, Warning};
 use crate::sync::error::SyncError;
 use crate::sync::job::SharedMonitor;
 use crate::sync::report::{Report, Round};
@@ -78,5 +78,9 @@ impl Monitor for DeferredProblems {
 
     fn warn(&self, warning: Warning) {
         self.monitor.warn(warning);
+    }
+
+    fn notice(&self, notice: Notice) {
+        self.monitor.notice(notice);
     }
 }

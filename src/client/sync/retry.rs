@@ -1,8 +1,8 @@
 //! Retries: a run whose connection breaks continues over another one.
 //!
 //! Received content is staged or in place, so the next connection carries only the rest. Only a
-//! connection that has worked is replaced. If nothing was reached yet, the waiting user wants the
-//! error at once.
+//! connection that has worked is replaced, or one whose login was cut. If nothing was reached yet,
+//! the waiting user wants the error at once.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::engine::PROBLEMS_MAX;
 use crate::exchange::chain;
 use crate::log::debug;
-use crate::monitor::{Event, Monitor, Preparation, Warning};
+use crate::monitor::{Event, Monitor, Notice, Preparation, Warning};
 use crate::remote::ErrorKind;
 use crate::sync::backoff::Backoff;
 use crate::sync::endpoint::Endpoint;
@@ -44,7 +44,8 @@ pub(super) async fn over_connections<'a>(
     let (mut lost, mut last_lost) = (Report::default(), None);
     loop {
         let mut connection = LazyConnection::new(remote, connect_options, Arc::clone(pairing));
-        if connection.take_over(kept.take()).await {
+        let monitor = Arc::clone(&attempt_monitor) as SharedMonitor;
+        if connection.take_over(kept.take(), &monitor).await {
             attempts.has_worked = true;
         }
         attempt_monitor.begin();
@@ -128,7 +129,7 @@ impl Attempts {
 
     /// Decides after a failed attempt.
     pub(super) fn failed(&mut self, error: &SyncError, went: Went) -> Verdict {
-        self.has_worked |= went.has_worked;
+        self.has_worked |= went.has_worked || is_late_cut(error);
         // Sent content may not have arrived, so progress means that less is missing.
         if went.moved_bytes > 0 && went.left_bytes < self.left_bytes {
             self.left_bytes = went.left_bytes;
@@ -148,11 +149,13 @@ impl Attempts {
     fn may_pass(&self, error: &SyncError) -> bool {
         self.was_lost
             && match error {
-                SyncError::Remote(error) => error.kind() == ErrorKind::ConnectTimeout,
+                SyncError::Remote(error) | SyncError::PerhapsGone { source: error, .. } => {
+                    error.kind() == ErrorKind::ConnectTimeout
+                }
                 // The agent whose connection was lost may not know it yet.
                 SyncError::Run(error) => error.kind == AbortKind::Busy,
                 SyncError::Kernel(error) => matches!(error.exit_code(), 10 | 30 | 35),
-                SyncError::Unreachable { .. } => true,
+                SyncError::Unreachable { source, .. } => source.kind() != ErrorKind::NotAuthorised,
                 _ => false,
             }
     }
@@ -161,8 +164,20 @@ impl Attempts {
 /// True if the error means that the connection was lost.
 pub(super) fn is_loss(error: &SyncError) -> bool {
     match error {
-        SyncError::Remote(error) => matches!(error.kind(), ErrorKind::Socket | ErrorKind::Timeout),
+        SyncError::Remote(error) | SyncError::PerhapsGone { source: error, .. } => {
+            matches!(error.kind(), ErrorKind::Socket | ErrorKind::Timeout)
+        }
         SyncError::Run(error) => matches!(error.kind, AbortKind::Connection | AbortKind::Timeout),
+        error => is_late_cut(error),
+    }
+}
+
+/// True if a connection was cut after the host had proved its identity, during the login or later.
+fn is_late_cut(error: &SyncError) -> bool {
+    match error {
+        SyncError::Remote(error)
+        | SyncError::Unreachable { source: error, .. }
+        | SyncError::PerhapsGone { source: error, .. } => error.was_cut_late(),
         _ => false,
     }
 }
@@ -231,6 +246,10 @@ impl Monitor for Counting {
     fn warn(&self, warning: Warning) {
         self.monitor.warn(warning);
     }
+
+    fn notice(&self, notice: Notice) {
+        self.monitor.notice(notice);
+    }
 }
 
 /// Forwards events, each problem once for all attempts, and counts the content that the current
@@ -276,12 +295,17 @@ impl Monitor for AttemptMonitor {
     fn warn(&self, warning: Warning) {
         self.monitor.warn(warning);
     }
+
+    fn notice(&self, notice: Notice) {
+        self.monitor.notice(notice);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::RunError;
+    use crate::remote::{DisconnectReason, RemoteError};
 
     fn run(kind: AbortKind) -> SyncError {
         SyncError::Run(RunError { kind, by_peer: false, text: String::new() })
@@ -296,6 +320,21 @@ mod tests {
         let error = run(AbortKind::Connection);
         assert_eq!(Attempts::new(5).failed(&error, Went::default()), Verdict::End);
         assert_eq!(Attempts::new(0).failed(&error, went(9, 9)), Verdict::End);
+    }
+
+    #[test]
+    fn a_login_that_is_cut_is_retried_even_if_nothing_worked_yet() {
+        let lost = |source| SyncError::from(RemoteError::Lost { endpoint: "vm".to_owned(), source });
+        let cut = lost(DisconnectReason::Broken("reset".to_owned()));
+        let SyncError::Remote(source) = lost(DisconnectReason::Broken("reset".to_owned())) else { return };
+        let in_vm = SyncError::Unreachable { session: "x".to_owned(), diagnosis: None, source };
+        for error in [cut, in_vm] {
+            let mut attempts = Attempts::new(1);
+            let verdicts = [0, 1].map(|_| attempts.failed(&error, Went::default()));
+            assert_eq!(verdicts, [Verdict::Again, Verdict::End], "{error:?}");
+        }
+        let refused = lost(DisconnectReason::Dismissed("no".to_owned()));
+        assert_eq!(Attempts::new(1).failed(&refused, Went::default()), Verdict::End);
     }
 
     #[test]

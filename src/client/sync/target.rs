@@ -1,5 +1,7 @@
 //! From an endpoint to a connection target: host, transport, user, and trusted host keys.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,7 +9,7 @@ use crate::kernel::{CURRENT, SessionStore, bridge_url};
 use crate::private;
 use crate::remote::ssh_config::{self, Query};
 use crate::remote::{HostKeys, Keys, Proxies, Target, Transport};
-use crate::sync::endpoint::Endpoint;
+use crate::sync::endpoint::{Endpoint, EndpointError, EndpointErrorKind};
 use crate::sync::error::SyncError;
 use crate::sync::job::ConnectOptions;
 use crate::tree::path::escape;
@@ -29,6 +31,32 @@ pub fn resolve(endpoint: Endpoint, connect_options: &ConnectOptions) -> Endpoint
         }
         endpoint => endpoint,
     }
+}
+
+/// Parses an endpoint. The name of a session that was used from here, or of the current one,
+/// `session`, may have any characters: `a b/c:/tmp` is in the session `a b/c` then.
+///
+/// # Errors
+/// The reason why the text is no endpoint.
+pub fn parse(text: &OsStr, session: Option<&str>) -> Result<Endpoint, EndpointError> {
+    let parsed = Endpoint::parse(text);
+    let may_be_odd = match &parsed {
+        // A path with a clear beginning is one.
+        Ok(Endpoint::Local(_)) => !text.as_bytes().starts_with(b"/") && !text.as_bytes().starts_with(b"."),
+        Ok(Endpoint::Session { path, .. }) => path.contains(&b':'),
+        Ok(_) => false,
+        Err(error) => matches!(error.kind, EndpointErrorKind::Host | EndpointErrorKind::Daemon),
+    };
+    if !may_be_odd || !text.as_bytes().contains(&b':') {
+        return parsed;
+    }
+    let stored = state_dir().map(|state| SessionStore::new(state.join("sessions")).all()).unwrap_or_default();
+    let mut names: Vec<String> = stored.into_iter().filter_map(|stored| stored.name).collect();
+    names.extend(session.map(str::to_owned));
+    // A single letter is a drive, and of two names the longer one is meant.
+    names.retain(|name| name.len() > 1);
+    names.sort_unstable_by_key(|name| std::cmp::Reverse(name.len()));
+    names.iter().find_map(|name| Endpoint::in_session(text, name)).unwrap_or(parsed)
 }
 
 /// True if this name was used for a session from here, or is the current one's.

@@ -1,5 +1,7 @@
 //! `Visit`: a connection to a session's VM for a command, not for a sync.
 
+use std::time::Duration;
+
 use futures_util::future::LocalBoxFuture;
 
 use crate::remote::{Connection, Terminal};
@@ -45,6 +47,12 @@ impl Visit {
                 Err(error) => Err(self.session.explain(error.into()).await),
             }
         })
+    }
+
+    /// Upper bound of a round trip: see [`Connection::round_trip`].
+    #[must_use]
+    pub fn round_trip(&self) -> Duration {
+        self.connection.round_trip()
     }
 
     /// Closes the connection.

@@ -205,7 +205,10 @@ async fn once(
     let went = counting.went(down_bytes);
     connection.close().await;
     // A user who starts a watch wants it to last, so a login that is cut is retried, too.
-    let was_cut = matches!(&error, SyncError::Remote(error) if error.was_cut());
+    let was_cut = match &error {
+        SyncError::Remote(error) | SyncError::PerhapsGone { source: error, .. } => error.was_cut(),
+        _ => false,
+    };
     (error, Went { has_worked: went.has_worked || was_cut, ..went })
 }
 
@@ -229,7 +232,8 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
             AbortKind::Protocol | AbortKind::Version | AbortKind::Selection => false,
         },
         // The VM may be waking up.
-        SyncError::Unreachable { .. } | SyncError::Agent { .. } => true,
+        SyncError::Unreachable { source, .. } => source.kind() != ErrorKind::NotAuthorised,
+        SyncError::PerhapsGone { .. } | SyncError::Agent { .. } => true,
         _ => false,
     }
 }

@@ -97,7 +97,7 @@ fn parse_short(text: &OsStr) -> Result<Endpoint, EndpointErrorKind> {
         _ => {
             let (user, host) = split_user(authority)?;
             if user.is_none() && brackets.is_none() {
-                return Ok(Endpoint::Session { name: checked_host(host)?, path: remote_path(path)? });
+                return Ok(Endpoint::Session { name: session_name(host)?, path: remote_path(path)? });
             }
             let (host, _) = split_port(host)?;
             Ok(Endpoint::Ssh { user, host: checked_host(host)?, port: None, path: remote_path(path)? })
@@ -171,9 +171,29 @@ fn checked_host(bytes: &[u8]) -> Result<String, EndpointErrorKind> {
     if is_fine { Ok(host.to_owned()) } else { Err(EndpointErrorKind::Host) }
 }
 
+/// The name of a session, or of a host in the SSH configuration. A session may have any name; the
+/// characters of a bracketed address are left to it.
+fn session_name(bytes: &[u8]) -> Result<String, EndpointErrorKind> {
+    if bytes.is_empty() {
+        return Err(EndpointErrorKind::NoHost);
+    }
+    let name = std::str::from_utf8(bytes).map_err(|_| EndpointErrorKind::Host)?;
+    let is_fine = |c| c == ' ' || (is_plain(c) && !"@[]".contains(c));
+    let is_fine = !name.starts_with(['-', ' ']) && !name.ends_with(' ') && name.chars().all(is_fine);
+    if is_fine { Ok(name.to_owned()) } else { Err(EndpointErrorKind::Host) }
+}
+
 /// True for characters that are neither control characters nor whitespace.
 fn is_plain(character: char) -> bool {
     !character.is_control() && !character.is_whitespace()
+}
+
+/// The endpoint of `path` in the session `name`, whatever characters the name has.
+pub(super) fn in_session(name: &str, path: &[u8]) -> Result<Endpoint, EndpointErrorKind> {
+    if path.contains(&0) {
+        return Err(EndpointErrorKind::Nul);
+    }
+    Ok(Endpoint::Session { name: name.to_owned(), path: remote_path(path)? })
 }
 
 /// Resolves a path on the other side. No shell expands it there, so `~` is resolved here: a
