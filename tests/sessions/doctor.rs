@@ -112,8 +112,15 @@ fn proxy_settings_are_shown_without_passwords() {
     let mut command = world.ksync(["doctor"]);
     command.env("HTTPS_PROXY", "http://me:secret@proxy.example:3128").env("NO_PROXY", "*");
     let (steps, code) = examined(command);
-    let told = "HTTPS_PROXY=http://***@proxy.example:3128, NO_PROXY=*";
+    let told = "wss and https through http://proxy.example:3128 (HTTPS_PROXY), except * (NO_PROXY)";
     assert_eq!((code, step(&steps, "proxy settings")), (40, ("ok", told, "")));
+
+    let mut command = world.ksync(["doctor"]);
+    command.env("ALL_PROXY", "gopher://me:secret@proxy.example");
+    let (steps, code) = examined(command);
+    let (verdict, detail, _) = step(&steps, "proxy settings");
+    assert_eq!((code, verdict), (1, "failed"), "{detail}");
+    assert!(detail.contains("ALL_PROXY") && !detail.contains("secret"), "{detail}");
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! `ksync doctor`: tests each step, from the API key to a file sent to the VM and back. Reports its
 //! time, and a remedy if it fails.
 
-mod proxies;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +11,7 @@ use ksync::kernel::{
     self, Api, ApiError, Browser, ConnectedVm, Expiry, KernelError, Resources, Room, StoredSession,
 };
 use ksync::monitor::{Event, Monitor, Notice, Quiet, Warning};
-use ksync::remote::{self, RemoteError};
+use ksync::remote::{self, Proxies, RemoteError};
 use ksync::sync::watch::Listener;
 use ksync::sync::{ConnectOptions, Endpoint, Job, Runner, SharedMonitor, SyncError, Visit};
 use ksync::wire::hello::Options;
@@ -147,7 +145,10 @@ fn examine(args: &DoctorArgs, connect_options: &ConnectOptions, checks: &mut Che
         let detail = format!("{} can be written", access.directory.display());
         Ok((access, detail))
     })?;
-    checks.step("proxy settings", || Ok(((), proxies::in_force(|name| std::env::var(name).ok()))))?;
+    checks.step("proxy settings", || {
+        let told = Proxies::of_environment().in_force().map_err(SyncError::from)?;
+        Ok(((), told))
+    })?;
     let api = checks.step("API key", || {
         let api = access.api()?;
         Ok((api, "KERNEL_API_KEY is set".to_owned()))

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use ksync::kernel::{Access, Browser, ConnectedVm, KernelError, StoredSession};
 use ksync::monitor::Warning;
-use ksync::tree::path::escape;
 use serde_json::{Map, Value, json};
 
 use crate::create::{self, CreateArgs};
@@ -70,7 +69,7 @@ fn create(access: &Access, args: &CreateArgs) -> Result<u8, CliError> {
         out::note(&format!(
             "ksync: session {} is there, and is what session: means from now on\n  \
              sync with it:  ksync ./dir session:/tmp/dir",
-            shown(browser.name.as_deref().unwrap_or(&browser.session_id))
+            visible(browser.name.as_deref().unwrap_or(&browser.session_id))
         ));
     }
     Ok(0)
@@ -100,8 +99,8 @@ fn list(access: &Access, json: bool) -> Result<u8, CliError> {
     for browser in &browsers {
         let mark = if is_current(browser) { '*' } else { ' ' };
         let kind = if browser.headless { "headless" } else { "headful" };
-        let (id, name) = (shown(&browser.session_id), shown(browser.name.as_deref().unwrap_or_default()));
-        let line = format!("{mark} {id:width$}  {kind:8}  {:20}  {name}", shown(&browser.created_at));
+        let (id, name) = (visible(&browser.session_id), visible(browser.name.as_deref().unwrap_or_default()));
+        let line = format!("{mark} {id:width$}  {kind:8}  {:20}  {name}", visible(&browser.created_at));
         out::result(line.trim_end());
     }
     Ok(0)
@@ -124,7 +123,7 @@ fn show(access: &Access, session: &str, json: bool) -> Result<u8, CliError> {
     let first: Vec<_> = first.collect();
     for (name, value) in first.into_iter().chain(fields) {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        out::result(&format!("{}: {}", shown(&name), shown(&value)));
+        out::result(&format!("{}: {}", visible(&name), visible(&value)));
     }
     Ok(0)
 }
@@ -238,7 +237,7 @@ fn delete(access: &Access, session: &str) -> Result<u8, CliError> {
         }
     };
     access.forget(&id);
-    out::note(&format!("ksync: session {} is {done}", shown(&id)));
+    out::note(&format!("ksync: session {} is {done}", visible(&id)));
     Ok(0)
 }
 
@@ -284,11 +283,6 @@ fn fields(browser: &Browser) -> Map<String, Value> {
     };
     fields.retain(|_, value| !value.is_null());
     fields
-}
-
-/// A text of the platform, for a terminal.
-fn shown(text: &str) -> String {
-    escape(text.as_bytes()).into_owned()
 }
 
 /// `ksync proxy` as a ProxyCommand, where `%` begins a token.

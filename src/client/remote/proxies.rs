@@ -28,6 +28,8 @@ pub struct Proxies {
     tls: Option<Setting>,
     plain: Option<Setting>,
     exempt: Vec<Exemption>,
+    /// The setting that `exempt` was read from.
+    exempting: Option<Setting>,
 }
 
 /// A variable and its text, which may hold a password.
@@ -65,11 +67,35 @@ impl Proxies {
         };
         let is_cgi = variable(CGI).is_some();
         let plain = setting(FOR_PLAIN).filter(|setting| !(is_cgi && setting.variable == "HTTP_PROXY"));
+        let exempting = setting(EXEMPT);
         Self {
             tls: setting(FOR_TLS).or_else(|| setting(FOR_ALL)),
             plain: plain.or_else(|| setting(FOR_ALL)),
-            exempt: setting(EXEMPT).map(|setting| Exemption::list(&setting.text)).unwrap_or_default(),
+            exempt: exempting.as_ref().map(|setting| Exemption::list(&setting.text)).unwrap_or_default(),
+            exempting,
         }
+    }
+
+    /// The settings for the user, without logins: `none`, or the proxies and the exempt hosts.
+    ///
+    /// # Errors
+    /// A variable names no proxy that ksync can use.
+    pub fn in_force(&self) -> Result<String, RemoteError> {
+        let mut told = Vec::new();
+        for (what, setting) in [("wss and https", &self.tls), ("ws and http", &self.plain)] {
+            if let Some(setting) = setting {
+                told.push(format!("{what} through {}", usable(setting)?));
+            }
+        }
+        if told.is_empty() {
+            return Ok("none".to_owned());
+        }
+        let exempting = self.exempting.as_ref();
+        told.extend(
+            exempting
+                .map(|Setting { variable, text }| format!("except {} ({variable})", escape(text.as_bytes()))),
+        );
+        Ok(told.join(", "))
     }
 
     /// The proxy to this host; `None` for a direct connection. An exempt host needs no valid
@@ -82,9 +108,13 @@ impl Proxies {
         if self.exempt.iter().any(|exemption| exemption.covers(host, port)) {
             return Ok(None);
         }
-        let variable = setting.variable;
-        Proxy::parse(setting).map(Some).map_err(|reason| RemoteError::ProxySetting { variable, reason })
+        usable(setting).map(Some)
     }
+}
+
+fn usable(setting: &Setting) -> Result<Proxy, RemoteError> {
+    let variable = setting.variable;
+    Proxy::parse(setting).map_err(|reason| RemoteError::ProxySetting { variable, reason })
 }
 
 /// The protocol of a proxy.
