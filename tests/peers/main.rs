@@ -22,3 +22,5 @@ mod proxy;
 mod round_trip;
 mod round_trips;
 mod shell;
+mod sockets;
+mod stand_in;
