@@ -15,6 +15,7 @@ mod world;
 mod command_lines;
 mod config;
 mod emulator;
+mod forward;
 mod lanes;
 mod login;
 mod private;

@@ -2,7 +2,7 @@
 
 use futures_util::future::LocalBoxFuture;
 
-use crate::remote::{Connection, Terminal};
+use crate::remote::{Connection, Forwarding, Forwards, Terminal};
 use crate::sync::error::SyncError;
 use crate::sync::job::{ConnectOptions, SharedMonitor};
 use crate::sync::kernel::KernelSession;
@@ -45,6 +45,24 @@ impl Visit {
                 Err(error) => Err(self.session.explain(error.into()).await),
             }
         })
+    }
+
+    /// Forwards ports: see [`Connection::forward`].
+    ///
+    /// # Errors
+    /// The session is gone, or as there.
+    pub fn forward(&self, forwards: Forwards) -> LocalBoxFuture<'_, Result<Forwarding, SyncError>> {
+        Box::pin(async move {
+            match self.connection.forward(forwards).await {
+                Ok(forwarding) => Ok(forwarding),
+                Err(error) => Err(self.session.explain(error.into()).await),
+            }
+        })
+    }
+
+    /// Waits until the connection is lost, and returns the reason.
+    pub fn lost(&self) -> LocalBoxFuture<'_, SyncError> {
+        Box::pin(async move { self.session.explain(self.connection.lost().await.into()).await })
     }
 
     /// Closes the connection.
