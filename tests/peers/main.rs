@@ -20,6 +20,7 @@ mod lanes;
 mod login;
 mod private;
 mod proxy;
+mod recipe;
 mod round_trip;
 mod round_trips;
 mod shell;
