@@ -368,8 +368,7 @@ impl World {
         match tool {
             Tool::Scp => {
                 let mut command = self.command("scp");
-                // The emulated VM has no SFTP, which scp would use by default.
-                command.args(["-O", "-q", "-r", "-F", "none", "-i", &key]);
+                command.args(["-q", "-r", "-F", "none", "-i", &key]);
                 options.iter().for_each(|option| _ = command.args(["-o", option]));
                 command.arg(SOURCE).arg(there);
                 command

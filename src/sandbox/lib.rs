@@ -8,9 +8,9 @@
 //! ```
 //!
 //! Real clients (`ssh` through `websocat`) see the same as on a VM. There is a byte bridge that
-//! ignores the bytes' meaning, and behind it an SSH server that accepts one key and runs commands.
-//! Commands are real, and run with the rights of the user who started the sandbox. The key is the
-//! only protection, so the sandbox listens on loopback only.
+//! ignores the bytes' meaning, and behind it an SSH server that accepts one key, runs commands and
+//! forwards TCP connections. Commands are real, and run with the rights of the user who started the
+//! sandbox. The key is the only protection, so the sandbox listens on loopback only.
 //!
 //! This module is one VM. [`platform`] is the cloud around such VMs: the HTTP API that creates,
 //! names and deletes them.
@@ -19,18 +19,21 @@
 //!
 //! - it kills a process group as soon as the channel or connection ends;
 //! - a terminal has the system's modes and not the client's;
-//! - it has no forwarding and no subsystems;
+//! - it forwards TCP only, and listens on loopback only, whatever address a client names;
+//! - `sftp`, its only subsystem, is that of this machine, and fails where there is none;
 //! - input counts as consumed when it has arrived (see `backlog`);
 //! - it reopens the window only when half of it is used. An upload with a round trip of 100 ms
 //!   therefore reaches about 10 MB/s a channel, against 17 MB/s with sshd.
 
 mod backlog;
+mod forward;
 mod gateway;
 mod link_conditions;
 pub mod platform;
 mod port;
 mod process;
 mod server;
+mod subsystem;
 mod terminal;
 
 use std::io;

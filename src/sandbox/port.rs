@@ -16,9 +16,10 @@ use super::link_conditions::{self, ConnectionConditions, Meter};
 use super::server::Server;
 
 /// Buffer between the gateway and the SSH server on the way up, in bytes: more than the windows of
-/// ten channels together. russh does not read while it writes. With a small buffer, two russh ends
-/// that both write much would deadlock. sshd reads while it writes.
-const PENDING_UP_MAX: usize = 32 << 20;
+/// ten sessions and 200 forwarded connections together. It grows as needed. russh does not read
+/// while it writes. With a small buffer, two russh ends that both write much would deadlock. sshd
+/// reads while it writes.
+const PENDING_UP_MAX: usize = 512 << 20;
 
 /// Buffer of the way down, and of both ways between link and gateway, in bytes: a socket's buffer.
 const PENDING_MAX: usize = 256 * 1024;

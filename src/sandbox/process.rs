@@ -19,6 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
 use super::backlog::Backlog;
+use super::subsystem;
 use super::terminal::{self, Size, Terminal};
 
 /// Bytes read of an output at once: the content of one SSH packet.
@@ -171,8 +172,8 @@ enum Request {
     Shell,
 }
 
-/// Serves one session channel: waits for its one exec or shell request, runs that, and closes the
-/// channel.
+/// Serves one session channel: waits for its one request for a command, a shell or a subsystem,
+/// runs that, and closes the channel.
 ///
 /// If the channel or its connection ends first, this kills the process group.
 pub(super) async fn serve(channel: Channel<Msg>, session: Handle, processes: Arc<Processes>) {
@@ -188,6 +189,11 @@ pub(super) async fn serve(channel: Channel<Msg>, session: Handle, processes: Arc
             }
             Some(ChannelMsg::Exec { command, .. }) => break Request::Exec(command),
             Some(ChannelMsg::RequestShell { .. }) => break Request::Shell,
+            Some(ChannelMsg::RequestSubsystem { name, .. }) => {
+                if let Some(command) = subsystem::command(&name) {
+                    break Request::Exec(command);
+                }
+            }
             Some(ChannelMsg::Close) | None => return,
             Some(_) => {}
         }

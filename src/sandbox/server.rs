@@ -1,5 +1,5 @@
-//! The SSH server: login and session requests. It answers as the VM's sshd does: public keys only,
-//! ten sessions, a window of 2 MiB, no forwarding, no compression.
+//! The SSH server: login, session requests, and requests to forward. It answers as the VM's sshd
+//! does: public keys only, ten sessions, a window of 2 MiB, no compression.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -19,8 +19,9 @@ use russh::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
+use super::forward::Forwards;
 use super::process::{self, Processes};
-use super::terminal;
+use super::{subsystem, terminal};
 
 /// OpenSSH's channel window in bytes (`CHAN_SES_WINDOW_DEFAULT`), which limits every client of the
 /// VM.
@@ -123,6 +124,7 @@ impl Server {
             processes: Arc::clone(&self.processes),
             sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
             busy: HashSet::new(),
+            forwards: Forwards::new(),
         };
         run_stream(Arc::clone(&self.config), stream, connection).await?.await
     }
@@ -135,6 +137,7 @@ struct Connection {
     sessions: Arc<Semaphore>,
     /// Channels that run a command: each may ask for one only.
     busy: HashSet<ChannelId>,
+    forwards: Forwards,
 }
 
 impl Connection {
@@ -257,9 +260,44 @@ impl Handler for Connection {
     async fn subsystem_request(
         &mut self,
         channel: ChannelId,
-        _name: &str,
+        name: &str,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        session.channel_failure(channel)
+        match subsystem::command(name) {
+            Some(_) => self.begin(channel, session),
+            None => session.channel_failure(channel),
+        }
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _from_address: &str,
+        _from_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.forwards.connect(channel, reply, host.to_owned(), port).await;
+        Ok(())
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        Ok(self.forwards.listen(address, port, &session.handle()).await)
+    }
+
+    async fn cancel_tcpip_forward(
+        &mut self,
+        address: &str,
+        port: u32,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        Ok(self.forwards.cancel(address, port))
     }
 }

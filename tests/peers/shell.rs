@@ -2,13 +2,20 @@
 
 use crate::machine::Machine;
 use crate::tls::Tls;
+use crate::world::service::Service;
 use crate::world::{Run, Terminal};
 
-const PROMPT: &str = "vm> ";
+/// The prompt of the shell on the machine.
+pub(crate) const PROMPT: &str = "vm> ";
 
 /// A machine that is the VM of the session `vm`.
-fn machine() -> Option<(Machine, impl Sized)> {
-    let machine = Machine::start()?;
+pub(crate) fn machine() -> Option<(Machine, (Tls, Service))> {
+    machine_with("")
+}
+
+/// The same with extra lines in sshd's configuration.
+pub(crate) fn machine_with(settings: &str) -> Option<(Machine, (Tls, Service))> {
+    let machine = Machine::with(settings)?;
     let (bridge, service) = machine.bridge();
     let world = &machine.world;
     let (tls, address) = Tls::as_of_a_vm(&bridge, world);

@@ -8,6 +8,7 @@
 
 mod config;
 mod cut;
+mod forward;
 mod install;
 mod keys;
 mod links;

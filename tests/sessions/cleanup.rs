@@ -86,7 +86,8 @@ fn deleting_what_is_gone_is_a_success_and_says_so() {
     let platform = Platform::start(&world);
     let id = platform.create(&world, &["--name", "mine"]);
     platform.run(&world, &["session", "setup", &id]).ok();
-    platform.run(&world, &["session", "delete", &id]).ok().says("");
+    let deleted = format!("ksync: session {id} is deleted, with its files\n");
+    platform.run(&world, &["session", "delete", &id]).ok().says(&deleted);
     let gone = |name: &str| format!("ksync: there is no session {name} any more: nothing was deleted\n");
     platform.run(&world, &["session", "delete", &id]).ok().says(&gone(&id));
     platform.run(&world, &["session", "delete", "mine"]).ok().says(&gone("mine"));

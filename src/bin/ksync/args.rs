@@ -95,7 +95,7 @@ enum Verb {
     /// Creates, lists, sets up and deletes Kernel sessions
     #[command(hide = true, max_term_width = 80)]
     Session(SessionArgs),
-    /// Runs a command or a shell on a session's VM
+    /// Runs a command or a shell on a session's VM, and forwards ports
     #[command(hide = true, max_term_width = 80)]
     Ssh(SshArgs),
     /// Tests each step, from the API key to a file sent to the VM and back
@@ -590,6 +590,38 @@ mod tests {
             refused("ksync proxy"),
             "ksync: URL-OR-SESSION is missing\n  hint: Write ksync proxy URL-OR-SESSION; ksync proxy --help has the \
              options."
+        );
+    }
+
+    #[test]
+    fn forwards_stand_before_or_behind_the_session_and_not_in_the_command() {
+        let ssh = |line: &str| match parsed(line) {
+            Ok(Mode::Ssh(args)) => args,
+            other => panic!("{line}: {other:?}"),
+        };
+        for line in [
+            "ksync ssh -L 1:a:2 -R 3:b:4 vm -D 5 ls -L 6",
+            "ksync ssh -L1:a:2 vm -R3:b:4 -D5 -- ls -L 6",
+            "ksync ssh vm -D 5 -R 3:b:4 -L 1:a:2 ls -L 6",
+        ] {
+            let args = ssh(line);
+            let told = args.forwards().iter().map(ToString::to_string).collect::<Vec<_>>();
+            let expected = [
+                "localhost:1 here to a:2 there",
+                "localhost:3 there to b:4 here",
+                "SOCKS on localhost:5 here",
+            ];
+            assert_eq!(told, expected, "{line}");
+            assert_eq!((args.session.as_str(), args.command.len()), ("vm", 3), "{line}");
+        }
+        assert!(ssh("ksync ssh -N vm").no_command);
+        assert_eq!(
+            refused("ksync ssh -N vm ls").split('\n').next(),
+            Some("ksync: -N cannot be used with COMMAND")
+        );
+        assert_eq!(
+            refused("ksync ssh vm -L 80:web").split('\n').next(),
+            Some("ksync: -L takes [BIND:]PORT:HOST:PORT, and not \"80:web\"")
         );
     }
 

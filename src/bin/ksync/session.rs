@@ -237,7 +237,8 @@ fn delete(access: &Access, session: &str) -> Result<u8, CliError> {
         }
     };
     access.forget(&id);
-    out::note(&format!("ksync: session {} is {done}", visible(&id)));
+    let name = if session == id { String::new() } else { format!("{}, ", visible(&session)) };
+    out::note(&format!("ksync: session {name}{} is {done}", visible(&id)));
     Ok(0)
 }
 

@@ -1,16 +1,18 @@
-//! `ksync ssh`: a shell or a command on a session's VM.
+//! `ksync ssh`: a shell or a command on a session's VM, and port forwards.
 
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use ksync::exchange::plain;
 use ksync::monitor::{Event, Monitor, Notice, Preparation, Warning};
-use ksync::remote::{Size, Terminal};
-use ksync::sync::{SharedMonitor, Visit};
+use ksync::remote::{Forwarding, Forwards, LineListener, Size, Terminal};
+use ksync::sync::{SharedMonitor, SyncError, Visit};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::list::visible;
 use crate::out;
 use crate::report::{CliError, NOT_STARTED, SIGNAL};
 use crate::request;
@@ -22,12 +24,38 @@ use crate::verbs::SshArgs;
 pub(crate) fn run(args: &SshArgs) -> Result<u8, CliError> {
     let connect_options = request::access_options(&args.access);
     let command = args.command.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().join(&b' ');
-    let is_terminal = command.is_empty() && std::io::stdin().is_terminal();
+    let is_terminal = !args.no_command && command.is_empty() && std::io::stdin().is_terminal();
     let monitor: SharedMonitor = Arc::new(Teller { is_terminal });
+    let notice: LineListener =
+        Arc::new(move |text| note(&format!("ksync: {}", visible(&plain(text))), is_terminal));
     block_on(async {
+        // First of all: connections wait in the listeners' queues until the session is there.
+        let forwards = Forwards::bind(args.forwards(), notice).await.map_err(SyncError::from)?;
         let session = Visit::begin(&args.session, &connect_options, &monitor).await?;
         // Before the terminal is changed: a signal must not leave it changed.
         let mut signals = Signals::new()?;
+        let forwarding = tokio::select! {
+            forwarding = session.forward(forwards) => forwarding.map_err(CliError::from),
+            () = signals.wait() => Err(stopped()),
+        };
+        let forwarding = match forwarding {
+            Ok(forwarding) => forwarding,
+            Err(error) => {
+                session.end().await;
+                return Err(error);
+            }
+        };
+        forwarding.allocated().iter().for_each(|line| out::note(&visible(line)));
+        if args.no_command {
+            out::note(&told(&forwarding));
+            let error = tokio::select! {
+                error = session.lost() => error.into(),
+                () = signals.wait() => stopped(),
+            };
+            forwarding.end().await;
+            session.end().await;
+            return Err(error);
+        }
         // From here on the other side gets every key, Ctrl-C too.
         let raw = is_terminal.then(Raw::begin).transpose()?;
         let terminal = raw.as_ref().map(|Raw(before)| terminal(before)).transpose()?;
@@ -36,16 +64,36 @@ pub(crate) fn run(args: &SshArgs) -> Result<u8, CliError> {
             () = signals.wait() => None,
         };
         drop(raw);
+        forwarding.end().await;
         session.end().await;
-        let status = status.ok_or_else(|| CliError::new(SIGNAL, "stopped by a signal"))??;
+        let status = status.ok_or_else(stopped)??;
         // Exit statuses are a byte.
         Ok(u8::try_from(status & 0xff).unwrap_or(u8::MAX))
     })
 }
 
+fn stopped() -> CliError {
+    CliError::new(SIGNAL, "stopped by a signal")
+}
+
+/// The line of `-N`.
+fn told(forwarding: &Forwarding) -> String {
+    let forwards = forwarding.forwards().iter().map(ToString::to_string).collect::<Vec<_>>();
+    match forwards.as_slice() {
+        [] => "connected; Ctrl-C ends it".to_owned(),
+        forwards => format!("forwarding {}; Ctrl-C ends it", visible(&forwards.join(", "))),
+    }
+}
+
+/// Prints a message. A line must end in a carriage return too if a raw terminal adds none.
+fn note(text: &str, is_terminal: bool) {
+    let text = format!("{text}\n");
+    out::note(&if is_terminal { text.replace('\n', "\r\n") } else { text });
+}
+
 /// Prints preparation steps and warnings.
 struct Teller {
-    /// True if a line must end in a carriage return too, since a raw terminal adds none.
+    /// True if a shell runs in a raw terminal.
     is_terminal: bool,
 }
 
@@ -57,19 +105,13 @@ impl Monitor for Teller {
     }
 
     fn warn(&self, warning: Warning) {
-        self.note(warned(&warning));
+        note(&warned(&warning), self.is_terminal);
     }
 
     fn notice(&self, notice: Notice) {
         if let Some(line) = noticed(&notice) {
-            self.note(line);
+            note(&line, self.is_terminal);
         }
-    }
-}
-
-impl Teller {
-    fn note(&self, text: String) {
-        out::note(&if self.is_terminal { format!("{}\r\n", text.replace('\n', "\r\n")) } else { text });
     }
 }
 

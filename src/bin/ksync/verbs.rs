@@ -4,9 +4,18 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Subcommand};
+use ksync::remote::Forward;
 
 use crate::args::seconds;
 use crate::create::CreateArgs;
+
+/// The paragraph about forwards in the help of `ksync ssh`.
+const FORWARDS: &str = "\
+-L, -R and -D are ssh's, may be given several times, and go with a command, a
+shell or -N. BIND is an address of the listening side: localhost unless given, *
+for all. An IPv6 address is in brackets, and /PATH is a Unix socket. A listener
+that cannot be had ends ksync ssh (exit code 10), as ExitOnForwardFailure=yes.
+Forwards end with the command.";
 
 /// `ksync flush`.
 #[derive(Debug, Args)]
@@ -109,14 +118,36 @@ pub(crate) struct ProxyArgs {
 
 /// `ksync ssh`.
 #[derive(Debug, Args)]
+#[command(after_help = FORWARDS)]
 pub(crate) struct SshArgs {
     #[command(flatten)]
     pub(crate) access: AccessArgs,
+    /// Forward a port of this machine to a host that the VM reaches; unlike in ssh, the port may be
+    /// 0
+    #[arg(short = 'L', value_name = "[BIND:]PORT:HOST:PORT", value_parser = Forward::local, allow_hyphen_values = true)]
+    local: Vec<Forward>,
+    /// Forward a port of the VM to a host that this machine reaches; without a host, to any by
+    /// SOCKS
+    #[arg(short = 'R', value_name = "[BIND:]PORT:HOST:PORT", value_parser = Forward::remote, allow_hyphen_values = true)]
+    remote: Vec<Forward>,
+    /// Forward connections to a port of this machine, by SOCKS, to any host that the VM reaches
+    #[arg(short = 'D', value_name = "[BIND:]PORT", value_parser = Forward::dynamic, allow_hyphen_values = true)]
+    dynamic: Vec<Forward>,
+    /// Run no command: only forward, until Ctrl-C
+    #[arg(short = 'N', conflicts_with = "command")]
+    pub(crate) no_command: bool,
     /// The session's id or name
     pub(crate) session: String,
     /// The command for the shell on the VM; without one, an interactive shell
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(trailing_var_arg = true)]
     pub(crate) command: Vec<OsString>,
+}
+
+impl SshArgs {
+    /// All forwards.
+    pub(crate) fn forwards(&self) -> Vec<Forward> {
+        [&self.local, &self.remote, &self.dynamic].into_iter().flatten().cloned().collect()
+    }
 }
 
 /// `ksync doctor`.

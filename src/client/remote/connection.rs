@@ -1,13 +1,13 @@
 //! An SSH session to a server, and the agents on it.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use russh::Disconnect;
 use russh::client::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -20,13 +20,15 @@ use crate::remote::bridge;
 use crate::remote::error::{ConnectionStatus, RemoteError};
 use crate::remote::greeting::{self, Greeted};
 use crate::remote::hostkey::HostKeys;
+use crate::remote::inbound::Inbound;
 use crate::remote::keys::Keys;
 use crate::remote::probe::Probe;
 use crate::remote::protocol::{Protocol, Wanted};
 use crate::remote::proxies::Proxies;
 use crate::remote::pump::{self, Waiting};
 use crate::remote::secrets::Secrets;
-use crate::remote::ssh::{self, Client, Shown};
+use crate::remote::spool::Room;
+use crate::remote::ssh::{self, Client, Hooks, Shown};
 use crate::remote::ssh_config::AddressFamily;
 use crate::remote::tcp::{self, ByteStream, GuardedStream};
 use crate::remote::timeout::{GOODBYE_TIMEOUT, within};
@@ -122,6 +124,11 @@ pub struct Connection {
     /// The target, for a further connection to it.
     pub(super) target: Target,
     shown: Shown,
+    pub(super) inbound: Inbound,
+    /// Room for bytes that nobody here takes, once the connection has forwards.
+    pub(super) spool_room: OnceLock<Room>,
+    /// Reports an error once the session has ended.
+    alive: watch::Receiver<()>,
     secrets: Option<Secrets>,
 }
 
@@ -130,7 +137,7 @@ pub struct Connection {
 /// # Errors
 /// The network failed, the host key is not trusted, or the server refused the login.
 pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
-    let (connection_status, shown) = (ConnectionStatus::default(), Shown::default());
+    let (connection_status, hooks) = (ConnectionStatus::default(), Hooks::default());
     let timeout = target.connect_timeout;
     let mut round_trips = TCP_ROUND_TRIPS + HANDSHAKE_ROUND_TRIPS + LOGIN_ROUND_TRIPS + CHANNEL_ROUND_TRIPS;
     let (mut session, socket, endpoint) = match &target.transport {
@@ -141,7 +148,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
                 tcp::connect_from(from.as_deref(), *family, (host, *port), &endpoint, timeout).await?;
             let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
             (
-                handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown)
+                handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &hooks)
                     .await?,
                 None,
                 endpoint,
@@ -158,7 +165,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
                     .await?;
             let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
             let session =
-                handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown)
+                handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &hooks)
                     .await?;
             (session, Some(socket), endpoint)
         }
@@ -179,7 +186,10 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         round_trip,
         round_trips,
         target,
-        shown,
+        shown: hooks.shown,
+        inbound: hooks.inbound,
+        spool_room: OnceLock::new(),
+        alive: hooks.alive.subscribe(),
         secrets,
     };
     connection.took(begin.elapsed() / LOGIN_ROUND_TRIPS);
@@ -312,6 +322,12 @@ impl Connection {
         self.session.is_closed()
     }
 
+    /// Waits until the session has ended, and returns the reason.
+    pub async fn lost(&self) -> RemoteError {
+        let _ = self.alive.clone().changed().await;
+        self.connection_status.error(&self.endpoint)
+    }
+
     /// Ends the session. This cuts off agents that still run, so read to their end first.
     pub async fn close(self) {
         let goodbye = async {
@@ -334,7 +350,7 @@ async fn handshake(
     round_trip: Duration,
     endpoint: &str,
     connection_status: &ConnectionStatus,
-    shown: &Shown,
+    hooks: &Hooks,
 ) -> Result<Handle<Client>, RemoteError> {
     // A silent port is asked what it speaks, unless a bridge leads to it.
     let (wanted, port) = match &target.transport {
@@ -345,9 +361,9 @@ async fn handshake(
     let (host_keys, silence) = (target.host_keys.clone(), target.silence_timeout);
     let stream: Box<dyn ByteStream> = Box::new(stream);
     let stream = GuardedStream::new(stream, silence, connection_status.clone());
-    let (connection_status, shown) = (connection_status.clone(), shown.clone());
+    let (connection_status, hooks) = (connection_status.clone(), hooks.clone());
     let handshake =
-        ssh::handshake(stream, round_trip, host_keys, silence, endpoint, connection_status, shown);
+        ssh::handshake(stream, round_trip, host_keys, silence, endpoint, connection_status, hooks);
     let handshake = within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake);
     let shaken = tokio::select! {
         shaken = handshake => shaken,

@@ -208,6 +208,22 @@ pub enum RemoteError {
         /// The cause.
         source: russh::Error,
     },
+    /// A local listener of a forward could not be bound.
+    #[error("could not listen on {address}")]
+    Listen {
+        /// The local address.
+        address: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The server refused to listen for a forward.
+    #[error("could not forward {address} there: {endpoint} refused to listen on it")]
+    ForwardRefused {
+        /// The address on the server's side.
+        address: String,
+        /// The server.
+        endpoint: String,
+    },
     /// A program other than the agent answered.
     #[error(
         "could not find the agent's answer on {endpoint} among the output of its login shell: {beginning:?}…"
@@ -337,6 +353,8 @@ impl RemoteError {
             | Self::Redirected { .. }
             | Self::Handshake { .. }
             | Self::NoCommonAlgorithm { .. }
+            | Self::Listen { .. }
+            | Self::ForwardRefused { .. }
             | Self::Lost { .. } => ErrorKind::Socket,
             Self::Channel { .. }
             | Self::NotKept { .. }
@@ -473,6 +491,15 @@ impl RemoteError {
                 "Give a key that the server knows with --identity, or add it to ssh-agent.".into()
             }
             Self::Channel { .. } => "Use fewer connections with -j: the server limits its sessions.".into(),
+            Self::Listen { source, .. } => match source.kind() {
+                io::ErrorKind::AddrInUse => "Choose another port, or end the program that listens there.".into(),
+                io::ErrorKind::PermissionDenied => "Choose a port from 1024 on.".into(),
+                _ => "Choose an address of this machine.".into(),
+            },
+            Self::ForwardRefused { .. } => {
+                "Choose another port: a program listens there, or the server forbids it (AllowTcpForwarding and PermitListen in its sshd_config)."
+                    .into()
+            }
             Self::Noise { .. } => {
                 "Keep the login shell's start files quiet where there is no terminal (test for it with [ -t 1 ])."
                     .into()

@@ -2,8 +2,9 @@
 //! neither the engine nor the disk.
 //!
 //! ```text
-//! tcp ─┬────────────────────────────────┬─ ssh ─ auth ─ exec channel ─ bootstrap ─ agent
-//!      └─ (tunnel) ─ (tls) ─ websocket ─┘   └─ hostkey (known_hosts)     └─ agent_image
+//! tcp ─┬────────────────────────────────┬─ ssh ─ auth ─┬─ exec channel ─ bootstrap ─ agent
+//!      └─ (tunnel) ─ (tls) ─ websocket ─┘   └─ hostkey  ├─ shell             └─ agent_image
+//!                                                       └─ forwarding ─ carry
 //! ```
 //!
 //! [`connect`] opens an SSH session to a [`Target`]. [`Connection::agent`] starts an [`Agent`] on a
@@ -21,12 +22,16 @@ mod agent_image;
 mod auth;
 mod bootstrap;
 mod bridge;
+mod carry;
 mod command;
 mod connection;
 mod dial;
 mod error;
+mod forward;
+mod forwarding;
 mod greeting;
 mod hostkey;
+mod inbound;
 mod keys;
 mod known_hosts;
 mod lines;
@@ -39,6 +44,8 @@ mod pump;
 mod secrets;
 mod send_window;
 mod shell;
+mod socks;
+mod spool;
 mod ssh;
 pub mod ssh_config;
 mod tcp;
@@ -55,6 +62,8 @@ pub use bootstrap::token;
 pub use bridge::{hold_open, proxy};
 pub use connection::{Connection, Target, Transport, connect};
 pub use error::{DisconnectReason, ErrorKind, HostKeyError, RemoteError, ShellFault};
+pub use forward::{Bind, Forward, ForwardTarget, Listen, Side};
+pub use forwarding::{Forwarding, Forwards, LineListener};
 pub use hostkey::HostKeys;
 pub use keys::Keys;
 pub use lines::Lines;

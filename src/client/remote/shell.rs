@@ -1,18 +1,26 @@
 //! A shell or a command on the other side, connected to standard input and output, as `ssh` does
 //! it.
 
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
 use russh::{ChannelMsg, Pty};
 use rustix::termios::{InputModes, SpecialCodeIndex, Termios};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::Receiver;
+use tokio::time::timeout;
 
 use crate::remote::command::BY_SIGNAL;
 use crate::remote::connection::Connection;
 use crate::remote::error::RemoteError;
+use crate::remote::spool::{Room, Spool};
 use crate::remote::timeout::within;
 
 /// Bytes of one read.
 const READ_BYTES: usize = 32 << 10;
+
+/// How long stderr waits for earlier bytes of stdout, if the connection has forwards.
+const ORDER_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The size of a terminal, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,38 +121,69 @@ impl Connection {
         };
         let showing = async {
             let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
-            let (mut status, mut lost) = (None, None);
-            while let Some(message) = read.wait().await {
-                // A closed output takes nothing more; the command will notice that.
-                let _ = match message {
-                    ChannelMsg::Data { data } => {
-                        let written = async {
-                            stdout.write_all(&data).await?;
-                            stdout.flush().await
+            let (mut status, mut lost, mut is_over, mut is_flushed) = (None, None, false, true);
+            // Output that nobody takes must not stop the forwards beside it. Without them it
+            // stops the command, by way of the session.
+            let forwards = self.spool_room.get();
+            let spool_room = || forwards.cloned().unwrap_or_else(|| Room::of(0));
+            let order_timeout = if forwards.is_some() { ORDER_TIMEOUT } else { Duration::MAX };
+            let (mut spool, mut next) = (Spool::within(spool_room()), Bytes::new());
+            loop {
+                if next.is_empty() {
+                    match spool.pop() {
+                        Ok(Some(bytes)) => next = bytes,
+                        Ok(None) if is_over => break,
+                        Ok(None) => {}
+                        Err(error) => return (status, Some(error)),
+                    }
+                }
+                let has_room = spool.has_room();
+                tokio::select! {
+                    biased;
+                    put = async {
+                        if next.is_empty() { stdout.flush().await.map(|()| 0) } else { stdout.write(&next).await }
+                    }, if !is_flushed || !next.is_empty() => match put {
+                        Ok(count) => {
+                            is_flushed = next.is_empty();
+                            next.advance(count);
                         }
-                        .await;
-                        lost = lost.or(written.err());
-                        Ok(())
-                    }
-                    ChannelMsg::ExtendedData { data, .. } => {
-                        async {
-                            stderr.write_all(&data).await?;
-                            stderr.flush().await
+                        // A closed output takes nothing more; the command will notice that.
+                        Err(error) => {
+                            lost = lost.or(Some(error));
+                            is_flushed = true;
+                            (spool, next) = (Spool::within(spool_room()), Bytes::new());
                         }
-                        .await
-                    }
-                    ChannelMsg::ExitStatus { exit_status } => {
-                        status = Some(exit_status);
-                        Ok(())
-                    }
-                    ChannelMsg::ExitSignal { .. } => {
-                        status = Some(BY_SIGNAL);
-                        Ok(())
-                    }
-                    _ => Ok(()),
-                };
+                    },
+                    message = read.wait(), if !is_over && has_room => match message {
+                        Some(ChannelMsg::Data { data }) if lost.is_none() => spool.push(data),
+                        Some(ChannelMsg::ExtendedData { data, .. }) => {
+                            // Both outputs may lead to one file, where their order shows.
+                            let earlier = async {
+                                loop {
+                                    stdout.write_all_buf(&mut next).await?;
+                                    match spool.pop()? {
+                                        Some(bytes) => next = bytes,
+                                        None => return stdout.flush().await,
+                                    }
+                                }
+                            };
+                            if let Ok(Err(error)) = timeout(order_timeout, earlier).await {
+                                lost = lost.or(Some(error));
+                            }
+                            is_flushed = false;
+                            if stderr.write_all(&data).await.is_ok() {
+                                let _ = stderr.flush().await;
+                            }
+                        }
+                        Some(ChannelMsg::ExitStatus { exit_status }) => status = Some(exit_status),
+                        Some(ChannelMsg::ExitSignal { .. }) => status = Some(BY_SIGNAL),
+                        Some(_) => {}
+                        None => is_over = true,
+                    },
+                }
             }
-            (status, lost)
+            let flushed = stdout.flush().await;
+            (status, lost.or(flushed.err()))
         };
         tokio::pin!(showing);
         let (status, lost) = tokio::select! {

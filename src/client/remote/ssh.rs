@@ -4,14 +4,19 @@ use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use russh::client::{self, Config, GexParams, Handle, Handler, RemoteDisconnectInfo, connect_stream};
+use russh::client::{
+    self, ChannelOpenHandle, Config, GexParams, Handle, Handler, Msg, RemoteDisconnectInfo, Session,
+    connect_stream,
+};
 use russh::keys::ssh_key::Algorithm;
 use russh::keys::{EcdsaCurve, HashAlg, PublicKeyOrCertificate};
-use russh::{AlgorithmKind, Disconnect, Preferred, SshId, cipher, compression, kex, mac};
+use russh::{AlgorithmKind, Channel, Disconnect, Preferred, SshId, cipher, compression, kex, mac};
+use tokio::sync::watch;
 
 use crate::log::debug;
 use crate::remote::error::{ConnectionStatus, DisconnectReason, HostKeyError, RemoteError};
 use crate::remote::hostkey::HostKeys;
+use crate::remote::inbound::{Inbound, Incoming, Listener};
 use crate::remote::tcp::{ByteStream, GuardedStream};
 use crate::tree::path::escape;
 
@@ -110,7 +115,7 @@ pub(super) async fn handshake(
     silence: Duration,
     endpoint: &str,
     connection_status: ConnectionStatus,
-    shown: Shown,
+    hooks: Hooks,
 ) -> Result<Handle<Client>, RemoteError> {
     let untrusted = |error| match error {
         HostKeyError::NotKept { path, source } => RemoteError::NotKept { path, source },
@@ -119,7 +124,7 @@ pub(super) async fn handshake(
     let known_kinds = host_keys.known_kinds().map_err(untrusted)?;
     let certified = host_keys.has_authority().map_err(untrusted)?;
     let config = Arc::new(config(known_kinds, certified, window_bytes(round_trip), silence));
-    let client = Client { host_keys, silence, connection_status: connection_status.clone(), shown };
+    let client = Client { host_keys, silence, connection_status: connection_status.clone(), hooks };
     connect_stream(config, stream, client).await.map_err(|error| match error {
         ClientError::HostKey(source) => untrusted(source),
         ClientError::Ssh(russh::Error::NoCommonAlgo { kind, ours, theirs }) => {
@@ -193,11 +198,20 @@ pub(super) struct Client {
     host_keys: HostKeys,
     silence: Duration,
     connection_status: ConnectionStatus,
-    shown: Shown,
+    hooks: Hooks,
 }
 
 /// The trusted host key that the server showed, as text.
 pub(super) type Shown = Arc<OnceLock<String>>;
+
+/// Messages from the session to the connection that owns it.
+#[derive(Clone, Default)]
+pub(super) struct Hooks {
+    pub(super) shown: Shown,
+    pub(super) inbound: Inbound,
+    /// Never sent on. Its receivers learn that the session has ended.
+    pub(super) alive: watch::Sender<()>,
+}
 
 /// Reason why russh gave up: its own, or the host key.
 #[derive(Debug, thiserror::Error)]
@@ -226,9 +240,91 @@ impl Handler for Client {
         checked?;
         if let Ok(text) = shown {
             // The key of the first exchange counts; russh accepts no other one later.
-            let _ = self.shown.set(text);
+            let _ = self.hooks.shown.set(text);
         }
         Ok(true)
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        address: &str,
+        port: u32,
+        _from_address: &str,
+        _from_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), ClientError> {
+        let listener = Listener::Tcp { address: address.to_owned(), port };
+        self.hooks.inbound.offer(Incoming { listener, channel, reply });
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), ClientError> {
+        let listener = Listener::Unix(path.to_owned());
+        self.hooks.inbound.offer(Incoming { listener, channel, reply });
+        Ok(())
+    }
+
+    // russh accepts the following channels by itself. No server has a reason to open them, and
+    // dropping the reply rejects them.
+
+    async fn server_channel_open_session(
+        &mut self,
+        _channel: Channel<Msg>,
+        _reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), ClientError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        _channel: Channel<Msg>,
+        _reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), ClientError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_x11(
+        &mut self,
+        _channel: Channel<Msg>,
+        _from_address: &str,
+        _from_port: u32,
+        _reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), ClientError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_tcpip(
+        &mut self,
+        _channel: Channel<Msg>,
+        _host: &str,
+        _port: u32,
+        _from_address: &str,
+        _from_port: u32,
+        _reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), ClientError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_streamlocal(
+        &mut self,
+        _channel: Channel<Msg>,
+        _path: &str,
+        _reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), ClientError> {
+        Ok(())
     }
 
     async fn disconnected(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 
-use crate::remote::{Connection, Terminal};
+use crate::remote::{Connection, Forwarding, Forwards, Terminal};
 use crate::sync::error::SyncError;
 use crate::sync::job::{ConnectOptions, SharedMonitor};
 use crate::sync::kernel::KernelSession;
@@ -53,6 +53,24 @@ impl Visit {
     #[must_use]
     pub fn round_trip(&self) -> Duration {
         self.connection.round_trip()
+    }
+
+    /// Forwards ports: see [`Connection::forward`].
+    ///
+    /// # Errors
+    /// The session is gone, or as there.
+    pub fn forward(&self, forwards: Forwards) -> LocalBoxFuture<'_, Result<Forwarding, SyncError>> {
+        Box::pin(async move {
+            match self.connection.forward(forwards).await {
+                Ok(forwarding) => Ok(forwarding),
+                Err(error) => Err(self.session.explain(error.into()).await),
+            }
+        })
+    }
+
+    /// Waits until the connection is lost, and returns the reason.
+    pub fn lost(&self) -> LocalBoxFuture<'_, SyncError> {
+        Box::pin(async move { self.session.explain(self.connection.lost().await.into()).await })
     }
 
     /// Closes the connection.
