@@ -208,6 +208,7 @@ impl World {
             conditions: LinkConditions { delay: round_trip / 2, ..LinkConditions::default() },
             time_scale: 1.0,
             client_key: None,
+            chromium: None,
         };
         let platform = runtime.block_on(Platform::start(options)).expect("a platform");
         let settings = Settings {

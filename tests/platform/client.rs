@@ -39,6 +39,15 @@ impl Cloud {
 
     /// Starts a platform whose clock runs `time_scale` times as fast.
     pub(crate) fn with_time_scale(time_scale: f64) -> Cloud {
+        Cloud::start(time_scale, None)
+    }
+
+    /// Starts a platform with a Chromium at `url`.
+    pub(crate) fn with_chromium(url: &str) -> Cloud {
+        Cloud::start(1.0, Some(url.to_owned()))
+    }
+
+    fn start(time_scale: f64, chromium: Option<String>) -> Cloud {
         let folder = tempfile::tempdir().expect("a folder");
         let runtime = Runtime::new().expect("a runtime");
         let options = PlatformOptions {
@@ -47,6 +56,7 @@ impl Cloud {
             conditions: LinkConditions::default(),
             time_scale,
             client_key: None,
+            chromium,
         };
         let platform = runtime.block_on(Platform::start(options)).expect("a platform");
         Cloud { runtime, platform: Some(platform), _folder: folder }
@@ -93,7 +103,18 @@ impl Cloud {
 
     /// Makes a call with these header lines, without the key.
     pub(crate) fn bare(&self, method: &str, path: &str, headers: &str) -> Reply {
-        send(&self.address(), method, path, headers, b"").expect("an answer")
+        self.bare_with(method, path, headers, b"")
+    }
+
+    pub(crate) fn bare_with(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Reply {
+        send(&self.address(), method, path, headers, body).expect("an answer")
+    }
+
+    /// Makes a call to another name of the platform.
+    pub(crate) fn at_host(&self, host: &str, path: &str) -> Reply {
+        let mut socket = TcpStream::connect(self.address()).expect("a connection");
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").expect("sent");
+        receive(BufReader::new(socket)).expect("an answer")
     }
 
     pub(crate) fn get(&self, path: &str) -> Reply {

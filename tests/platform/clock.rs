@@ -39,7 +39,6 @@ fn a_cdp_client_keeps_a_session_and_its_end_restarts_the_clock() {
     cloud.pass(3000.0);
     assert_eq!(cloud.stage(&id), "active");
     cloud.runtime.block_on(async {
-        cdp.send(Message::Text(r#"{"id":1,"method":"Browser.getVersion"}"#.into())).await.expect("a message");
         cdp.send(Message::Ping("still there?".into())).await.expect("a ping");
         let answer = cdp.next().await.expect("open").expect("a message");
         assert_eq!(answer, Message::Pong("still there?".into()));
@@ -112,9 +111,10 @@ fn computer_control_is_activity() {
     assert!(begun.elapsed() >= Duration::from_millis(50));
     assert_eq!(cloud.stage(&id), "quiet");
     let unknown = json!({ "actions": [{ "type": "jump", "jump": {} }] });
-    cloud.post(&batch, &unknown).says(400, "action 0: unknown type \"jump\"");
+    cloud.post(&batch, &unknown).says(400, "actions[0] (jump): unsupported action type: jump");
     let other = json!({ "actions": [{ "type": "sleep", "move_mouse": { "x": 1, "y": 1 } }] });
-    cloud.post(&batch, &other).says(400, "action 0: sleep is required");
+    let message = "actions[0] (sleep): sleep field is required when type is sleep";
+    cloud.post(&batch, &other).says(400, message);
 }
 
 #[test]

@@ -193,3 +193,20 @@ fn a_directory_is_downloaded_and_uploaded_as_an_archive() {
     files.get("download_dir_zip", "/none").says(404, "directory not found");
     files.get("download_dir_zip", "/tmp/d/b").says(400, "path is not a directory");
 }
+
+#[test]
+fn a_relative_path_is_refused() {
+    let files = Files::new();
+    let message = "path must be absolute";
+    files.write("path=tmp/a", b"1").says(400, message);
+    for call in ["read_file", "list_files", "file_info", "download_dir_zip"] {
+        files.get(call, "tmp").says(400, message);
+    }
+    for call in ["create_directory", "delete_file", "delete_directory", "set_file_permissions"] {
+        files.put(call, &json!({ "path": "./tmp", "mode": "755" })).says(400, message);
+    }
+    for (src_path, dest_path) in [("/tmp", "x"), ("tmp", "/x")] {
+        files.put("move", &json!({ "src_path": src_path, "dest_path": dest_path })).says(400, message);
+    }
+    assert!(files.root.join("tmp").exists());
+}

@@ -8,10 +8,14 @@ mod client;
 mod world;
 
 mod clock;
+mod computer;
 mod faults;
 mod files;
+mod fs_watch;
 mod pools;
 mod process;
+mod properties;
+mod routes;
 mod sessions;
 mod spawned;
 mod vm;

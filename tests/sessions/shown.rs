@@ -44,7 +44,7 @@ fn the_list_has_a_header_and_a_deletion_says_what_is_gone() {
 
     let run = platform.run(&world, &["session", "delete", "mine"]).ok();
     assert_eq!(run.stdout, "");
-    run.says(&format!("ksync: session mine, {named} is deleted, with its files\n"));
+    run.says(&format!("ksync: session mine ({named}) is deleted, with its files\n"));
     let run = platform.run(&world, &["session", "delete"]).ok();
     run.says(&format!("ksync: session {current} is deleted, with its files\n"));
 }

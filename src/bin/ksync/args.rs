@@ -335,12 +335,21 @@ pub(crate) struct SandboxArgs {
     /// Speed of the sessions' clock: its seconds per real second
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = number(f64::MIN..=f64::MAX, "a number"))]
     pub(crate) time_scale: f64,
+    /// A Chromium that answers the sessions' CDP: ws://HOST:PORT/... or http://HOST:PORT
+    #[arg(long, value_name = "URL", value_parser = chromium)]
+    pub(crate) cdp: Option<String>,
     /// Print one line of JSON when the VM answers
     #[arg(long)]
     pub(crate) json: bool,
     /// Print this help
     #[arg(short = 'h', long, action = ArgAction::Help)]
     help: Option<bool>,
+}
+
+#[cfg(feature = "sandbox")]
+fn chromium(text: &str) -> Result<String, &'static str> {
+    let is_url = ["ws://", "http://"].iter().any(|scheme| text.starts_with(scheme));
+    is_url.then(|| text.to_owned()).ok_or("a URL, as in http://127.0.0.1:9222")
 }
 
 #[cfg(feature = "sandbox")]
@@ -572,6 +581,7 @@ mod tests {
                 "--listen takes an address and a port, as in 127.0.0.1:0, and not \"x\"",
             ),
             ("ksync sandbox --time-scale=x", "--time-scale takes a number, and not \"x\""),
+            ("ksync sandbox --cdp=x", "--cdp takes a URL, as in http://127.0.0.1:9222, and not \"x\""),
             ("ksync a b --exclude", "--exclude needs a value"),
             ("ksync --checksum=1 a b", "--checksum takes no value"),
             ("ksync --poll a b", "--watch is missing"),

@@ -36,6 +36,7 @@ pub(crate) fn run(args: &SandboxArgs) -> Result<u8, CliError> {
             conditions: LinkConditions::default(),
             time_scale: args.time_scale,
             client_key: Some(sandbox.client_public_key().to_owned()),
+            chromium: args.cdp.clone(),
         })
         .await?;
         let served = serve(&sandbox, &platform, &home, args.json, &mut signals).await;

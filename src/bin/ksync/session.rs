@@ -237,8 +237,9 @@ fn delete(access: &Access, session: &str) -> Result<u8, CliError> {
         }
     };
     access.forget(&id);
-    let name = if session == id { String::new() } else { format!("{}, ", visible(&session)) };
-    out::note(&format!("ksync: session {name}{} is {done}", visible(&id)));
+    let id = visible(&id);
+    let named = if session == id { id } else { format!("{} ({id})", visible(&session)) };
+    out::note(&format!("ksync: session {named} is {done}"));
     Ok(0)
 }
 

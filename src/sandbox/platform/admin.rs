@@ -1,5 +1,6 @@
 //! `/_sandbox/…`: requests of tests to the emulator itself. They need no key, because every user of
-//! this machine could do the same without it.
+//! this machine could do the same without it. Web pages are refused: a browser on this machine
+//! would send their requests too.
 //!
 //! | call | |
 //! |---|---|
@@ -10,10 +11,13 @@
 //! | `DELETE sessions/ID/port` | makes the VM's port refuse connections |
 //! | `GET sessions/ID` | `{"stage":"standby",…}`: stage, directory on this machine, address |
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
+use hyper::header::{HOST, HeaderMap, ORIGIN};
+use hyper::http::uri::Authority;
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
@@ -29,6 +33,24 @@ const JUMP_MAX: f64 = 366.0 * 86_400.0;
 #[serde(deny_unknown_fields)]
 struct Jump {
     advance_seconds: f64,
+}
+
+/// Refuses the requests of web pages. A browser adds `Origin` to every `POST` and `DELETE`. A page
+/// that resolves its own name to this address (DNS rebinding) has that name in `Host`.
+///
+/// # Errors
+/// 403 for a request with `Origin`, or with a `Host` that is not a loopback address.
+pub(super) fn refuse_web_pages(headers: &HeaderMap) -> Result<(), PlatformError> {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
+    let is_local = host.is_some_and(|host| {
+        let name = host.host().trim_matches(['[', ']']);
+        name.eq_ignore_ascii_case("localhost")
+            || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    });
+    if is_local && !headers.contains_key(ORIGIN) {
+        return Ok(());
+    }
+    Err(PlatformError::new(StatusCode::FORBIDDEN, "forbidden", "web pages cannot control the emulator"))
 }
 
 /// Answers a request below `/_sandbox`.

@@ -1,27 +1,43 @@
-//! The socket of `cdp_ws_url`. It does not speak CDP, but while it is open the session is active.
+//! The sockets of `cdp_ws_url` and `webdriver_ws_url`. While one is open, the session is active.
+//!
+//! CDP is spoken by a Chromium, if the platform has one (see `chromium`). Without one the socket
+//! answers `Browser.getVersion` and `Target.getTargets`, and an error for any other command.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{SinkExt, StreamExt};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderMap, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use hyper::upgrade::Upgraded;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::answer::{Answer, PlatformError, empty, set};
+use super::answer::{Answer, PlatformError, empty, json_answer, set};
+use super::chromium;
 use super::cloud::Cloud;
 use super::faults::Fault;
 use super::host::Host;
-use super::query;
 use super::session::Session;
 
 /// Lifetime of such a socket, in the platform's time.
 const AGE_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// Name of the browser that is not there.
+const PRODUCT: &str = "Chrome/0.0.0.0";
+
+const USER_AGENT: &str = "Mozilla/5.0 (X11; Linux x86_64) ksync-sandbox";
+
+const PROTOCOL: &str = "1.3";
+
+/// Error codes of JSON-RPC.
+const PARSE_ERROR: i64 = -32_700;
+const METHOD_NOT_FOUND: i64 = -32_601;
 
 /// A connected client. The session is active until this is dropped.
 struct Presence {
@@ -50,24 +66,8 @@ pub(super) async fn accept(
     at: Option<String>,
     fault: Option<Fault>,
 ) -> Result<Answer, PlatformError> {
-    let session = match at {
-        Some(id) => cloud.session(&id)?,
-        None => {
-            let jwt = query::value(request.uri().query(), "jwt").unwrap_or_default();
-            let mut sessions = cloud.sessions().into_iter();
-            let now = cloud.host.time.now();
-            let is_good =
-                |session: &Session| session.token.as_ref() == Some(&jwt) && now < session.token_expires;
-            let found = sessions.find(|session| is_good(session));
-            found.ok_or_else(|| {
-                PlatformError::new(
-                    StatusCode::UNAUTHORIZED,
-                    "unauthorized",
-                    "no such session, or it has ended",
-                )
-            })?
-        }
-    };
+    let session = session_of(cloud, &request, at)?;
+    let is_cdp = request.uri().path().ends_with("cdp");
     let key = upgrade_key(request.headers())
         .ok_or_else(|| PlatformError::bad_request("a WebSocket is expected"))?;
     let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
@@ -80,7 +80,7 @@ pub(super) async fn accept(
     tokio::spawn(async move {
         let held = async {
             if let Ok(upgraded) = hyper::upgrade::on(request).await {
-                hold(upgraded).await;
+                hold(upgraded, &presence, is_cdp).await;
             }
         };
         tokio::select! {
@@ -99,8 +99,95 @@ fn upgrade_key(headers: &HeaderMap) -> Option<String> {
     Some(headers.get(SEC_WEBSOCKET_KEY)?.to_str().ok()?.to_owned())
 }
 
-/// Answers pings and the close, and nothing else, until the client is gone.
-async fn hold(upgraded: Upgraded) {
+/// `GET /json/version`: what a client asks for before it connects.
+pub(super) fn version(
+    cloud: &Cloud,
+    request: &Request<Incoming>,
+    at: Option<String>,
+) -> Result<Answer, PlatformError> {
+    let session = session_of(cloud, request, at)?;
+    let value = json!({
+        "Browser": PRODUCT,
+        "Protocol-Version": PROTOCOL,
+        "User-Agent": USER_AGENT,
+        "webSocketDebuggerUrl": session.cdp_url,
+    });
+    Ok(json_answer(StatusCode::OK, &value))
+}
+
+fn session_of(
+    cloud: &Cloud,
+    request: &Request<Incoming>,
+    at: Option<String>,
+) -> Result<Arc<Session>, PlatformError> {
+    match at {
+        Some(id) => cloud.session(&id),
+        None => cloud.session_of_token(request.uri().query()),
+    }
+}
+
+/// Answers commands, pings and the close, until the client is gone.
+async fn hold(upgraded: Upgraded, presence: &Presence, is_cdp: bool) {
     let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
-    while let Some(Ok(_)) = socket.next().await {}
+    if let Some(chromium) = presence.host.chromium.as_ref().filter(|_| is_cdp) {
+        chromium::join(chromium, socket).await;
+        return;
+    }
+    while let Some(Ok(message)) = socket.next().await {
+        if let Message::Text(command) = message {
+            let answer = if is_cdp { answer(&presence.session, &command) } else { bidi_error(&command) };
+            if socket.send(Message::text(answer.to_string())).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The answer to a CDP command.
+fn answer(session: &Session, command: &str) -> Value {
+    let Ok(command) = serde_json::from_str::<Value>(command) else {
+        return json!({ "error": { "code": PARSE_ERROR, "message": "JSON: parse error" } });
+    };
+    let method = command.get("method").and_then(Value::as_str).unwrap_or_default();
+    let mut answer = match method {
+        "Browser.getVersion" => json!({ "result": {
+            "protocolVersion": PROTOCOL,
+            "product": PRODUCT,
+            "revision": "@0",
+            "userAgent": USER_AGENT,
+            "jsVersion": "0.0",
+        } }),
+        "Target.getTargets" => {
+            let url = session.wish().properties.text("start_url").unwrap_or("about:blank").to_owned();
+            json!({ "result": { "targetInfos": [{
+                "targetId": session.id,
+                "type": "page",
+                "title": url,
+                "url": url,
+                "attached": false,
+                "canAccessOpener": false,
+            }] } })
+        }
+        _ => json!({ "error": {
+            "code": METHOD_NOT_FOUND,
+            "message": format!("'{method}' is not served by the emulator"),
+        } }),
+    };
+    if let Some(fields) = answer.as_object_mut() {
+        for name in ["id", "sessionId"] {
+            fields.extend(command.get(name).map(|value| (name.to_owned(), value.clone())));
+        }
+    }
+    answer
+}
+
+/// The answer to a command of WebDriver BiDi, none of which is served.
+fn bidi_error(command: &str) -> Value {
+    let command: Value = serde_json::from_str(command).unwrap_or_default();
+    json!({
+        "type": "error",
+        "id": command.get("id"),
+        "error": "unknown command",
+        "message": "the emulator serves no WebDriver BiDi",
+    })
 }

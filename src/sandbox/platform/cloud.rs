@@ -1,10 +1,12 @@
 //! The state that all calls share: the host, the sessions and the pools.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use futures_util::future::BoxFuture;
 use hyper::StatusCode;
+use serde_json::Value;
 use tokio::net::TcpListener;
 
 use super::answer::PlatformError;
@@ -13,6 +15,10 @@ use super::host::Host;
 use super::life::Stage;
 use super::pool::Pool;
 use super::session::{Session, Wish};
+use super::{query, rfc3339};
+
+/// Most deleted sessions that stay on record.
+const DELETED_MAX: usize = 1000;
 
 /// Serves the HTTP connections of a listener until the task is aborted. The id is that of the
 /// session that has this address, if it is a session's own.
@@ -30,6 +36,8 @@ pub(super) struct Cloud {
     calls: Mutex<BTreeMap<Call, u64>>,
     sessions: Mutex<Vec<Arc<Session>>>,
     pools: Mutex<Vec<Pool>>,
+    /// Descriptions of the deleted sessions, the oldest first.
+    deleted: Mutex<VecDeque<Value>>,
 }
 
 impl Cloud {
@@ -42,6 +50,7 @@ impl Cloud {
             calls: Mutex::default(),
             sessions: Mutex::default(),
             pools: Mutex::default(),
+            deleted: Mutex::default(),
         }
     }
 
@@ -56,6 +65,26 @@ impl Cloud {
         let by_id = sessions.iter().find(|session| session.id == id_or_name);
         let named = || sessions.iter().find(|session| session.wish().name.as_deref() == Some(id_or_name));
         by_id.or_else(named).cloned().ok_or_else(|| PlatformError::not_found("browser"))
+    }
+
+    /// Finds the session of the `jwt` in a query.
+    ///
+    /// # Errors
+    /// 401 if no session has the token, or if it has expired.
+    pub(super) fn session_of_token(&self, query: Option<&str>) -> Result<Arc<Session>, PlatformError> {
+        let jwt = query::value(query, "jwt").unwrap_or_default();
+        let now = self.host.time.now();
+        let is_good = |session: &Session| session.token.as_ref() == Some(&jwt) && now < session.token_expires;
+        let found = self.listed().iter().find(|session| is_good(session)).cloned();
+        found.ok_or_else(|| {
+            let message = "no such session, or it has ended";
+            PlatformError::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
+        })
+    }
+
+    /// Descriptions of the deleted sessions, the oldest first.
+    pub(super) fn deleted(&self) -> MutexGuard<'_, VecDeque<Value>> {
+        self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a session that is not on the list yet.
@@ -90,7 +119,21 @@ impl Cloud {
             pool.forget(id);
         }
         if let Some(session) = session {
+            self.record(session.describe(&self.host.time));
             session.end().await;
+        }
+    }
+
+    /// Puts a deleted session on record.
+    fn record(&self, mut description: Value) {
+        if let Some(fields) = description.as_object_mut() {
+            fields.insert("deleted_at".to_owned(), rfc3339::format(SystemTime::now()).into());
+            fields.insert("usage_status".to_owned(), "ready".into());
+        }
+        let mut deleted = self.deleted();
+        deleted.push_back(description);
+        if deleted.len() > DELETED_MAX {
+            deleted.pop_front();
         }
     }
 

@@ -66,6 +66,7 @@ pub(super) async fn answer(
             if src_path.is_empty() || dest_path.is_empty() {
                 return Err(in_vm(StatusCode::BAD_REQUEST, "src_path and dest_path required"));
             }
+            let (src_path, dest_path) = (absolute(src_path)?, absolute(dest_path)?);
             let moved = fs::rename(session.host_path(&src_path), session.host_path(&dest_path));
             done(moved, "source not found", "failed to move path")
         }
@@ -215,17 +216,25 @@ fn letters(metadata: &Metadata) -> String {
 }
 
 async fn target(body: Incoming) -> Result<Target, PlatformError> {
-    let target: Target = read_json(body).await?;
-    if target.path.is_empty() { Err(no_path()) } else { Ok(target) }
+    let Target { path, mode } = read_json(body).await?;
+    Ok(Target { path: absolute(path)?, mode })
 }
 
 /// The path parameter of a call.
 pub(super) fn path_of(asked: &Asked<'_>) -> Result<String, PlatformError> {
-    asked.value("path").filter(|path| !path.is_empty()).ok_or_else(no_path)
+    absolute(asked.value("path").unwrap_or_default())
 }
 
-fn no_path() -> PlatformError {
-    in_vm(StatusCode::BAD_REQUEST, "path cannot be empty")
+/// Checks that a path is absolute.
+///
+/// # Errors
+/// 400 if it is empty or relative.
+pub(super) fn absolute(path: String) -> Result<String, PlatformError> {
+    match path.chars().next() {
+        None => Err(in_vm(StatusCode::BAD_REQUEST, "path cannot be empty")),
+        Some('/') => Ok(path),
+        Some(_) => Err(in_vm(StatusCode::BAD_REQUEST, "path must be absolute")),
+    }
 }
 
 fn mode_of(text: Option<&str>) -> Option<u32> {

@@ -28,6 +28,8 @@ pub(super) struct Host {
     pub(super) authority: Authority,
     pub(super) time: Time,
     pub(super) faults: Faults,
+    /// URL of a Chromium that answers the CDP sockets.
+    pub(super) chromium: Option<String>,
 }
 
 impl Host {

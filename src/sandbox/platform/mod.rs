@@ -21,8 +21,10 @@
 //! the directory.
 //!
 //! # What is missing
-//! There are no browsers, live view, profiles, proxies or extensions. CDP and WebDriver are mere
-//! sockets. A request may name these things, without effect.
+//! There are no browsers, live view, profiles, proxies or extensions. A request may name these
+//! things: its answer shows them, and they have no effect. CDP answers two commands, unless there
+//! is a Chromium beside the emulator (see [`PlatformOptions::chromium`]). Calls of the platform
+//! that are not served answer 501 (see `call`).
 
 mod admin;
 mod answer;
@@ -31,28 +33,37 @@ mod authority;
 mod browsers;
 mod call;
 mod cdp;
+mod chromium;
 mod cloud;
 mod computer;
+mod curl;
 mod exec;
 mod faults;
 mod files;
+mod fs_watch;
 mod host;
 mod life;
+mod logs;
 mod multipart;
 mod orphans;
+mod page;
 mod path_filter;
+mod png;
 mod pool;
 mod pools;
+mod properties;
 mod query;
 mod rfc3339;
 mod rng;
 mod routes;
+mod screen;
 mod session;
 mod spawn;
 mod spawned;
 mod time;
 mod token;
 mod uploads;
+mod watch;
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -102,6 +113,9 @@ pub struct PlatformOptions {
     /// A public key in OpenSSH's one-line form that every VM accepts, besides those in its own
     /// file.
     pub client_key: Option<String>,
+    /// URL of a Chromium that answers the CDP sockets of all sessions: `ws://HOST:PORT/…`, or
+    /// `http://HOST:PORT` for the one of its `/json/version`.
+    pub chromium: Option<String>,
 }
 
 /// A running platform. Dropping it ends the platform, but neither waits for its processes nor
@@ -124,7 +138,7 @@ impl Platform {
     }
 
     async fn listen(options: PlatformOptions) -> Result<Platform, SandboxError> {
-        let PlatformOptions { listen, home, conditions, time_scale, client_key } = options;
+        let PlatformOptions { listen, home, conditions, time_scale, client_key, chromium } = options;
         if !listen.ip().is_loopback() {
             return Err(SandboxError::NotLoopback(listen));
         }
@@ -153,6 +167,7 @@ impl Platform {
             authority,
             time: Time::new(time_scale),
             faults: Faults::default(),
+            chromium,
         };
         let cloud = Arc::new(Cloud::new(host, format!("sk_sandbox_{secret}"), serve));
         let reaper = {

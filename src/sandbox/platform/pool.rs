@@ -15,6 +15,9 @@ pub(super) struct Pool {
     pub(super) name: Option<String>,
     pub(super) size: usize,
     pub(super) wish: Wish,
+    /// Percentage of the pool to fill per minute. The emulator makes sessions on demand.
+    pub(super) fill_rate_per_minute: u32,
+    pub(super) refresh_on_profile_update: Option<bool>,
     pub(super) created_at: SystemTime,
     pub(super) idle: VecDeque<String>,
     pub(super) lent: BTreeSet<String>,
@@ -32,20 +35,43 @@ pub(super) enum Turn {
 impl Pool {
     /// The API's description of the pool.
     pub(super) fn describe(&self) -> Value {
-        json!({
+        let properties = &self.wish.properties;
+        let mut config = properties.requested().clone();
+        let own = [
+            ("size", json!(self.size)),
+            ("fill_rate_per_minute", json!(self.fill_rate_per_minute)),
+            ("headless", json!(self.wish.headless)),
+            ("stealth", json!(self.wish.stealth)),
+            ("timeout_seconds", json!(self.wish.timeout.as_secs())),
+        ];
+        config.extend(own.map(|(name, value)| (name.to_owned(), value)));
+        let optional = [
+            ("name", self.name.as_ref().map(|name| json!(name))),
+            ("refresh_on_profile_update", self.refresh_on_profile_update.map(|refresh| json!(refresh))),
+        ];
+        config.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        // The region is a field of the pool.
+        config.remove("region");
+        // There are no extensions here, so a name is its own id.
+        let extensions = properties.requested().get("extensions").and_then(Value::as_array);
+        let extension_ids =
+            extensions.into_iter().flatten().filter_map(|one| one.get("id").or(one.get("name")));
+        let mut value = json!({
             "id": self.id,
-            "name": self.name,
             "created_at": rfc3339::format(self.created_at),
             "available_count": self.size.saturating_sub(self.lent.len()),
             "acquired_count": self.lent.len(),
-            "browser_pool_config": {
-                "size": self.size,
-                "name": self.name,
-                "headless": self.wish.headless,
-                "stealth": self.wish.stealth,
-                "timeout_seconds": self.wish.timeout.as_secs(),
-            },
-        })
+            "extension_ids": extension_ids.collect::<Vec<_>>(),
+            "region": properties.region(),
+            "browser_pool_config": config,
+        });
+        if let Some(fields) = value.as_object_mut() {
+            let optional = [("name", self.name.as_deref()), ("profile_id", properties.profile())];
+            fields.extend(
+                optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into()))),
+            );
+        }
+        value
     }
 
     /// Reports if the pool has this id or name.

@@ -7,9 +7,24 @@ pub(super) fn segments(path: &str) -> Vec<String> {
 
 /// First value of a name in a query, decoded.
 pub(super) fn value(query: Option<&str>, name: &str) -> Option<String> {
+    pairs(query).find(|(key, _)| key == name).map(|(_, value)| value)
+}
+
+/// The fields of an object in a query, as in `tags[team]=backend`.
+pub(super) fn object<'a>(
+    query: Option<&'a str>,
+    name: &'a str,
+) -> impl Iterator<Item = (String, String)> + 'a {
+    pairs(query).filter_map(move |(key, value)| {
+        let field = key.strip_prefix(name)?.strip_prefix('[')?.strip_suffix(']')?;
+        Some((field.to_owned(), value))
+    })
+}
+
+/// The names and values of a query, decoded.
+fn pairs(query: Option<&str>) -> impl Iterator<Item = (String, String)> + '_ {
     let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let mut values = pairs.filter(|(key, _)| decoded(key, true) == name);
-    values.next().map(|(_, value)| decoded(value, true))
+    pairs.map(|(key, value)| (decoded(key, true), decoded(value, true)))
 }
 
 /// Decodes percent-encoded text. A percent sign without two hex digits stands for itself, and
@@ -51,5 +66,7 @@ mod tests {
             assert_eq!(value(query, name).as_deref(), expected, "{name}");
         }
         assert_eq!(value(None, "path"), None);
+        let tags: Vec<_> = object(Some("tags%5Ba%5D=b&tags=x&tags[c]=d+e"), "tags").collect();
+        assert_eq!(tags, [("a".to_owned(), "b".to_owned()), ("c".to_owned(), "d e".to_owned())]);
     }
 }

@@ -1,21 +1,26 @@
 //! Routing: the call of a request, and its handler.
 //!
-//! The steps of a call are, in this order: the key, the requested faults, the handler.
+//! The steps of a call are, in this order: the key or the token, the requested faults, the handler.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
-use hyper::{Method, Request, StatusCode};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName};
+use hyper::{Request, StatusCode};
 
-use super::answer::{Answer, PlatformError};
-use super::call::{Asked, Call};
+use super::answer::{Answer, PlatformError, read_body, set};
+use super::call::{self, Asked, Call};
 use super::cloud::Cloud;
 use super::faults::Fault;
 use super::host::Host;
 use super::session::Session;
-use super::{admin, browsers, cdp, computer, exec, files, pools, query, spawn, uploads};
+use super::{
+    admin, browsers, cdp, computer, curl, exec, files, fs_watch, logs, pools, query, spawn, uploads,
+};
+
+/// Most bytes read of the body of a refused request.
+const REFUSED_MAX: usize = 16 << 20;
 
 /// Ends the connection without an answer.
 #[derive(Debug, thiserror::Error)]
@@ -30,19 +35,51 @@ pub(super) async fn answer(
 ) -> Result<Answer, HangUp> {
     let path = query::segments(request.uri().path());
     let segments: Vec<&str> = path.iter().map(String::as_str).collect();
-    if let ["_sandbox", rest @ ..] = segments.as_slice() {
-        let answer = admin::answer(&cloud, request.method().clone(), rest, request.into_body()).await;
-        return Ok(answer.unwrap_or_else(|error| error.answer()));
+    match *segments.as_slice() {
+        ["_sandbox", ref rest @ ..] => {
+            let answer = match admin::refuse_web_pages(request.headers()) {
+                Ok(()) => admin::answer(&cloud, request.method().clone(), rest, request.into_body()).await,
+                Err(error) => Err(error),
+            };
+            Ok(answer.unwrap_or_else(|error| error.answer()))
+        }
+        // `base_url`: what a VM serves itself. The token takes the place of the key and of the id.
+        ["browser", "kernel", ref rest @ ..] if call::is_in_vm(rest) && at.is_none() => {
+            let session = match cloud.session_of_token(request.uri().query()) {
+                Ok(session) => session,
+                Err(error) => return Ok(refuse(request, &error).await),
+            };
+            let segments = [&["browsers", session.id.as_str()], rest].concat();
+            routed(&cloud, request, &segments, true, None).await
+        }
+        ["browser", "live", ..] if at.is_none() => Ok(refuse_unserved(request).await),
+        ref segments => {
+            let is_authorized = is_authorized(request.headers(), &cloud.api_key);
+            routed(&cloud, request, segments, is_authorized, at).await
+        }
     }
-    let Some((call, id, process_id)) = call_of(request.method(), &segments) else {
-        return Ok(PlatformError::not_found("route").answer());
+}
+
+async fn routed(
+    cloud: &Arc<Cloud>,
+    request: Request<Incoming>,
+    segments: &[&str],
+    is_authorized: bool,
+    at: Option<String>,
+) -> Result<Answer, HangUp> {
+    let Some((call, ids)) = Call::of(request.method().as_str(), segments) else {
+        return Ok(match call::is_unserved(segments) && at.is_none() {
+            true if is_authorized => refuse_unserved(request).await,
+            true => refuse(request, &unauthorized()).await,
+            false => refuse(request, &PlatformError::not_found("route")).await,
+        });
     };
     if call.is_request() && at.is_some() {
-        return Ok(PlatformError::not_found("route").answer());
+        return Ok(refuse(request, &PlatformError::not_found("route")).await);
     }
     cloud.count(call);
-    if call.is_request() && !is_authorized(request.headers(), &cloud.api_key) {
-        return Ok(unauthorized().answer());
+    if call.is_request() && !is_authorized {
+        return Ok(refuse(request, &unauthorized()).await);
     }
     let fault = cloud.host.faults.take(call);
     if let Some(fault) = &fault {
@@ -51,61 +88,46 @@ pub(super) async fn answer(
             return Err(HangUp);
         }
         if let Some(answer) = fault.answer() {
+            drain(request).await;
             return Ok(answer);
         }
     }
-    let done = if call == Call::Cdp {
-        cdp::accept(&cloud, request, at, fault).await
-    } else {
-        let (parts, body) = request.into_parts();
-        let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let content_type = content_type.unwrap_or_default();
-        let asked = Asked { id, process_id, query: parts.uri.query(), content_type };
-        dispatch(&cloud, call, &asked, body, fault.as_ref()).await
+    let done = match call {
+        Call::Cdp => cdp::accept(cloud, request, at, fault).await,
+        Call::CdpVersion => cdp::version(cloud, &request, at),
+        _ => {
+            let (parts, body) = request.into_parts();
+            let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+            let content_type = content_type.unwrap_or_default();
+            let mut ids = ids.into_iter();
+            let (id, inner_id) = (ids.next().unwrap_or_default(), ids.next().unwrap_or_default());
+            let (method, headers) = (&parts.method, &parts.headers);
+            let asked = Asked { id, inner_id, method, headers, query: parts.uri.query(), content_type };
+            dispatch(cloud, call, &asked, body, fault.as_ref()).await
+        }
     };
     Ok(done.unwrap_or_else(|error| error.answer()))
 }
 
-/// Finds the call, and the ids in its path.
-fn call_of<'a>(method: &Method, segments: &[&'a str]) -> Option<(Call, &'a str, &'a str)> {
-    let (get, post, put) = (method == Method::GET, method == Method::POST, method == Method::PUT);
-    let (delete, patch) = (method == Method::DELETE, method == Method::PATCH);
-    let call = match *segments {
-        ["browser", "cdp" | "webdriver"] if get => (Call::Cdp, "", ""),
-        ["browsers"] if post => (Call::Create, "", ""),
-        ["browsers"] if get => (Call::List, "", ""),
-        ["browsers", id] if get => (Call::Get, id, ""),
-        ["browsers", id] if delete => (Call::Delete, id, ""),
-        ["browsers", id] if patch => (Call::Patch, id, ""),
-        ["browser_pools"] if post => (Call::PoolCreate, "", ""),
-        ["browser_pools"] if get => (Call::PoolList, "", ""),
-        ["browser_pools", id] if get => (Call::PoolGet, id, ""),
-        ["browser_pools", id] if delete => (Call::PoolDelete, id, ""),
-        ["browser_pools", id, "acquire"] if post => (Call::Acquire, id, ""),
-        ["browser_pools", id, "release"] if post => (Call::Release, id, ""),
-        ["browsers", id, "process", "exec"] if post => (Call::Exec, id, ""),
-        ["browsers", id, "process", "spawn"] if post => (Call::Spawn, id, ""),
-        ["browsers", id, "process", process, "status"] if get => (Call::Status, id, process),
-        ["browsers", id, "process", process, "stdin"] if post => (Call::Stdin, id, process),
-        ["browsers", id, "process", process, "kill"] if post => (Call::Kill, id, process),
-        ["browsers", id, "process", process, "resize"] if post => (Call::Resize, id, process),
-        ["browsers", id, "process", process, "stdout", "stream"] if get => (Call::Stream, id, process),
-        ["browsers", id, "fs", "write_file"] if put => (Call::WriteFile, id, ""),
-        ["browsers", id, "fs", "read_file"] if get => (Call::ReadFile, id, ""),
-        ["browsers", id, "fs", "list_files"] if get => (Call::ListFiles, id, ""),
-        ["browsers", id, "fs", "file_info"] if get => (Call::FileInfo, id, ""),
-        ["browsers", id, "fs", "create_directory"] if put => (Call::CreateDirectory, id, ""),
-        ["browsers", id, "fs", "delete_file"] if put => (Call::DeleteFile, id, ""),
-        ["browsers", id, "fs", "delete_directory"] if put => (Call::DeleteDirectory, id, ""),
-        ["browsers", id, "fs", "move"] if put => (Call::Move, id, ""),
-        ["browsers", id, "fs", "set_file_permissions"] if put => (Call::SetFilePermissions, id, ""),
-        ["browsers", id, "fs", "upload"] if post => (Call::Upload, id, ""),
-        ["browsers", id, "fs", "upload_zip"] if post => (Call::UploadZip, id, ""),
-        ["browsers", id, "fs", "download_dir_zip"] if get => (Call::DownloadDirZip, id, ""),
-        ["browsers", id, "computer", "batch"] if post => (Call::Batch, id, ""),
-        _ => return None,
-    };
-    Some(call)
+async fn refuse(request: Request<Incoming>, error: &PlatformError) -> Answer {
+    drain(request).await;
+    error.answer()
+}
+
+/// 501 for what the platform serves and the emulator does not. The header keeps the official
+/// clients from trying again.
+async fn refuse_unserved(request: Request<Incoming>) -> Answer {
+    let message = format!("the emulator does not serve {} {}", request.method(), request.uri().path());
+    let error = PlatformError::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", message);
+    let mut answer = refuse(request, &error).await;
+    set(&mut answer, HeaderName::from_static("x-should-retry"), "false");
+    answer
+}
+
+/// Reads the body of a request that is answered without it. Otherwise a client that still sends
+/// sees a broken connection in place of the answer.
+async fn drain(request: Request<Incoming>) {
+    let _ = read_body(request.into_body(), REFUSED_MAX).await;
 }
 
 async fn dispatch(
@@ -118,16 +140,18 @@ async fn dispatch(
     match call {
         Call::Create => browsers::create(cloud, body, fault).await,
         Call::List => browsers::list(cloud, asked),
-        Call::Get => browsers::show(cloud, asked.id),
+        Call::Get => browsers::show(cloud, asked),
         Call::Delete => browsers::delete(cloud, asked.id).await,
         Call::Patch => browsers::patch(cloud, asked.id, body).await,
         Call::PoolCreate => pools::create(cloud, body).await,
-        Call::PoolList => Ok(pools::list(cloud)),
+        Call::PoolList => pools::list(cloud, asked),
         Call::PoolGet => pools::show(cloud, asked.id),
+        Call::PoolPatch => pools::patch(cloud, asked.id, body).await,
+        Call::PoolFlush => pools::flush(cloud, asked.id).await,
         Call::PoolDelete => pools::delete(cloud, asked.id, body).await,
         Call::Acquire => pools::acquire(cloud, asked.id, body).await,
         Call::Release => pools::release(cloud, asked.id, body).await,
-        Call::Cdp | Call::Bridge => Err(PlatformError::not_found("route")),
+        Call::Cdp | Call::CdpVersion | Call::Bridge => Err(PlatformError::not_found("route")),
         _ => in_session(&cloud.host, call, &cloud.session(asked.id)?, asked, body).await,
     }
 }
@@ -144,12 +168,29 @@ async fn in_session(
         match call {
             Call::Exec => exec::exec(host, session, body).await,
             Call::Spawn => spawn::spawn(host, session, body).await,
-            Call::Status => spawn::status(session, asked.process_id),
-            Call::Stdin => spawn::stdin(session, asked.process_id, body).await,
-            Call::Kill => spawn::kill(session, asked.process_id, body).await,
-            Call::Resize => spawn::resize(session, asked.process_id, body).await,
-            Call::Stream => spawn::stream(session, asked.process_id),
-            Call::Batch => computer::batch(host, session, body).await,
+            Call::Status => spawn::status(session, asked.inner_id),
+            Call::Stdin => spawn::stdin(session, asked.inner_id, body).await,
+            Call::Kill => spawn::kill(session, asked.inner_id, body).await,
+            Call::Resize => spawn::resize(session, asked.inner_id, body).await,
+            Call::Stream => spawn::stream(session, asked.inner_id),
+            Call::WatchStart => fs_watch::start(session, body).await,
+            Call::WatchEvents => fs_watch::events(session, asked.inner_id),
+            Call::WatchStop => fs_watch::stop(session, asked.inner_id),
+            Call::Curl => curl::curl(body).await,
+            Call::CurlRaw => curl::raw(asked, body).await,
+            Call::LogStream => Ok(logs::stream(session, asked).await),
+            Call::Batch
+            | Call::ClickMouse
+            | Call::MoveMouse
+            | Call::DragMouse
+            | Call::TypeText
+            | Call::PressKey
+            | Call::Scroll
+            | Call::SetCursor
+            | Call::MousePosition
+            | Call::Screenshot
+            | Call::ReadClipboard
+            | Call::WriteClipboard => computer::answer(host, session, call, body).await,
             Call::Upload => uploads::upload(session, asked, body).await,
             Call::UploadZip => uploads::upload_zip(session, asked, body).await,
             Call::DownloadDirZip => uploads::download_dir_zip(session, asked),

@@ -21,8 +21,11 @@ use super::answer::PlatformError;
 use super::call::Call;
 use super::host::Host;
 use super::life::{self, Life, Stage};
+use super::properties::Properties;
+use super::screen::Screen;
 use super::spawned::Spawned;
 use super::time::Time;
+use super::watch::Watch;
 use super::{orphans, rfc3339, rng, token};
 use crate::link_conditions::{ConnectionConditions, LinkConditions, Meter, StandsStill};
 use crate::port::{self, Port};
@@ -56,6 +59,7 @@ pub(super) struct Wish {
     pub(super) stealth: bool,
     pub(super) name: Option<String>,
     pub(super) tags: Option<BTreeMap<String, String>>,
+    pub(super) properties: Properties,
     /// Id and name of the pool that the session belongs to.
     pub(super) pool: Option<(String, Option<String>)>,
     /// If true, the host in `cdp_ws_url` names the VM, and there is no token.
@@ -77,7 +81,11 @@ pub(super) struct Session {
     /// Expiry of the token, counted from the platform's start.
     pub(super) token_expires: Duration,
     pub(super) spawned: Mutex<BTreeMap<String, Arc<Spawned>>>,
-    cdp_url: String,
+    pub(super) screen: Mutex<Screen>,
+    pub(super) watches: Mutex<BTreeMap<String, Watch>>,
+    pub(super) cdp_url: String,
+    /// Address of the calls that the VM serves itself. They need the token.
+    base_url: Option<String>,
     created_at: SystemTime,
     /// Total advance of the platform's clock when the session was created.
     advanced_then: Duration,
@@ -127,20 +135,20 @@ impl Session {
         let (created_at, advanced_then) = (SystemTime::now(), host.time.advanced());
         let token_good_for = wish.token_good_for.unwrap_or(life::AGE_MAX);
         let token_expires = host.time.now().saturating_add(token_good_for);
-        let (token, cdp_url) = if wish.without_jwt {
+        let (token, cdp_url, base_url) = if wish.without_jwt {
             // A client that finds no token takes the host for the VM, so the socket must be on that
             // host.
             let listener = TcpListener::bind((fqdn, 0)).await.map_err(PlatformError::internal)?;
             let cdp_address = listener.local_addr().map_err(PlatformError::internal)?;
             tasks.push(serve(listener, id.clone()));
-            (None, format!("ws://{cdp_address}/browser/cdp"))
+            (None, format!("ws://{cdp_address}/browser/cdp"), None)
         } else {
             let signature = rng::word(43).map_err(PlatformError::internal)?;
             let expires = created_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let expires = expires.saturating_add(token_good_for).as_secs();
             let token = token::token(&id, &fqdn.to_string(), expires, &signature);
             let url = format!("ws://{}/browser/cdp?jwt={token}", host.address);
-            (Some(token), url)
+            (Some(token), url, Some(format!("http://{}/browser/kernel", host.address)))
         };
         Ok(Arc::new(Session {
             id,
@@ -150,7 +158,10 @@ impl Session {
             token,
             token_expires,
             spawned: Mutex::default(),
+            screen: Mutex::default(),
+            watches: Mutex::default(),
             cdp_url,
+            base_url,
             created_at,
             advanced_then,
             life,
@@ -168,23 +179,33 @@ impl Session {
         // the advance.
         let advanced = time.advanced().saturating_sub(self.advanced_then);
         let created_at = self.created_at.checked_sub(advanced).unwrap_or(self.created_at);
+        let created_at = rfc3339::format(created_at);
         let mut value = json!({
             "session_id": self.id,
             "cdp_ws_url": self.cdp_url,
             "webdriver_ws_url": self.cdp_url.replace("/browser/cdp", "/browser/webdriver"),
-            "created_at": rfc3339::format(created_at),
+            "created_at": created_at,
             "headless": wish.headless,
-            "memory": if wish.headless { "1GiB" } else { "8GiB" },
-            "region": "us-east",
             "stealth": wish.stealth,
             "timeout_seconds": wish.timeout.as_secs(),
             "usage": { "uptime_ms": u64::try_from(self.life().age(now).as_millis()).unwrap_or(u64::MAX) },
         });
         if let Some(fields) = value.as_object_mut() {
+            fields.extend(wish.properties.describe(wish.headless, &created_at));
+            let live_view = self.base_url.as_ref().filter(|_| !wish.headless);
+            let live_view = live_view.map(|url| json!(url.replace("kernel", &format!("live/{}", self.id))));
             let optional = [
+                ("base_url", self.base_url.as_ref().map(|url| json!(url))),
+                ("browser_live_view_url", live_view),
                 ("name", wish.name.as_ref().map(|name| json!(name))),
                 ("tags", wish.tags.as_ref().map(|tags| json!(tags))),
-                ("pool", wish.pool.as_ref().map(|(id, name)| json!({ "id": id, "name": name }))),
+                (
+                    "pool",
+                    wish.pool.as_ref().map(|(id, name)| match name {
+                        Some(name) => json!({ "id": id, "name": name }),
+                        None => json!({ "id": id }),
+                    }),
+                ),
             ];
             for (name, value) in optional {
                 fields.extend(value.map(|value| (name.to_owned(), value)));
@@ -260,6 +281,7 @@ impl Session {
             task.abort();
         }
         self.processes.stop();
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let root = self.root.clone();
         let _ = tokio::task::spawn_blocking(move || orphans::kill(&root)).await;
         let _ = tokio::time::timeout(END_MAX, async { self.gone.lock().await.recv().await }).await;
