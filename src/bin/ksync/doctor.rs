@@ -8,7 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ksync::exchange::chain;
 use ksync::kernel::{
-    self, Api, ApiError, Browser, ConnectedVm, Expiry, KernelError, Resources, Room, StoredSession,
+    Api, ApiError, Browser, ConnectedVm, Expiry, KernelError, Resources, Room, StoredSession,
+    keep_alive_remedy,
 };
 use ksync::monitor::{Event, Monitor, Notice, Quiet, Warning};
 use ksync::remote::{self, Proxies, RemoteError};
@@ -253,7 +254,7 @@ fn keep_alive(browser: &Browser, connect_options: &ConnectOptions) -> Result<(()
                 "{}; the platform deletes the session {idle} after it falls idle, and SSH does not count as use",
                 chain(&error)
             );
-            let remedy = kernel::remedy(&browser.session_id, url, Some(&error), true);
+            let remedy = keep_alive_remedy(&browser.session_id, url, Some(&error), true);
             let exit = SyncError::from(error).exit_code();
             Err(CliError::new(exit, what).with_hint(Some(remedy)).into())
         }

@@ -5,6 +5,8 @@
 //! then asks the API for another URL.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
@@ -12,7 +14,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Instant;
 
 use crate::kernel::connect::{Access, KernelError};
-use crate::kernel::expiry::{Cause, Expiry, span};
+use crate::kernel::expiry::{Cause, Expiry, SHORT, span};
 use crate::kernel::session_store::StoredSession;
 use crate::log::debug;
 use crate::remote::{self, ErrorKind, RemoteError};
@@ -53,13 +55,15 @@ pub enum State {
 
 /// Keeps a session awake until it is dropped.
 #[derive(Debug)]
-pub struct KeepAlive(JoinHandle<()>);
+pub struct KeepAlive {
+    task: JoinHandle<()>,
+    is_expiry_told: Arc<AtomicBool>,
+}
 
 impl KeepAlive {
     /// Opens the session's WebSocket, and reopens it whenever it is closed. With an API key in
-    /// `access` it renews the WebSocket's URL. `is_asked` tells that the caller asks the API at the
-    /// same time, and tells the user of a token that expires soon. `tell` is told of each change of
-    /// the state.
+    /// `access` it renews the WebSocket's URL. `is_asked` tells that the API is or was just asked
+    /// for the URL. `tell` is told of each change of the state.
     #[must_use]
     pub fn begin(
         stored: &StoredSession,
@@ -68,26 +72,32 @@ impl KeepAlive {
         is_asked: bool,
         tell: impl Fn(State) + Send + Sync + 'static,
     ) -> Self {
-        let is_short = Expiry::of(stored).is_token_short(SystemTime::now());
-        let now = Box::new(SystemTime::now);
+        let is_expiry_told = Arc::new(AtomicBool::new(false));
+        let now = SystemTime::now();
         let keeper = Keeper {
+            margin: if is_asked { margin(stored, now) } else { SHORT },
             stored: stored.clone(),
             access: access.clone(),
             ca_cert,
             asked: is_asked.then(Instant::now),
             gap: Gap::new(),
-            is_expiry_told: is_asked && is_short,
+            is_expiry_told: Arc::clone(&is_expiry_told),
             tell: Box::new(tell),
-            now,
+            now: Box::new(SystemTime::now),
             look_every: LOOK_EVERY,
         };
-        Self(tokio::spawn(keeper.keep()))
+        Self { task: tokio::spawn(keeper.keep()), is_expiry_told }
+    }
+
+    /// Learns that the user knows already that the token expires soon.
+    pub fn expiry_is_told(&self) {
+        self.is_expiry_told.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for KeepAlive {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -113,7 +123,9 @@ struct Keeper {
     /// The last request for another URL.
     asked: Option<Instant>,
     gap: Gap,
-    is_expiry_told: bool,
+    is_expiry_told: Arc<AtomicBool>,
+    /// Time before the token's expiry at which the keep-alive asks for another URL.
+    margin: Duration,
     tell: Box<dyn Fn(State) + Send + Sync>,
     /// The wall clock.
     now: Box<dyn Fn() -> SystemTime + Send + Sync>,
@@ -203,22 +215,24 @@ impl Keeper {
             return Renewed::Same;
         }
         let renewed = self.renew().await;
-        if renewed != Renewed::Gone {
+        if renewed == Renewed::Same {
             self.tell_expiry();
         }
         renewed
     }
 
     fn is_short(&self) -> bool {
-        Expiry::of(&self.stored).is_token_short((self.now)())
+        let until = Expiry::of(&self.stored).awake_until;
+        until.is_some_and(|until| until <= (self.now)() + self.margin)
     }
 
-    /// Tells once of a token that expires soon, if there is no longer one.
+    /// Tells once of a token that expires soon, since the API has no longer one.
     fn tell_expiry(&mut self) {
         let now = (self.now)();
         let end = Expiry::of(&self.stored).end(now, true).filter(|end| end.cause == Cause::Token);
-        if let Some(end) = end.filter(|_| self.is_short() && !self.is_expiry_told) {
-            self.is_expiry_told = true;
+        if let Some(end) = end
+            && !self.is_expiry_told.swap(true, Ordering::Relaxed)
+        {
             let (what, hint) = end.told(self.stored.shown(), now);
             (self.tell)(State::Expires(what, hint));
         }
@@ -240,6 +254,7 @@ impl Keeper {
             Ok(Ok(browser)) => {
                 let is_another = browser.cdp_ws_url != self.stored.cdp_ws_url;
                 self.stored = self.stored.refreshed(&browser);
+                self.margin = margin(&self.stored, (self.now)());
                 self.access.refresh(&browser);
                 (is_another, None)
             }
@@ -250,6 +265,13 @@ impl Keeper {
         debug!("keep-alive renewed={is_another} error={error:?}");
         if is_another { Renewed::Another } else { Renewed::Same }
     }
+}
+
+/// Time before the expiry of a new token at which the next one is due: half of its life, and
+/// [`SHORT`] at most.
+fn margin(stored: &StoredSession, now: SystemTime) -> Duration {
+    let (_, left) = Expiry::of(stored).left(now);
+    left.map_or(SHORT, |left| SHORT.min(left / 2))
 }
 
 /// Result of a request for another URL.
@@ -276,12 +298,12 @@ fn lost(stored: &StoredSession, reason: Option<&RemoteError>, has_key: bool) -> 
         "session {session} is not kept awake: {cause}; the platform deletes it, and its files with it, {after} after \
          it falls idle, and SSH does not count as use"
     );
-    (what, remedy(session, &stored.cdp_ws_url, reason, has_key))
+    (what, keep_alive_remedy(session, &stored.cdp_ws_url, reason, has_key))
 }
 
 /// The next step for a user whose session is not kept awake by the WebSocket `url`.
 #[must_use]
-pub fn remedy(session: &str, url: &str, reason: Option<&RemoteError>, has_key: bool) -> String {
+pub fn keep_alive_remedy(session: &str, url: &str, reason: Option<&RemoteError>, has_key: bool) -> String {
     match reason {
         Some(RemoteError::NoWebSocket { status: 401 | 403, .. }) if !has_key => {
             "Set KERNEL_API_KEY: the token of the last run does not hold any more, and only the API has another."
@@ -325,8 +347,8 @@ fn with_cause(error: &RemoteError) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicU64;
     use std::time::UNIX_EPOCH;
 
     use data_encoding::BASE64URL_NOPAD;
@@ -419,7 +441,8 @@ mod tests {
             ca_cert: None,
             asked: None,
             gap: Gap::new(),
-            is_expiry_told: false,
+            is_expiry_told: Arc::default(),
+            margin: SHORT,
             tell: Box::new(move |state| told.lock().unwrap().push(state)),
             now: Box::new(move || SystemTime::now() + Duration::from_secs(clock.load(Ordering::Relaxed))),
             look_every: Duration::from_millis(20),

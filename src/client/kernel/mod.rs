@@ -57,7 +57,7 @@ pub use diagnose::Diagnosis;
 pub use domain::{DomainError, Vm, VmDomain};
 pub use error::{ApiError, ApiErrorKind, Call, StatusError};
 pub use expiry::{Cause, End, Expiry, SHORT};
-pub use keep_alive::{KeepAlive, State, remedy};
+pub use keep_alive::{KeepAlive, State, keep_alive_remedy};
 pub use keys::{Key, KeyError};
 pub use provision::{ProvisionError, Provisioned};
 pub use resources::{Resources, Room};

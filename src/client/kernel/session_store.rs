@@ -287,6 +287,33 @@ mod tests {
     }
 
     #[test]
+    fn a_name_belongs_to_one_session_and_its_former_owner_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SessionStore::new(folder.path().to_owned());
+        for (id, name) in [("a", Some("site")), ("b", Some("other")), ("c", None)] {
+            store.keep(&stored(id, name)).unwrap();
+        }
+        let used = |id: &str| store.file(id).unwrap().metadata().unwrap().modified().unwrap();
+        let before = used("a");
+        store.rename("b", "site").unwrap();
+        assert_eq!((store.find("site"), store.find("a")), (None, Some(stored("a", None))));
+        assert_eq!((used("a"), store.find("b")), (before, Some(stored("b", Some("other")))));
+    }
+
+    #[test]
+    fn a_session_without_its_login_stays_the_current_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SessionStore::new(folder.path().to_owned());
+        store.keep(&StoredSession { pool: Some("p".to_owned()), ..stored("a", Some("site")) }).unwrap();
+        store.set_current("a").unwrap();
+        store.forget_login("a").unwrap();
+        store.forget_login("missing").unwrap();
+        let left = store.find("site").unwrap();
+        assert_eq!((left.pool.as_deref(), store.current().as_deref()), (Some("p"), Some("a")));
+        assert!(!left.key_file.exists() && left.authorized.is_empty());
+    }
+
+    #[test]
     fn a_file_of_an_older_ksync_is_still_read() {
         let folder = tempfile::tempdir().unwrap();
         let store = SessionStore::new(folder.path().to_owned());

@@ -35,8 +35,80 @@ pub(super) struct KernelSession {
     access: Access,
 }
 
-/// The way to a session: everything that its connections share.
-struct Way<'a> {
+impl KernelSession {
+    /// Connects to the session of this id or name.
+    ///
+    /// A session that was used before needs no API. Its name does: another session may have got it
+    /// since. The API is asked while the connection is made, and nothing is written before it has
+    /// answered.
+    pub(super) async fn connect(
+        name: &str,
+        connect_options: &ConnectOptions,
+        monitor: &SharedMonitor,
+    ) -> Result<(Connection, Self), SyncError> {
+        let connector =
+            Connector { access: telling(access(connect_options)?, monitor), connect_options, monitor };
+        let meant = connector.access.meant(name)?;
+        let reached = match connector.access.stored(&meant) {
+            Some(stored) => connector.again(stored, meant).await?,
+            None => connector.anew(meant).await?,
+        };
+        let Reached { connection, alive, stored, has_last_token } = reached;
+        let mut expiry = Expiry::of(&stored);
+        if !has_last_token {
+            // The keep-alive asks for another token in time, and tells if there is none.
+            expiry.awake_until = None;
+        }
+        // The warner starts last: a session that is gone needs no warning of its end.
+        let warner =
+            ExpiryWarner::begin(expiry, stored.shown(), connect_options.keep_alive, Arc::clone(monitor));
+        let machine = Hash::of(format!("{}\n{}", stored.session_id, stored.host_key).as_bytes()).to_string();
+        let StoredSession { session_id: id, vm_domain, .. } = stored;
+        let session =
+            Self { _alive: alive, _warner: warner, id, vm_domain, machine, access: connector.access };
+        session.tell(monitor);
+        Ok((connection, session))
+    }
+
+    /// Tells which session this is.
+    pub(super) fn tell(&self, monitor: &SharedMonitor) {
+        let (session_id, vm_domain) = (self.id.clone(), self.vm_domain.clone());
+        monitor.notice(Notice::Session { session_id, vm_domain });
+    }
+
+    /// Tells this VM from every other one: the session's id and the host key.
+    pub(super) fn machine(&self) -> &str {
+        &self.machine
+    }
+
+    /// Replaces the error of a lost connection by its cause. If the session is gone, that is the
+    /// cause, and the session store forgets it.
+    pub(super) async fn explain(&self, error: SyncError) -> SyncError {
+        let is_loss = match &error {
+            SyncError::Remote(error) => may_be_outdated(error.kind()),
+            SyncError::Run(error) => error.kind == AbortKind::Timeout,
+            _ => false,
+        };
+        if !is_loss || self.access.api.is_none() {
+            return error;
+        }
+        let (access, id) = (self.access.clone(), self.id.clone());
+        let asked = spawn_blocking(move || -> Result<(), KernelError> {
+            let found = access.api()?.browser(&id).map(drop).map_err(KernelError::from);
+            if found.as_ref().is_err_and(KernelError::is_gone) {
+                access.forget(&id);
+            }
+            found
+        });
+        match asked.await {
+            Ok(Err(gone)) if gone.is_gone() => gone.into(),
+            _ => error,
+        }
+    }
+}
+
+/// Connects to a session: everything that its connections share.
+struct Connector<'a> {
     access: Access,
     connect_options: &'a ConnectOptions,
     monitor: &'a SharedMonitor,
@@ -47,9 +119,11 @@ struct Reached {
     connection: Connection,
     alive: Option<KeepAlive>,
     stored: StoredSession,
+    /// True if nobody has a longer token for the keep-alive.
+    has_last_token: bool,
 }
 
-impl Way<'_> {
+impl Connector<'_> {
     /// Connects to a session that was used before.
     async fn again(&self, stored: StoredSession, meant: String) -> Result<Reached, SyncError> {
         let (is_named, has_api) = (stored.session_id != meant, self.access.api.is_some());
@@ -120,7 +194,9 @@ impl Way<'_> {
         self.access.refresh(browser);
         let has_other_url = stored.cdp_ws_url != reached.stored.cdp_ws_url;
         let alive = if has_other_url { self.keep_alive(&stored, true) } else { reached.alive };
-        Reached { alive, stored, ..reached }
+        let has_last_token = !has_other_url && Expiry::of(&stored).is_token_short(SystemTime::now());
+        alive.iter().filter(|_| has_last_token).for_each(KeepAlive::expiry_is_told);
+        Reached { alive, stored, has_last_token, ..reached }
     }
 
     /// Sets the VM up if the connection failed for a reason that this may mend.
@@ -188,7 +264,8 @@ impl Way<'_> {
         // The keep-alive comes first: it wakes a VM that sleeps.
         let alive = self.keep_alive(&stored, is_asked);
         let connection = remote::connect(&target_of(&stored, self.connect_options)).await?;
-        Ok(Reached { connection, alive, stored })
+        let has_last_token = self.access.api.is_none();
+        Ok(Reached { connection, alive, stored, has_last_token })
     }
 
     fn keep_alive(&self, stored: &StoredSession, is_asked: bool) -> Option<KeepAlive> {
@@ -208,84 +285,14 @@ impl Way<'_> {
     }
 }
 
-impl KernelSession {
-    /// Connects to the session of this id or name.
-    ///
-    /// A session that was used before needs no API. Its name does: another session may have got it
-    /// since. The API is asked while the connection is made, and nothing is written before it has
-    /// answered.
-    pub(super) async fn connect(
-        name: &str,
-        connect_options: &ConnectOptions,
-        monitor: &SharedMonitor,
-    ) -> Result<(Connection, Self), SyncError> {
-        let way = Way { access: telling(access(connect_options)?, monitor), connect_options, monitor };
-        let meant = way.access.meant(name)?;
-        let reached = match way.access.stored(&meant) {
-            Some(stored) => way.again(stored, meant).await?,
-            None => way.anew(meant).await?,
-        };
-        let Reached { connection, alive, stored } = reached;
-        // The warner starts last: a session that is gone needs no warning of its end.
-        let can_renew = way.access.api.is_some();
-        let warner = ExpiryWarner::begin(&stored, connect_options.keep_alive, can_renew, Arc::clone(monitor));
-        let machine = Hash::of(format!("{}\n{}", stored.session_id, stored.host_key).as_bytes()).to_string();
-        let StoredSession { session_id: id, vm_domain, .. } = stored;
-        let session = Self { _alive: alive, _warner: warner, id, vm_domain, machine, access: way.access };
-        session.tell(monitor);
-        Ok((connection, session))
-    }
-
-    /// Tells which session this is.
-    pub(super) fn tell(&self, monitor: &SharedMonitor) {
-        let (session_id, vm_domain) = (self.id.clone(), self.vm_domain.clone());
-        monitor.notice(Notice::Session { session_id, vm_domain });
-    }
-
-    /// Tells this VM from every other one: the session's id and the host key.
-    pub(super) fn machine(&self) -> &str {
-        &self.machine
-    }
-
-    /// Replaces the error of a lost connection by its cause. If the session is gone, that is the
-    /// cause, and the session store forgets it.
-    pub(super) async fn explain(&self, error: SyncError) -> SyncError {
-        let is_loss = match &error {
-            SyncError::Remote(error) => may_be_outdated(error.kind()),
-            SyncError::Run(error) => error.kind == AbortKind::Timeout,
-            _ => false,
-        };
-        if !is_loss || self.access.api.is_none() {
-            return error;
-        }
-        let (access, id) = (self.access.clone(), self.id.clone());
-        let asked = spawn_blocking(move || -> Result<(), KernelError> {
-            let found = access.api()?.browser(&id).map(drop).map_err(KernelError::from);
-            if found.as_ref().is_err_and(KernelError::is_gone) {
-                access.forget(&id);
-            }
-            found
-        });
-        match asked.await {
-            Ok(Err(gone)) if gone.is_gone() => gone.into(),
-            _ => error,
-        }
-    }
-}
-
 /// Waits until a session's end is near, and warns once.
 struct ExpiryWarner(Option<JoinHandle<()>>);
 
 impl ExpiryWarner {
-    fn begin(stored: &StoredSession, is_kept_awake: bool, can_renew: bool, monitor: SharedMonitor) -> Self {
+    fn begin(expiry: Expiry, session: &str, is_kept_awake: bool, monitor: SharedMonitor) -> Self {
         let mut now = SystemTime::now();
-        let mut expiry = Expiry::of(stored);
-        if can_renew && !expiry.is_token_short(now) {
-            // The keep-alive asks for another token in time, and tells if there is none.
-            expiry.awake_until = None;
-        }
         let Some(end) = expiry.end(now, is_kept_awake) else { return Self(None) };
-        let name = stored.name.as_ref().unwrap_or(&stored.session_id).clone();
+        let name = session.to_owned();
         let warn = move |now| {
             let (what, hint) = end.told(&name, now);
             monitor.warn(Warning { what, hint });
