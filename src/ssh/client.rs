@@ -305,8 +305,8 @@ impl Client {
         to_sign(self.transport.session_id(), user, key)
     }
 
-    /// Logs in with a signature of [`Client::to_sign`]: the algorithm and the signature proper, each
-    /// as a string.
+    /// Logs in with a signature of [`Client::to_sign`]: the algorithm and the signature proper,
+    /// each as a string.
     ///
     /// # Errors
     /// The host key is not accepted yet, or the login is over.
@@ -429,7 +429,7 @@ impl Client {
     /// # Errors
     /// The connection has failed.
     pub fn keepalive(&mut self) -> Result<(), SshError> {
-        // Before the login there is nothing to keep; while keys are exchanged it would have to wait.
+        // Before the login there is nothing to keep. During a key exchange it would have to wait.
         if !self.login.is_done || self.transport.is_held() {
             return Ok(());
         }

@@ -142,8 +142,8 @@ impl Session {
         self.login_reply().await
     }
 
-    /// Logs in with a signature of what [`Client::to_sign`] returns: the algorithm and the signature
-    /// proper, each as a string.
+    /// Logs in with a signature of what [`Client::to_sign`] returns: the algorithm and the
+    /// signature proper, each as a string.
     ///
     /// # Errors
     /// The connection has ended.
@@ -212,10 +212,17 @@ impl Session {
         }
     }
 
-    /// Ends the connection with a text for the server.
-    pub fn disconnect(&self, text: &str) {
+    /// Ends the connection with a text for the server, and waits until that is written.
+    pub async fn disconnect(&self, text: &str) {
         let told = self.with(|state| state.client.disconnect(text));
         self.shared().fail(told.err().unwrap_or(SshError::Closed));
+        loop {
+            let changed = self.shared().changed.notified();
+            if self.shared().state().is_done {
+                return;
+            }
+            changed.await;
+        }
     }
 }
 
@@ -249,6 +256,8 @@ impl<S: AsyncRead + AsyncWrite> Task<S> {
             self.shared.fail(error);
         }
         let _ = timeout(GOODBYE_TIMEOUT, self.write.shutdown()).await;
+        self.shared.state().is_done = true;
+        self.shared.changed.notify_waiters();
     }
 
     /// Reads and writes until the connection has ended.

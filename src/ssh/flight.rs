@@ -6,8 +6,8 @@
 //! | fast | TCP, key exchange, everything else: 3 |
 //!
 //! The safe order keeps to the RFCs, and every server takes it. The fast one sends the first packet
-//! of the only key exchange that is offered along with KEXINIT, and a channel with its command along
-//! with the signed login. It needs a server that was seen before, and is OpenSSH.
+//! of the only key exchange that is offered along with KEXINIT, and a channel with its command
+//! along with the signed login. It needs a server that was seen before, and is OpenSSH.
 
 use crate::error::SshError;
 

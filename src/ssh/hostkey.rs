@@ -22,6 +22,8 @@ pub struct HostKey {
     pub algorithm: String,
     /// The key, or the certificate if the algorithm is one of certificates, as SSH encodes it.
     pub blob: Vec<u8>,
+    /// Its signature of the session's id: the algorithm and the signature proper, each as a string.
+    pub signature: Vec<u8>,
 }
 
 /// The algorithm without its suffix for certificates.
@@ -30,11 +32,11 @@ pub(crate) fn plain(algorithm: &str) -> &str {
 }
 
 /// Verifies that a host key signed `message`, with the algorithm that was negotiated.
-pub(crate) fn verify(key: &HostKey, signature: &[u8], message: &[u8]) -> Result<(), SshError> {
+pub(crate) fn verify(key: &HostKey, message: &[u8]) -> Result<(), SshError> {
     let wrong_kind = || SshError::Malformed("its host key is of another type than agreed");
     let algorithm = plain(&key.algorithm);
     let is_certificate = algorithm.len() < key.algorithm.len();
-    let (mut blob, mut signature) = (Reader::new(&key.blob), Reader::new(signature));
+    let (mut blob, mut signature) = (Reader::new(&key.blob), Reader::new(&key.signature));
     let kind = if algorithm.starts_with("rsa-sha2-") { "ssh-rsa" } else { algorithm };
     let expected = if is_certificate { format!("{kind}{CERTIFICATE}") } else { kind.to_owned() };
     if blob.string()? != expected.as_bytes() || signature.string()? != algorithm.as_bytes() {

@@ -11,8 +11,9 @@ use crate::error::SshError;
 const SERVICE: &str = "ssh-userauth";
 const NEXT_SERVICE: &str = "ssh-connection";
 
-/// Text that all banners of a login may have together, in bytes.
+/// Text that all banners of a login may have together, in bytes. A short one counts as this many.
 const BANNER_BYTES_MAX: usize = 64 << 10;
+const BANNER_BYTES_EACH: usize = 64;
 
 /// A key to log in with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,7 +117,7 @@ impl Login {
         }
         if number == USERAUTH_BANNER {
             let text = reader.text()?;
-            self.banner_bytes += text.len();
+            self.banner_bytes += text.len().max(BANNER_BYTES_EACH);
             return if self.banner_bytes > BANNER_BYTES_MAX {
                 Err(SshError::TooMuch("banners"))
             } else {

@@ -155,7 +155,7 @@ pub struct Negotiated {
     pub ciphers: [String; 2],
     /// The MACs to the server and from it, where the cipher needs one.
     pub macs: [Option<String>; 2],
-    /// The key exchange is strict: nobody can insert or drop packets before its end (CVE-2023-48795).
+    /// The key exchange is strict: nobody can insert or drop packets in it (CVE-2023-48795).
     pub is_strict: bool,
 }
 

@@ -1,4 +1,5 @@
-//! State that the task of a connection and its handles share: the client, and the queues of channels.
+//! State that the task of a connection and its handles share: the client, and the channels'
+//! queues.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -78,12 +79,15 @@ pub(crate) struct State {
     pub(crate) has_host_key: bool,
     /// The connection has ended, for this reason.
     pub(crate) end: Option<SshError>,
+    /// The task has written its last bytes.
+    pub(crate) is_done: bool,
 }
 
 impl Shared {
     pub(crate) fn new(client: Client) -> Self {
         let (queues, replies, banners) = Default::default();
-        let state = State { client, queues, replies, banners, has_host_key: false, end: None };
+        let state =
+            State { client, queues, replies, banners, has_host_key: false, end: None, is_done: false };
         Self { state: Mutex::new(state), output: Notify::new(), changed: Notify::new() }
     }
 

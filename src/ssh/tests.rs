@@ -239,7 +239,7 @@ proptest! {
         let _ = client.feed(b"SSH-2.0-x\r\n");
         let _ = client.feed(&bytes);
         assert_eq!(client.next_event(), None);
-        // One wrong bit in a right exchange: in padding it does not matter, else there is no host key.
+        // One wrong bit in a right exchange: outside of padding it means that there is no host key.
         let mut pair = Pair::new(fast(), Server::new(CURVE, GCM, true));
         pair.trusts = false;
         let output = pair.client.take_output();
@@ -261,8 +261,8 @@ fn ignore() -> Vec<u8> {
     writer.out
 }
 
-/// Outcome of a connection into which somebody inserts a packet before the server's packet `at`, and
-/// drops its first encrypted packet.
+/// Outcome of a connection into which somebody inserts a packet before the server's packet `at`,
+/// and drops its first encrypted packet.
 fn attacked(at: usize, inserts: bool, drops: bool, is_strict: bool, cipher: &str) -> Result<bool, SshError> {
     let mut pair = Pair::new(Config::default(), Server::new(CURVE, cipher, is_strict));
     let mut number = 0;

@@ -356,8 +356,9 @@ impl Transport {
         let message = message.string(their_init).string(blob).string(&ephemeral.public).string(answer);
         let method = ephemeral.method;
         let hash = method.hash(&message.raw(&shared).into_bytes());
-        let key = HostKey { algorithm: negotiated.host_key.clone(), blob: blob.to_vec() };
-        hostkey::verify(&key, signature, &hash)?;
+        let algorithm = negotiated.host_key.clone();
+        let key = HostKey { algorithm, blob: blob.to_vec(), signature: signature.to_vec() };
+        hostkey::verify(&key, &hash)?;
         exchange.secret = Some(Secret { method, shared, hash });
         match &self.host_key {
             None => {

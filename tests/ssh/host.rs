@@ -107,7 +107,7 @@ pub(crate) async fn try_connect(address: SocketAddr, config: Config) -> Result<S
 }
 
 /// A key that a user has.
-pub(crate) struct Key(Arc<PrivateKey>);
+pub(crate) struct Key(pub(crate) Arc<PrivateKey>);
 
 impl Key {
     pub(crate) fn public(&self) -> LoginKey {

@@ -1,4 +1,5 @@
-//! ksync's own SSH client against OpenSSH's sshd, and russh's server where that sshd lacks a method.
+//! ksync's own SSH client against OpenSSH's sshd, and against russh's server, which has methods
+//! that this sshd lacks.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod host;
@@ -7,4 +8,5 @@ mod world;
 
 mod algorithms;
 mod channels;
+mod foreign;
 mod orders;
