@@ -34,8 +34,8 @@
 //! | [`watch`] | what is touched in a tree, a moment after it was | engine, wire |
 //! | [`exchange`] | one engine, one disk, a stream or lanes each way | how the bytes travel |
 //! | `rendezvous` | how the processes of lanes meet their agent; on Linux | what lanes carry |
-//! | `private` | small files for nobody but us | what is in them |
 //! | `ssh` | an SSH client without sockets and clocks, and its driver | ksync |
+//! | `private` | small files for nobody but us | what is in them |
 //! | `remote` | WebSocket, SSH, host keys, putting the agent there | engine, disk |
 //! | `kernel` | the platform's API: sessions, what runs in them | engine, disk |
 //! | `sandbox` | emulators of a VM and of the platform; no shared code, no shared mistake | the rest |

@@ -56,6 +56,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer { name: "rendezvous", imports: &["wire", "exchange"], strangers: PEERS },
     Layer { name: "agent", imports: &[], strangers: PEERS },
+    Layer { name: "ssh", imports: &[], strangers: &["std::fs", "std::net"] },
     Layer { name: "private", imports: &[], strangers: PEERS },
     Layer { name: "remote", imports: &["log", "tree", "wire", "private"], strangers: &["indicatif", "clap"] },
     Layer {
@@ -64,7 +65,6 @@ const LAYERS: &[Layer] = &[
         strangers: &["indicatif", "clap"],
     },
     Layer { name: "sandbox", imports: &[], strangers: &[] },
-    Layer { name: "ssh", imports: &[], strangers: &["std::fs", "std::net"] },
     Layer {
         name: "sync",
         imports: &[

@@ -264,6 +264,13 @@ impl Client {
         })
     }
 
+    /// Reports if the server has answered the request for the login service, which
+    /// [`Client::trust`] makes. Servers do that at once, so the time until then is a round trip.
+    #[must_use]
+    pub const fn may_log_in(&self) -> bool {
+        self.login.is_accepted
+    }
+
     /// Reports if a login has succeeded.
     #[must_use]
     pub const fn is_logged_in(&self) -> bool {

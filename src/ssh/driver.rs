@@ -84,6 +84,7 @@ impl Session {
         }
         session
             .with(|state| {
+                state.trusted = Some(std::time::Instant::now());
                 state.client.trust()?;
                 state.dispatch()
             })
@@ -110,6 +111,12 @@ impl Session {
     /// Looks at the client.
     pub fn client<T>(&self, look: impl FnOnce(&Client) -> T) -> T {
         look(&self.shared().state().client)
+    }
+
+    /// A round trip, measured once the server has answered a request that needs no work.
+    #[must_use]
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.shared().state().round_trip
     }
 
     /// Text for the person who logs in that has come since the last call. It is the server's.

@@ -52,7 +52,8 @@ enum Asked {
 #[derive(Debug, Default)]
 pub(crate) struct Login {
     asked: VecDeque<Asked>,
-    is_accepted: bool,
+    /// The server has answered the first message.
+    pub(crate) is_accepted: bool,
     pub(crate) is_done: bool,
     banner_bytes: usize,
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -77,6 +78,9 @@ pub(crate) struct State {
     pub(crate) replies: VecDeque<LoginReply>,
     pub(crate) banners: Vec<String>,
     pub(crate) has_host_key: bool,
+    /// The time at which the host was trusted, and the round trip that began then.
+    pub(crate) trusted: Option<Instant>,
+    pub(crate) round_trip: Option<Duration>,
     /// The connection has ended, for this reason.
     pub(crate) end: Option<SshError>,
     /// The task has written its last bytes.
@@ -86,8 +90,17 @@ pub(crate) struct State {
 impl Shared {
     pub(crate) fn new(client: Client) -> Self {
         let (queues, replies, banners) = Default::default();
-        let state =
-            State { client, queues, replies, banners, has_host_key: false, end: None, is_done: false };
+        let state = State {
+            client,
+            queues,
+            replies,
+            banners,
+            has_host_key: false,
+            trusted: None,
+            round_trip: None,
+            end: None,
+            is_done: false,
+        };
         Self { state: Mutex::new(state), output: Notify::new(), changed: Notify::new() }
     }
 
@@ -142,6 +155,9 @@ impl State {
     /// Hands the client's events to those who wait for them. Returns if any was not of a channel.
     pub(crate) fn dispatch(&mut self) -> Result<bool, SshError> {
         let mut has_changed = false;
+        if self.round_trip.is_none() && self.client.may_log_in() {
+            self.round_trip = self.trusted.map(|trusted| trusted.elapsed());
+        }
         while let Some(event) = self.client.next_event() {
             match event {
                 Event::Channel(id, event) => match (self.queues.get_mut(&id), event) {

@@ -17,6 +17,7 @@ mod config;
 mod emulator;
 mod lanes;
 mod login;
+mod own;
 mod private;
 mod proxy;
 mod round_trip;

@@ -1,14 +1,15 @@
 //! `ksync ssh SESSION` with a real sshd, to a session from the store, without an API.
 
 use crate::machine::Machine;
+use crate::own;
 use crate::tls::Tls;
 use crate::world::{Run, Terminal};
 
 const PROMPT: &str = "vm> ";
 
 /// A machine that is the VM of the session `vm`.
-fn machine() -> Option<(Machine, impl Sized)> {
-    let machine = Machine::start()?;
+fn machine(settings: &str) -> Option<(Machine, impl Sized)> {
+    let machine = Machine::with(settings)?;
     let (bridge, service) = machine.bridge();
     let world = &machine.world;
     let (tls, address) = Tls::as_of_a_vm(&bridge, world);
@@ -32,7 +33,13 @@ fn machine() -> Option<(Machine, impl Sized)> {
 
 #[test]
 fn a_shell_has_a_terminal_and_a_command_has_none() {
-    let Some((machine, _services)) = machine() else { return };
+    for settings in ["", own::SETTINGS] {
+        shell_has_a_terminal_and_a_command_has_none(settings);
+    }
+}
+
+fn shell_has_a_terminal_and_a_command_has_none(settings: &str) {
+    let Some((machine, _services)) = machine(settings) else { return };
     let ssh = |args: &[&str]| machine.world.ksync(["ssh", "--ca-cert", "ca.pem", "vm"].iter().chain(args));
     let run = Run::of(ssh(&["test -t 0 || echo none; echo oops >&2; exit 3"]));
     assert_eq!((run.status.code(), run.stdout.as_str(), run.stderr.as_str()), (Some(3), "none\n", "oops\n"));
@@ -57,7 +64,7 @@ fn a_shell_has_a_terminal_and_a_command_has_none() {
 
 #[test]
 fn the_editing_keys_of_the_local_terminal_apply() {
-    let Some((machine, _services)) = machine() else { return };
+    let Some((machine, _services)) = machine("") else { return };
     let ssh = machine.world.ksync(["ssh", "--ca-cert", "ca.pem", "vm"]);
     let mut program = machine.world.command("sh");
     let line =

@@ -11,6 +11,7 @@ mod cut;
 mod install;
 mod keys;
 mod links;
+mod own;
 mod protocols;
 mod server;
 mod shell;
