@@ -18,9 +18,9 @@
 //!
 //! # Layers
 //! Each imports only what stands above it. The layers up to `rendezvous` are the crate `ksync-core`
-//! in `src/core`, the sandbox is the crate `ksync-sandbox`, and the other ones are the crate
-//! `ksync-client`. Between crates the compiler keeps the order, within one `tests/tidy.rs`. This
-//! crate puts them together, and adds the programs that ksync carries.
+//! in `src/core`, `sandbox` and `ssh` are the crates `ksync-sandbox` and `ksync-ssh`, and the other
+//! ones are the crate `ksync-client`. Between crates the compiler keeps the order, within one
+//! `tests/tidy.rs`. This crate puts them together, and adds the programs that ksync carries.
 //!
 //! | layer | what it is | what it does not know |
 //! |---|---|---|
@@ -34,6 +34,7 @@
 //! | [`watch`] | what is touched in a tree, a moment after it was | engine, wire |
 //! | [`exchange`] | one engine, one disk, a stream or lanes each way | how the bytes travel |
 //! | `rendezvous` | how the processes of lanes meet their agent; on Linux | what lanes carry |
+//! | `ssh` | an SSH client without sockets and clocks, and its driver | ksync |
 //! | `private` | small files for nobody but us | what is in them |
 //! | `remote` | WebSocket, SSH, host keys, putting the agent there | engine, disk |
 //! | `kernel` | the platform's API: sessions, what runs in them | engine, disk |

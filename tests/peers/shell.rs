@@ -1,6 +1,7 @@
 //! `ksync ssh SESSION` with a real sshd, to a session from the store, without an API.
 
 use crate::machine::Machine;
+use crate::own;
 use crate::tls::Tls;
 use crate::world::service::Service;
 use crate::world::{Run, Terminal};
@@ -39,7 +40,13 @@ pub(crate) fn machine_with(settings: &str) -> Option<(Machine, (Tls, Service))> 
 
 #[test]
 fn a_shell_has_a_terminal_and_a_command_has_none() {
-    let Some((machine, _services)) = machine() else { return };
+    for settings in ["", own::SETTINGS] {
+        shell_has_a_terminal_and_a_command_has_none(settings);
+    }
+}
+
+fn shell_has_a_terminal_and_a_command_has_none(settings: &str) {
+    let Some((machine, _services)) = machine_with(settings) else { return };
     let ssh = |args: &[&str]| machine.world.ksync(["ssh", "--ca-cert", "ca.pem", "vm"].iter().chain(args));
     let run = Run::of(ssh(&["test -t 0 || echo none; echo oops >&2; exit 3"]));
     assert_eq!((run.status.code(), run.stdout.as_str(), run.stderr.as_str()), (Some(3), "none\n", "oops\n"));

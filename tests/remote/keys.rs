@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use ksync::remote::ssh_config::SshAgent;
 use ksync::remote::{ErrorKind, HostKeys, Keys, RemoteError, Target, connect};
 
+use crate::own;
 use crate::server::{Server, chmod};
 use crate::world::skip::needs_programs;
 
@@ -221,6 +222,7 @@ async fn a_server_with_one_algorithm_of_openssh_is_reached() {
         "diffie-hellman-group14-sha256",
         "diffie-hellman-group16-sha512",
         "diffie-hellman-group-exchange-sha256",
+        "sntrup761x25519-sha512@openssh.com",
     ] {
         settings.push(format!("KexAlgorithms {kex}"));
     }
@@ -236,6 +238,10 @@ async fn a_server_with_one_algorithm_of_openssh_is_reached() {
         "hmac-sha2-512",
         "hmac-sha1",
         "hmac-sha1-etm@openssh.com",
+        "umac-64@openssh.com",
+        "umac-64-etm@openssh.com",
+        "umac-128@openssh.com",
+        "umac-128-etm@openssh.com",
     ] {
         settings.push(format!("Ciphers aes256-ctr\nMACs {mac}"));
     }
@@ -271,9 +277,11 @@ async fn an_rsa_host_key_is_trusted_by_its_known_hosts_line() {
 async fn an_error_names_the_algorithms_of_both_sides() {
     let Some(mut server) = Server::new() else { return };
     for (settings, what) in [
-        ("KexAlgorithms sntrup761x25519-sha512@openssh.com", "a key exchange"),
-        ("Ciphers aes256-ctr\nMACs umac-128-etm@openssh.com", "a MAC"),
+        ("KexAlgorithms diffie-hellman-group1-sha1", "a key exchange"),
+        ("Ciphers aes256-ctr\nMACs hmac-md5", "a MAC"),
         ("Ciphers aes256-cbc", "a cipher"),
+        // ksync's own client has this key exchange, but not the cipher either.
+        ("KexAlgorithms sntrup761x25519-sha512@openssh.com\nCiphers aes256-cbc", "a cipher"),
     ] {
         server.start(settings);
         let error = login(&server, server.target().keys).await.unwrap_err();
@@ -351,18 +359,21 @@ async fn a_host_certificate_is_trusted_by_its_authority() {
         let path = |name: &str| server.path(name).display().to_string();
         let key_lines =
             format!("HostKey {}\nHostCertificate {}", path(key), path(&format!("{key}-cert.pub")));
-        server.start(&key_lines);
         let file = server.path("known_hosts");
         std::fs::write(&file, &known).unwrap();
         let host_keys = HostKeys::KnownHosts { files: vec![file], host: "127.0.0.1".into(), port };
-        let result = connect(&Target { host_keys, ..server.target() }).await.map(|_| ());
-        match (wrong, result) {
-            (None, result) => ok(result, &format!("{key} {signer} {args:?}")),
-            (Some(wrong), Err(error @ RemoteError::HostKey { .. })) => {
-                let cause = std::error::Error::source(&error).unwrap().to_string();
-                assert!(cause.contains(wrong) && error.kind() == ErrorKind::HostKey, "{args:?}: {cause}");
+        for settings in ["", own::SETTINGS] {
+            server.start(&format!("{settings}\n{key_lines}"));
+            let host_keys = host_keys.clone();
+            let result = connect(&Target { host_keys, ..server.target() }).await.map(|_| ());
+            match (wrong, result) {
+                (None, result) => ok(result, &format!("{key} {signer} {args:?}")),
+                (Some(wrong), Err(error @ RemoteError::HostKey { .. })) => {
+                    let cause = std::error::Error::source(&error).unwrap().to_string();
+                    assert!(cause.contains(wrong) && error.kind() == ErrorKind::HostKey, "{args:?}: {cause}");
+                }
+                (Some(wrong), other) => panic!("{wrong}: {other:?}"),
             }
-            (Some(wrong), other) => panic!("{wrong}: {other:?}"),
         }
     }
 }

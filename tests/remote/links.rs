@@ -8,6 +8,7 @@ use ksync::remote::{Agent, DisconnectReason, ErrorKind, RemoteError, Target, con
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use crate::own;
 use crate::server::{ECHO, MAGIC, Server, echoes, talk};
 use crate::tls::Tls;
 use crate::world::link::{Flow, Link};
@@ -119,7 +120,13 @@ async fn a_broken_connection_wakes_a_waiting_writer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_link_is_detected() {
-    let Some(mut server) = Server::new() else { return };
+    for settings in ["", own::SETTINGS] {
+        dead_link_is_detected(settings).await;
+    }
+}
+
+async fn dead_link_is_detected(settings: &str) {
+    let Some(mut server) = Server::with(settings) else { return };
     let image = server.image("exec sleep 60");
     let bridge = server.bridge();
     let addresses = [Some(server.address()), bridge.as_ref().map(|(address, _)| *address)];

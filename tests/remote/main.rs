@@ -12,6 +12,7 @@ mod forward;
 mod install;
 mod keys;
 mod links;
+mod own;
 mod protocols;
 mod server;
 mod shell;

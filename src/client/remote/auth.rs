@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{RSA_PKCS1_SHA256, RSA_PKCS1_SHA512, RsaKeyPair};
-use russh::client::{AuthResult, Handle};
+use russh::client::AuthResult;
 use russh::keys::agent::AgentIdentity;
-use russh::keys::agent::client::{AgentClient, AgentStream};
+use russh::keys::agent::client::AgentClient;
 use russh::keys::pkcs8::encode_pkcs8;
 use russh::keys::signature::Signer as _;
 use russh::keys::ssh_encoding::Encode;
@@ -17,8 +17,8 @@ use russh::keys::{Algorithm, HashAlg, PrivateKey};
 
 use crate::log::debug;
 use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
-use crate::remote::keys::{self, Keys, Offer, Shown};
-use crate::remote::ssh::Client;
+use crate::remote::keys::{self, Keys, Offer};
+use crate::remote::session::{Session, SshAgent};
 use crate::remote::ssh_config;
 use crate::tree::path::escape;
 
@@ -28,14 +28,12 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// Problems of skipped key files that an error names.
 const SKIPPED_SHOWN: usize = 3;
 
-type SshAgent = AgentClient<Box<dyn AgentStream + Send + Unpin>>;
-
 /// Logs in with the first key that the server accepts.
 ///
 /// ksync never tries to log in without a key. The attempt costs a round trip, and nobody should
 /// copy files to a server that lets everybody in.
 pub(super) async fn authenticate(
-    session: &mut Handle<Client>,
+    session: &mut Session,
     user: &str,
     keys: &Keys,
     endpoint: &str,
@@ -67,7 +65,7 @@ pub(super) async fn authenticate(
     }
     let mut accepts = String::new();
     let tried = offers.len();
-    let hash = if offers.iter().any(Offer::is_rsa) { rsa_hash(session).await } else { HashAlg::Sha512 };
+    let hash = if offers.iter().any(Offer::is_rsa) { session.rsa_hash().await } else { HashAlg::Sha512 };
     for (index, offer) in offers.into_iter().enumerate() {
         let (kind, signer) = offer.kind();
         let attempt = attempt(session, user, offer, hash, agent.as_mut());
@@ -121,26 +119,16 @@ fn with_cause(problem: &RemoteError) -> String {
 
 /// Waits for the disconnect reason of a session that is ending. Its task stores the reason as its
 /// last act.
-async fn ended(
-    session: &mut Handle<Client>,
-    connection_status: &ConnectionStatus,
-) -> Option<DisconnectReason> {
+async fn ended(session: &mut Session, connection_status: &ConnectionStatus) -> Option<DisconnectReason> {
     if connection_status.known().is_none() {
-        let _ = tokio::time::timeout(END_TIMEOUT, session).await;
+        let _ = tokio::time::timeout(END_TIMEOUT, session.ended()).await;
     }
     connection_status.known()
 }
 
-/// The hash for signatures of RSA keys: one that the server names, never SHA-1. Most servers name
-/// their algorithms before the login; for the others russh waits a second.
-async fn rsa_hash(session: &Handle<Client>) -> HashAlg {
-    let named = session.best_supported_rsa_hash().await.ok().flatten().flatten();
-    named.unwrap_or(HashAlg::Sha512)
-}
-
 /// Offers a key, and signs with it if the server accepts it. Returns `None` if it did not sign.
 async fn attempt(
-    session: &mut Handle<Client>,
+    session: &mut Session,
     user: &str,
     offer: Offer,
     hash: HashAlg,
@@ -148,24 +136,9 @@ async fn attempt(
 ) -> Option<AuthResult> {
     let hash = offer.is_rsa().then_some(hash);
     match (offer.private, agent) {
-        (Some(key), _) => login(session, user, offer.shown, hash, &mut PrivateSigner(key)).await,
-        (None, Some(agent)) => login(session, user, offer.shown, hash, agent).await,
+        (Some(key), _) => session.authenticate(user, offer.shown, hash, &mut PrivateSigner(key)).await,
+        (None, Some(agent)) => session.authenticate(user, offer.shown, hash, agent).await,
         (None, None) => None,
-    }
-}
-
-async fn login<S: russh::Signer>(
-    session: &mut Handle<Client>,
-    user: &str,
-    shown: Shown,
-    hash: Option<HashAlg>,
-    signer: &mut S,
-) -> Option<AuthResult> {
-    match shown {
-        Shown::Key(key) => session.authenticate_publickey_with(user, key, hash, signer).await.ok(),
-        Shown::Certificate(certificate) => {
-            session.authenticate_certificate_with(user, *certificate, hash, signer).await.ok()
-        }
     }
 }
 
@@ -216,15 +189,11 @@ fn sign_rsa(key: &PrivateKey, hash: HashAlg, data: &[u8]) -> Result<Signature, S
 
 /// Connects to ssh-agent and binds the connection to this session, so that keys restricted to some
 /// hosts can be used.
-async fn ssh_agent(session: &Handle<Client>, which: &ssh_config::SshAgent) -> Option<SshAgent> {
-    let mut agent = match which {
+async fn ssh_agent(session: &Session, which: &ssh_config::SshAgent) -> Option<SshAgent> {
+    let agent = match which {
         ssh_config::SshAgent::OfEnvironment => AgentClient::connect_env().await.ok()?.dynamic(),
         ssh_config::SshAgent::At(socket) => AgentClient::connect_uds(socket).await.ok()?.dynamic(),
         ssh_config::SshAgent::Off => return None,
     };
-    if let Some(binding) = session.agent_session_binding() {
-        // An agent without this extension refuses the request, and holds no such keys.
-        let _ = agent.bind_session(binding, false).await;
-    }
-    Some(agent)
+    session.bind(agent).await
 }

@@ -1,12 +1,12 @@
 //! A command on the other side, with its output read line by line.
 
-use russh::client::Msg;
-use russh::{Channel, ChannelMsg};
+use russh::ChannelMsg;
 
 use crate::log::debug;
 use crate::remote::connection::{Connection, connect};
 use crate::remote::error::{DisconnectReason, RemoteError};
 use crate::remote::lines::Lines;
+use crate::remote::session::Channel;
 use crate::remote::timeout::within;
 
 /// Exit status of a command killed by a signal: a shell's number, without that of the signal.
@@ -35,10 +35,10 @@ impl Connection {
     }
 
     /// Starts a command, and ends its input.
-    async fn start_command(&self, command: &[u8]) -> Result<Channel<Msg>, RemoteError> {
+    async fn start_command(&self, command: &[u8]) -> Result<Channel, RemoteError> {
         let failed = |source| self.channel_error(source);
         let opening = async {
-            let channel = self.session.channel_open_session().await.map_err(failed)?;
+            let channel = self.session.open().await.map_err(failed)?;
             channel.exec(false, command).await.map_err(failed)?;
             channel.eof().await.map_err(failed)?;
             Ok(channel)
@@ -49,7 +49,7 @@ impl Connection {
     /// Reads the output of a command to its end.
     async fn finish_command(
         &self,
-        mut channel: Channel<Msg>,
+        mut channel: Channel,
         hear: &mut impl FnMut(&[u8]),
     ) -> Result<u32, RemoteError> {
         let (mut out, mut err) = (Lines::default(), Lines::default());

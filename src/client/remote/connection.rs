@@ -5,8 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use russh::Disconnect;
-use russh::client::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -22,13 +20,15 @@ use crate::remote::greeting::{self, Greeted};
 use crate::remote::hostkey::HostKeys;
 use crate::remote::inbound::Inbound;
 use crate::remote::keys::Keys;
+use crate::remote::own;
 use crate::remote::probe::Probe;
 use crate::remote::protocol::{Protocol, Wanted};
 use crate::remote::proxies::Proxies;
 use crate::remote::pump::{self, Waiting};
 use crate::remote::secrets::Secrets;
+use crate::remote::session::{Library, Session};
 use crate::remote::spool::Room;
-use crate::remote::ssh::{self, Client, Hooks, Shown};
+use crate::remote::ssh::{self, Hooks, Shown};
 use crate::remote::ssh_config::AddressFamily;
 use crate::remote::tcp::{self, ByteStream, GuardedStream};
 use crate::remote::timeout::{GOODBYE_TIMEOUT, within};
@@ -49,9 +49,6 @@ const TLS_ROUND_TRIPS: u32 = 1;
 
 /// Round trips of the SSH handshake: one for the algorithm lists, one for the key exchange.
 const HANDSHAKE_ROUND_TRIPS: u32 = 2;
-
-/// Fewest round trips of a login: service request, key offer, signature.
-const LOGIN_ROUND_TRIPS: u32 = 3;
 
 /// Round trips of opening a channel.
 const CHANNEL_ROUND_TRIPS: u32 = 1;
@@ -110,7 +107,7 @@ impl Transport {
 
 /// An SSH session.
 pub struct Connection {
-    pub(super) session: Arc<Handle<Client>>,
+    pub(super) session: Arc<Session>,
     /// The task that owns the WebSocket; `None` over plain TCP.
     socket: Option<JoinHandle<()>>,
     pub(super) endpoint: String,
@@ -137,9 +134,19 @@ pub struct Connection {
 /// # Errors
 /// The network failed, the host key is not trusted, or the server refused the login.
 pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
+    match connect_by(Library::Russh, target).await {
+        Err(error) if own::has_what_is_missing(&error) => {
+            debug!("connect step=again client=own why={error:?}");
+            connect_by(Library::Own, target).await
+        }
+        connected => connected,
+    }
+}
+
+async fn connect_by(library: Library, target: &Target) -> Result<Connection, RemoteError> {
     let (connection_status, hooks) = (ConnectionStatus::default(), Hooks::default());
     let timeout = target.connect_timeout;
-    let mut round_trips = TCP_ROUND_TRIPS + HANDSHAKE_ROUND_TRIPS + LOGIN_ROUND_TRIPS + CHANNEL_ROUND_TRIPS;
+    let mut round_trips = TCP_ROUND_TRIPS + HANDSHAKE_ROUND_TRIPS + CHANNEL_ROUND_TRIPS;
     let (mut session, socket, endpoint) = match &target.transport {
         Transport::Tcp { host, port, family, from } => {
             let endpoint = format!("{}:{port}", escape(host.as_bytes()));
@@ -148,8 +155,16 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
                 tcp::connect_from(from.as_deref(), *family, (host, *port), &endpoint, timeout).await?;
             let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
             (
-                handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &hooks)
-                    .await?,
+                handshake(
+                    library,
+                    target,
+                    Box::new(stream),
+                    round_trip,
+                    &endpoint,
+                    &connection_status,
+                    &hooks,
+                )
+                .await?,
                 None,
                 endpoint,
             )
@@ -164,12 +179,21 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
                 bridge::open(&address, ca_cert.as_deref(), proxies, timeout, silence, &connection_status)
                     .await?;
             let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
-            let session =
-                handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &hooks)
-                    .await?;
+            let session = handshake(
+                library,
+                target,
+                Box::new(stream),
+                round_trip,
+                &endpoint,
+                &connection_status,
+                &hooks,
+            )
+            .await?;
             (session, Some(socket), endpoint)
         }
     };
+    let login_round_trips = session.login_round_trips();
+    round_trips += login_round_trips;
     let begin = Instant::now();
     auth::authenticate(&mut session, &target.user, &target.keys, &endpoint, timeout, &connection_status)
         .await?;
@@ -192,7 +216,10 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         alive: hooks.alive.subscribe(),
         secrets,
     };
-    connection.took(begin.elapsed() / LOGIN_ROUND_TRIPS);
+    connection.took(begin.elapsed() / login_round_trips);
+    if let Some(round_trip) = connection.session.round_trip() {
+        connection.took(round_trip);
+    }
     debug!("connect ok=true ms={} endpoint={} step=log in", begin.elapsed().as_millis(), connection.endpoint);
     Ok(connection)
 }
@@ -260,7 +287,7 @@ impl Connection {
         })?;
         let opening = async {
             let begin = Instant::now();
-            let channel = self.session.channel_open_session().await?;
+            let channel = self.session.open().await?;
             self.took(begin.elapsed());
             let purpose = purpose(&mut waiting);
             debug!("agent step=start {}", purpose.kind());
@@ -324,17 +351,19 @@ impl Connection {
 
     /// Waits until the session has ended, and returns the reason.
     pub async fn lost(&self) -> RemoteError {
-        let _ = self.alive.clone().changed().await;
+        match &*self.session {
+            Session::Russh(_) => drop(self.alive.clone().changed().await),
+            Session::Own(own) => own.ended().await,
+        }
         self.connection_status.error(&self.endpoint)
     }
 
     /// Ends the session. This cuts off agents that still run, so read to their end first.
     pub async fn close(self) {
         let goodbye = async {
-            // These calls fail if the session is already gone, which does no harm.
-            let _ = self.session.disconnect(Disconnect::ByApplication, "", "").await;
-            if let Some(session) = Arc::into_inner(self.session) {
-                let _ = session.await;
+            self.session.disconnect().await;
+            if let Some(mut session) = Arc::into_inner(self.session) {
+                session.ended().await;
             }
             if let Some(socket) = self.socket {
                 let _ = socket.await;
@@ -345,13 +374,14 @@ impl Connection {
 }
 
 async fn handshake(
+    library: Library,
     target: &Target,
     stream: Box<dyn ByteStream>,
     round_trip: Duration,
     endpoint: &str,
     connection_status: &ConnectionStatus,
     hooks: &Hooks,
-) -> Result<Handle<Client>, RemoteError> {
+) -> Result<Session, RemoteError> {
     // A silent port is asked what it speaks, unless a bridge leads to it.
     let (wanted, port) = match &target.transport {
         Transport::Tcp { host, port, .. } => (Wanted::Ssh, Some((host.as_str(), *port))),
@@ -362,8 +392,26 @@ async fn handshake(
     let stream: Box<dyn ByteStream> = Box::new(stream);
     let stream = GuardedStream::new(stream, silence, connection_status.clone());
     let (connection_status, hooks) = (connection_status.clone(), hooks.clone());
-    let handshake =
-        ssh::handshake(stream, round_trip, host_keys, silence, endpoint, connection_status, hooks);
+    let handshake = async {
+        Ok(match library {
+            Library::Russh => Session::Russh(Box::new(
+                ssh::handshake(stream, round_trip, host_keys, silence, endpoint, connection_status, hooks)
+                    .await?,
+            )),
+            Library::Own => Session::Own(
+                own::handshake(
+                    stream,
+                    round_trip,
+                    host_keys,
+                    silence,
+                    endpoint,
+                    connection_status,
+                    hooks.shown,
+                )
+                .await?,
+            ),
+        })
+    };
     let handshake = within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake);
     let shaken = tokio::select! {
         shaken = handshake => shaken,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use russh::client::{Handle, Msg};
+use russh::client::Msg;
 use russh::{Channel, ChannelOpenFailure};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, lookup_host};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -20,8 +20,8 @@ use crate::remote::connection::Connection;
 use crate::remote::error::RemoteError;
 use crate::remote::forward::{Bind, Forward, ForwardTarget, Listen, Side};
 use crate::remote::inbound::{Incoming, Listener};
+use crate::remote::session::Session;
 use crate::remote::spool::{FILE_BYTES_MAX, Room, Spool};
-use crate::remote::ssh::Client;
 use crate::remote::tcp::ByteStream;
 use crate::remote::timeout::within;
 use crate::tree::path::escape;
@@ -203,11 +203,11 @@ impl Connection {
             source => self.channel_error(source),
         };
         let asking = async {
+            let session = self.session.forwarding().map_err(failed)?;
             match &forward.listen {
                 Listen::Tcp { bind, port } => {
                     let (address, wanted) = (bind.requested().to_owned(), u32::from(*port));
-                    let allocated =
-                        self.session.tcpip_forward(address.clone(), wanted).await.map_err(failed)?;
+                    let allocated = session.tcpip_forward(address.clone(), wanted).await.map_err(failed)?;
                     // The server names the port only if it chose it.
                     let port = if wanted == 0 { allocated } else { wanted };
                     let listener = Listener::Tcp { address, port };
@@ -215,7 +215,7 @@ impl Connection {
                 }
                 Listen::Unix(path) => {
                     let path = path.display().to_string();
-                    self.session.streamlocal_forward(path.clone()).await.map_err(failed)?;
+                    session.streamlocal_forward(path.clone()).await.map_err(failed)?;
                     Ok((Listener::Unix(path), None))
                 }
             }
@@ -263,7 +263,7 @@ impl Local {
 /// Parts of the connection to the server that all forwarded connections share.
 #[derive(Clone)]
 struct Shared {
-    session: Arc<Handle<Client>>,
+    session: Arc<Session>,
     permits: Arc<Semaphore>,
     room: Room,
     is_stall_told: Arc<AtomicBool>,
@@ -353,12 +353,13 @@ impl Shared {
         target: &ForwardTarget,
         (address, port): (String, u32),
     ) -> Result<Channel<Msg>, russh::Error> {
+        let session = self.session.forwarding()?;
         match target {
             ForwardTarget::Tcp { host, port: to } => {
-                self.session.channel_open_direct_tcpip(host.clone(), (*to).into(), address, port).await
+                session.channel_open_direct_tcpip(host.clone(), (*to).into(), address, port).await
             }
             ForwardTarget::Unix(path) => {
-                self.session.channel_open_direct_streamlocal(path.display().to_string()).await
+                session.channel_open_direct_streamlocal(path.display().to_string()).await
             }
             ForwardTarget::Socks => Err(russh::Error::Inconsistent),
         }

@@ -10,12 +10,11 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use russh::ChannelMsg;
-use russh::client::Handle;
 use tokio::time::{Instant, sleep};
 
 use crate::log::debug;
 use crate::remote::error::ShellFault;
-use crate::remote::ssh::Client;
+use crate::remote::session::Session;
 
 /// Silence of the shell after which ksync asks. Start files of most shells take less than a second.
 const ASK_AFTER: Duration = Duration::from_secs(2);
@@ -41,12 +40,12 @@ const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 
 /// A question that can be asked on a session, if the session still lives.
 pub(super) struct Probe {
-    session: Weak<Handle<Client>>,
+    session: Weak<Session>,
     after: Duration,
 }
 
 impl Probe {
-    pub(super) fn new(session: &Arc<Handle<Client>>, round_trip: Duration) -> Self {
+    pub(super) fn new(session: &Arc<Session>, round_trip: Duration) -> Self {
         Self { session: Arc::downgrade(session), after: ASK_AFTER + ROUND_TRIPS * round_trip }
     }
 
@@ -72,7 +71,7 @@ impl Probe {
     async fn asks(&self) -> Option<bool> {
         let mut channel = {
             let session = self.session.upgrade()?;
-            session.channel_open_session().await.ok()?
+            session.open().await.ok()?
         };
         channel.exec(false, COMMAND).await.ok()?;
         channel.eof().await.ok()?;

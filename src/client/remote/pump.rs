@@ -11,8 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use russh::client::Msg;
-use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use russh::ChannelMsg;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -27,6 +26,7 @@ use crate::remote::lines::Lines;
 use crate::remote::probe::Probe;
 use crate::remote::secrets::Secrets;
 use crate::remote::send_window::SendWindow;
+use crate::remote::session::{Reader, Writer};
 use crate::tree::path::escape;
 use crate::wire::flight::{Sealed, Secret};
 use crate::wire::hello::MAGIC;
@@ -161,7 +161,7 @@ impl Waiting {
     }
 
     /// Takes over a channel on which the command was just sent.
-    pub(super) fn start(self, read: ChannelReadHalf, write: ChannelWriteHalf<Msg>, start: Start) {
+    pub(super) fn start(self, read: Reader, write: Writer, start: Start) {
         let _ = self.heard.0.set(start.connection_status.clone());
         let (step_sender, steps) = mpsc::unbounded_channel();
         let (over_sender, over) = watch::channel(false);
@@ -238,7 +238,7 @@ struct Receiving {
 impl Receiving {
     /// Runs until the channel is closed. Returns the agent's end, and if the other side closed the
     /// channel.
-    async fn run(mut self, mut read: ChannelReadHalf, error: &OnceLock<Arc<RemoteError>>) -> (End, bool) {
+    async fn run(mut self, mut read: Reader, error: &OnceLock<Arc<RemoteError>>) -> (End, bool) {
         let (cause, closed) = self.receive(&mut read).await;
         std::mem::take(&mut self.lines).end(&mut |line| hear(line, &mut self.stderr));
         self.end.stderr = lines(self.stderr.make_contiguous());
@@ -259,7 +259,7 @@ impl Receiving {
         (self.end, closed)
     }
 
-    async fn receive(&mut self, read: &mut ChannelReadHalf) -> (Option<RemoteError>, bool) {
+    async fn receive(&mut self, read: &mut Reader) -> (Option<RemoteError>, bool) {
         let probe = self.start.probe.take();
         let mut no_agent = pin!(async {
             match probe {
@@ -415,7 +415,7 @@ impl Receiving {
 
 /// The sending task.
 struct Sending {
-    write: ChannelWriteHalf<Msg>,
+    write: Writer,
     writes: mpsc::Receiver<Bytes>,
     surplus: Option<Bytes>,
     first: Option<First>,
@@ -495,7 +495,7 @@ impl Sending {
             let now = bytes.split_to(bytes.len().min(SEND_BYTES_MAX));
             let _ = self.beginning.set(now.slice(..now.len().min(ECHO_BYTES)));
             self.send_window.admit(now.len(), sleep).await;
-            self.write.data_bytes(now).await?;
+            self.write.data(now).await?;
         }
         Ok(())
     }

@@ -80,11 +80,11 @@ impl Connection {
     pub async fn shell(&self, command: &[u8], mut terminal: Option<Terminal>) -> Result<u32, RemoteError> {
         let failed = |source| self.channel_error(source);
         let opening = async {
-            let channel = self.session.channel_open_session().await.map_err(failed)?;
+            let channel = self.session.open().await.map_err(failed)?;
             if let Some(Terminal { kind, size, modes, .. }) = &terminal {
                 let (columns, rows) = (size.columns, size.rows);
                 let modes = told(modes);
-                channel.request_pty(false, kind, columns, rows, 0, 0, &modes).await.map_err(failed)?;
+                channel.request_pty(kind, columns, rows, &modes).await.map_err(failed)?;
             }
             let asked = if command.is_empty() {
                 channel.request_shell(true).await
@@ -108,13 +108,13 @@ impl Connection {
                 tokio::select! {
                     count = stdin.read(&mut buffer) => {
                         let bytes = buffer.get(..count.unwrap_or(0)).unwrap_or_default();
-                        let sent = if bytes.is_empty() { write.eof().await } else { write.data(bytes).await };
+                        let sent = if bytes.is_empty() { write.eof().await } else { write.data(Bytes::copy_from_slice(bytes)).await };
                         if bytes.is_empty() || sent.is_err() {
                             return;
                         }
                     }
                     Some(size) = resized => {
-                        let _ = write.window_change(size.columns, size.rows, 0, 0).await;
+                        let _ = write.window_change(size.columns, size.rows).await;
                     }
                 }
             }

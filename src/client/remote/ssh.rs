@@ -5,11 +5,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use russh::client::{
-    self, ChannelOpenHandle, Config, GexParams, Handle, Handler, Msg, RemoteDisconnectInfo, Session,
-    connect_stream,
+    self, ChannelOpenHandle, Config, GexParams, Handle, Handler, Msg, Session, connect_stream,
 };
 use russh::keys::ssh_key::Algorithm;
-use russh::keys::{EcdsaCurve, HashAlg, PublicKeyOrCertificate};
+use russh::keys::{Certificate, EcdsaCurve, HashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{AlgorithmKind, Channel, Disconnect, Preferred, SshId, cipher, compression, kex, mac};
 use tokio::sync::watch;
 
@@ -31,8 +30,8 @@ const CIPHERS: &[cipher::Name] = &[
     cipher::AES_128_CTR,
 ];
 
-/// Key exchanges that OpenSSH's client offers, in order of preference. russh has no sntrup761; a
-/// server that has it also has Curve25519 unless its settings say otherwise.
+/// Key exchanges that OpenSSH's client offers, in order of preference. russh has no sntrup761: a
+/// server that has nothing else is met by ksync's own client, see `own`.
 const KEY_EXCHANGES: &[kex::Name] = &[
     kex::MLKEM768X25519_SHA256,
     kex::CURVE25519,
@@ -49,7 +48,7 @@ const KEY_EXCHANGES: &[kex::Name] = &[
 ];
 
 /// MACs for AES-CTR that OpenSSH's client offers, in order of preference. HMAC with SHA-1 is not
-/// broken. russh has no UMAC.
+/// broken. russh has no UMAC: see `own`.
 const MACS: &[mac::Name] = &[
     mac::HMAC_SHA256_ETM,
     mac::HMAC_SHA512_ETM,
@@ -93,7 +92,7 @@ const WINDOW_BYTES_PER_SECOND: u128 = 200_000_000;
 const CHANNEL_MESSAGES: usize = 16;
 
 /// Unanswered keepalives after which the connection counts as dead.
-const KEEPALIVES: u32 = 2;
+pub(super) const KEEPALIVES: u32 = 2;
 
 /// Receive window for this round trip.
 ///
@@ -102,7 +101,7 @@ const KEEPALIVES: u32 = 2;
 /// buffer holds 32 MiB, sshd has copied 16 GiB. With that window, 50 MB over 100 Mbit/s and 50 ms
 /// took 4.6 to 7.2 s, because sshd had no time to send. With windows up to 20 MiB they always took
 /// 4.6 s.
-fn window_bytes(round_trip: Duration) -> u32 {
+pub(super) fn window_bytes(round_trip: Duration) -> u32 {
     let bytes = round_trip.as_micros() * WINDOW_BYTES_PER_SECOND / 1_000_000;
     u32::try_from(bytes).unwrap_or(u32::MAX).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)
 }
@@ -117,16 +116,12 @@ pub(super) async fn handshake(
     connection_status: ConnectionStatus,
     hooks: Hooks,
 ) -> Result<Handle<Client>, RemoteError> {
-    let untrusted = |error| match error {
-        HostKeyError::NotKept { path, source } => RemoteError::NotKept { path, source },
-        error => RemoteError::HostKey { endpoint: endpoint.into(), source: Box::new(error) },
-    };
-    let known_kinds = host_keys.known_kinds().map_err(untrusted)?;
-    let certified = host_keys.has_authority().map_err(untrusted)?;
-    let config = Arc::new(config(known_kinds, certified, window_bytes(round_trip), silence));
+    let known_kinds = host_keys.known_kinds().map_err(|error| untrusted(endpoint, error))?;
+    let certified = host_keys.has_authority().map_err(|error| untrusted(endpoint, error))?;
+    let config = Arc::new(config(&known_kinds, certified, window_bytes(round_trip), silence));
     let client = Client { host_keys, silence, connection_status: connection_status.clone(), hooks };
     connect_stream(config, stream, client).await.map_err(|error| match error {
-        ClientError::HostKey(source) => untrusted(source),
+        ClientError::HostKey(source) => untrusted(endpoint, source),
         ClientError::Ssh(russh::Error::NoCommonAlgo { kind, ours, theirs }) => {
             no_common_algorithm(endpoint, kind, ours, &theirs)
         }
@@ -137,7 +132,15 @@ pub(super) async fn handshake(
     })
 }
 
-fn no_common_algorithm(
+/// Error for a host key that is not trusted.
+pub(super) fn untrusted(endpoint: &str, error: HostKeyError) -> RemoteError {
+    match error {
+        HostKeyError::NotKept { path, source } => RemoteError::NotKept { path, source },
+        error => RemoteError::HostKey { endpoint: endpoint.into(), source: Box::new(error) },
+    }
+}
+
+pub(super) fn no_common_algorithm(
     endpoint: &str,
     kind: AlgorithmKind,
     mut ours: Vec<String>,
@@ -158,11 +161,17 @@ fn no_common_algorithm(
     RemoteError::NoCommonAlgorithm { what, endpoint: endpoint.into(), theirs, ours }
 }
 
-fn config(known_kinds: Vec<Algorithm>, certified: bool, window_size: u32, silence: Duration) -> Config {
+/// Types of host key in the order in which they are asked for: those first by which the host is
+/// known.
+pub(super) fn host_key_order(known_kinds: &[Algorithm]) -> Vec<Algorithm> {
     // A known RSA key is known for each hash.
     let is_known = |kind: &Algorithm| known_kinds.iter().any(|known| known.as_str() == key_type(kind));
     let (mut host_keys, others): (Vec<_>, Vec<_>) = HOST_KEYS.iter().cloned().partition(is_known);
     host_keys.extend(others);
+    host_keys
+}
+
+fn config(known_kinds: &[Algorithm], certified: bool, window_size: u32, silence: Duration) -> Config {
     Config {
         client_id: SshId::Standard(Cow::Borrowed(concat!("SSH-2.0-ksync_", env!("CARGO_PKG_VERSION")))),
         window_size,
@@ -170,7 +179,7 @@ fn config(known_kinds: Vec<Algorithm>, certified: bool, window_size: u32, silenc
         preferred: Preferred {
             kex: Cow::Borrowed(KEY_EXCHANGES),
             mac: Cow::Borrowed(MACS),
-            key: Cow::Owned(host_keys),
+            key: Cow::Owned(host_key_order(known_kinds)),
             host_key_certificates: if certified { Cow::Borrowed(&HOST_KEYS) } else { Cow::Borrowed(&[]) },
             cipher: Cow::Borrowed(CIPHERS),
             compression: Cow::Borrowed(COMPRESSIONS),
@@ -226,22 +235,8 @@ impl Handler for Client {
     type Error = ClientError;
 
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, ClientError> {
-        // The check reads files, and another run may hold a lock on one.
-        let (host_keys, plain) = (self.host_keys.clone(), key.public_key());
-        let (certificate, shown) = (key.certificate().cloned(), plain.to_openssh());
-        let (by, kind) = (host_keys.kind(), plain.algorithm());
-        let checked = tokio::task::spawn_blocking(move || match certificate {
-            Some(certificate) => host_keys.check_certificate(&certificate),
-            None => host_keys.check(&plain),
-        })
-        .await;
-        let checked = checked.map_err(|error| russh::Error::IO(std::io::Error::other(error)))?;
-        debug!("hostkey ok={} type={kind} by={by}", checked.is_ok());
-        checked?;
-        if let Ok(text) = shown {
-            // The key of the first exchange counts; russh accepts no other one later.
-            let _ = self.hooks.shown.set(text);
-        }
+        let (plain, certificate) = (key.public_key(), key.certificate().cloned());
+        check(&self.host_keys, plain, certificate, &self.hooks.shown).await?;
         Ok(true)
     }
 
@@ -334,7 +329,7 @@ impl Handler for Client {
         match reason {
             client::DisconnectReason::ReceivedDisconnect(info) => {
                 let message = escape(info.message.as_bytes()).into_owned();
-                self.connection_status.settle(if is_dismissal(&info) {
+                self.connection_status.settle(if is_dismissal(info.reason_code as u32, &info.message) {
                     DisconnectReason::Dismissed(message)
                 } else {
                     DisconnectReason::Broken(format!("the server closed the session: {message}"))
@@ -353,20 +348,44 @@ impl Handler for Client {
     }
 }
 
+/// Checks the key of a host, or its certificate, and stores the key as text.
+pub(super) async fn check(
+    host_keys: &HostKeys,
+    plain: PublicKey,
+    certificate: Option<Certificate>,
+    shown: &Shown,
+) -> Result<(), HostKeyError> {
+    let (host_keys, text) = (host_keys.clone(), plain.to_openssh());
+    let (by, kind) = (host_keys.kind(), plain.algorithm());
+    // The check reads files, and another run may hold a lock on one.
+    let checked = tokio::task::spawn_blocking(move || match certificate {
+        Some(certificate) => host_keys.check_certificate(&certificate),
+        None => host_keys.check(&plain),
+    })
+    .await;
+    // A check that did not end has not accepted the key.
+    let checked = checked.unwrap_or(Err(HostKeyError::Malformed));
+    debug!("hostkey ok={} type={kind} by={by}", checked.is_ok());
+    checked?;
+    if let Ok(text) = text {
+        // The key of the first exchange counts; no other one is accepted later.
+        let _ = shown.set(text);
+    }
+    Ok(())
+}
+
 /// Reports if the server will never let this client in. Every other disconnect reason may be
 /// temporary: too many connections, a timeout, a restart.
-fn is_dismissal(info: &RemoteDisconnectInfo) -> bool {
-    match info.reason_code {
-        Disconnect::NoMoreAuthMethodsAvailable
-        | Disconnect::IllegalUserName
-        | Disconnect::HostNotAllowedToConnect => true,
-        // OpenSSH gives all of its own reasons this code: auth_maxtries_exceeded, userauth_finish.
-        Disconnect::ProtocolError => {
-            let message = info.message.to_ascii_lowercase();
-            message.contains("too many authentication failures") || message.contains("access denied")
-        }
-        _ => false,
+pub(super) fn is_dismissal(code: u32, message: &str) -> bool {
+    let is = |reason: Disconnect| reason as u32 == code;
+    // OpenSSH gives all of its own reasons this code: auth_maxtries_exceeded, userauth_finish.
+    if is(Disconnect::ProtocolError) {
+        let message = message.to_ascii_lowercase();
+        return message.contains("too many authentication failures") || message.contains("access denied");
     }
+    is(Disconnect::NoMoreAuthMethodsAvailable)
+        || is(Disconnect::IllegalUserName)
+        || is(Disconnect::HostNotAllowedToConnect)
 }
 
 /// Reports if the other side stopped answering or stopped reading.
@@ -386,7 +405,7 @@ mod tests {
     fn a_known_type_of_key_is_asked_for_first_and_sha1_never() {
         let first = |kind: &str| {
             let known_kinds = vec![Algorithm::new(kind).unwrap()];
-            let config = config(known_kinds, false, WINDOW_BYTES_MIN, Duration::from_secs(60));
+            let config = config(&known_kinds, false, WINDOW_BYTES_MIN, Duration::from_secs(60));
             assert_eq!(config.preferred.key.len(), HOST_KEYS.len());
             assert!(!config.preferred.key.contains(&Algorithm::Rsa { hash: None }));
             config.preferred.key.first().unwrap().to_string()
@@ -398,11 +417,6 @@ mod tests {
 
     #[test]
     fn only_a_refusal_counts_as_a_dismissal() {
-        let info = |reason_code, message: &str| RemoteDisconnectInfo {
-            reason_code,
-            message: message.into(),
-            lang_tag: String::new(),
-        };
         for (code, message, expected) in [
             (Disconnect::ProtocolError, "Too many authentication failures", true),
             (Disconnect::ProtocolError, "Too many authentication failures for root", true),
@@ -415,7 +429,7 @@ mod tests {
             (Disconnect::ServiceNotAvailable, "", false),
             (Disconnect::ConnectionLost, "Too many connections", false),
         ] {
-            assert_eq!(is_dismissal(&info(code, message)), expected, "{message}");
+            assert_eq!(is_dismissal(code as u32, message), expected, "{message}");
         }
     }
 
