@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use ksync::kernel::{Api, ApiKey, DEFAULT_TIMEOUT, Exec, NewBrowser, Settings};
-use ksync::sandbox::LinkConditions;
+use ksync::sandbox::{Isolation, LinkConditions};
 use ksync::sandbox::platform::{Platform, PlatformOptions};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
@@ -205,6 +205,7 @@ impl World {
         let options = PlatformOptions {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             home: folder.path().join("platform"),
+            isolation: Isolation::World,
             conditions: LinkConditions { delay: round_trip / 2, ..LinkConditions::default() },
             time_scale: 1.0,
             client_key: None,

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use ksync::sandbox::{LinkConditions, Options, Sandbox, SandboxError};
+use ksync::sandbox::{Isolation, LinkConditions, Options, Sandbox, SandboxError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -89,7 +89,7 @@ impl World {
 
 async fn start(folder: &Path, conditions: LinkConditions) -> Result<Sandbox, SandboxError> {
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    Sandbox::start(Options { listen, home: folder.join("vm"), conditions }).await
+    Sandbox::start(Options { listen, home: folder.join("vm"), isolation: Isolation::World, conditions }).await
 }
 
 async fn output(mut command: Command) -> Output {
@@ -358,8 +358,12 @@ async fn only_loopback_is_served() {
     let folder = tempfile::tempdir().expect("folder");
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:2222"] {
         let listen: SocketAddr = address.parse().expect("address");
-        let options =
-            Options { listen, home: folder.path().join("vm"), conditions: LinkConditions::default() };
+        let options = Options {
+            listen,
+            home: folder.path().join("vm"),
+            isolation: Isolation::World,
+            conditions: LinkConditions::default(),
+        };
         let refused = Sandbox::start(options).await.expect_err("refused");
         assert!(matches!(refused, SandboxError::NotLoopback(a) if a == listen));
     }

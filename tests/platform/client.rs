@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt;
-use ksync::sandbox::LinkConditions;
+use ksync::sandbox::{Isolation, LinkConditions};
 use ksync::sandbox::platform::{Platform, PlatformOptions};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -44,6 +44,7 @@ impl Cloud {
         let options = PlatformOptions {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             home: folder.path().join("home"),
+            isolation: Isolation::World,
             conditions: LinkConditions::default(),
             time_scale,
             client_key: None,

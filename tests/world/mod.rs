@@ -108,6 +108,8 @@ impl World {
             .env("HOME", self.home())
             .env("TMPDIR", self.path("tmp"))
             .env("USER", "root")
+            // A VM's paths are those of this machine, but only such a test of its own world.
+            .env("KSYNC_SANDBOX_HOST_FILES", "1")
             .current_dir(&self.root);
         for (variable, name) in [
             ("XDG_CACHE_HOME", "cache"),

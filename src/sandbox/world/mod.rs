@@ -1,0 +1,249 @@
+//! Worlds: each emulated VM has files, mounts and processes of its own.
+//!
+//! A world is a mount namespace and a process namespace, made with root's rights or in a user
+//! namespace. Its `/` is a directory of the VM with overlays of this machine's directories in it:
+//! see [`mounts`]. Programs enter it by `nsenter`, and this process reads and writes its files
+//! through its first process, `/proc/PID/root`. The network is that of this machine. Everything in
+//! the world ends with its first process, and that ends with this process.
+
+mod furnish;
+mod mounts;
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, geteuid};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+
+use crate::isolation::reason;
+use crate::process::PATH;
+use crate::terminal;
+pub(crate) use furnish::ABSENT;
+use mounts::Rights;
+
+/// Time for the first process of a world to come up. It takes 0.03 s on an idle machine.
+const START_MAX: Duration = Duration::from_secs(30);
+
+/// Time that a stopped world has to be gone.
+const STOP_MAX: Duration = Duration::from_secs(5);
+
+/// The first process of a world.
+const INIT: &str = include_str!("init.sh");
+
+/// A user of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum User {
+    Root,
+    Kernel,
+}
+
+impl User {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Kernel => "kernel",
+        }
+    }
+
+    pub(crate) const fn home(self) -> &'static str {
+        match self {
+            Self::Root => "/root",
+            Self::Kernel => "/home/kernel",
+        }
+    }
+}
+
+/// A running world. Dropping it ends it, but does not wait for its processes: see [`stop`].
+///
+/// [`stop`]: World::stop
+#[derive(Debug)]
+pub(crate) struct World {
+    /// `/proc/PID/root` of the first process.
+    root: PathBuf,
+    first: Pid,
+    rights: Rights,
+    directory: PathBuf,
+    /// Reason why the changes to this machine's directories are lost at the end.
+    volatile: Option<String>,
+    /// `unshare`, the parent of the first process, whose death ends that. `None` after a stop.
+    parent: Mutex<Option<Child>>,
+    /// The first process waits for the end of this.
+    _input: ChildStdin,
+    /// Locked while a world uses the layers of the directory.
+    _lock: File,
+}
+
+impl World {
+    /// Makes a world whose files lie in `directory`.
+    ///
+    /// # Errors
+    /// The directory cannot be written, or the system has no namespaces or overlays for this user;
+    /// the error tells why.
+    pub(crate) async fn start(directory: &Path) -> io::Result<World> {
+        if !cfg!(target_os = "linux") {
+            return Err(io::Error::other("worlds need Linux's namespaces"));
+        }
+        fs::create_dir_all(directory)?;
+        // Two worlds cannot share layers. The later one has its own, which vanish with it.
+        let lock = File::options().create(true).append(true).open(directory.join("lock"))?;
+        let mut volatile = lock.try_lock().err().map(|_| "another emulated VM uses them".to_owned());
+        let mut refusal = None;
+        for rights in [Rights::Root, Rights::UserNamespace] {
+            if rights == Rights::Root && !geteuid().is_root() {
+                continue;
+            }
+            for layers_last in [true, false] {
+                if layers_last && volatile.is_some() {
+                    continue;
+                }
+                match First::start(directory, rights, layers_last).await {
+                    Ok(First { pid, parent, input }) => {
+                        let world = World {
+                            root: format!("/proc/{}/root", pid.as_raw_nonzero()).into(),
+                            first: pid,
+                            rights,
+                            directory: directory.to_owned(),
+                            volatile: if layers_last { None } else { volatile.take().or(refusal) },
+                            parent: Mutex::new(Some(parent)),
+                            _input: input,
+                            _lock: lock,
+                        };
+                        furnish::furnish(&world.root, rights == Rights::Root)?;
+                        return Ok(world);
+                    }
+                    Err(error) => refusal = refusal.or_else(|| Some(reason(error))),
+                }
+            }
+        }
+        Err(io::Error::other(refusal.unwrap_or_default()))
+    }
+
+    /// Path of the world's `/` for this process. It leads into the world only as long as no link
+    /// is followed: absolute links lead to this machine.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Reason why the changes to this machine's directories are lost at the end, if they are.
+    pub(crate) fn volatile(&self) -> Option<&str> {
+        self.volatile.as_deref()
+    }
+
+    /// A command line that enters the world as `user`, to which a program and its arguments are
+    /// added. The program leads a session of its own.
+    ///
+    /// # Errors
+    /// This machine lacks a program for that.
+    pub(crate) fn entry(&self, user: User, cwd: &Path, has_terminal: bool) -> io::Result<Vec<OsString>> {
+        let mut line: Vec<OsString> = vec![program("nsenter")?.into()];
+        line.extend(["--target".into(), self.first.as_raw_nonzero().to_string().into()]);
+        line.extend(["--mount", "--pid"].map(OsString::from));
+        match (self.rights, user) {
+            (Rights::Root, User::Root) => line.push("--".into()),
+            (Rights::Root, User::Kernel) => {
+                line.extend(["--setuid", furnish::KERNEL_ID, "--setgid", furnish::KERNEL_ID, "--"].map(OsString::from));
+            }
+            (Rights::UserNamespace, _) => {
+                line.extend(["--user", "--preserve-credentials", "--"].map(OsString::from));
+            }
+        }
+        let [maker, option] = terminal::leader_maker()?;
+        line.extend(["/bin/sh", "-c", "cd -- \"$0\" && exec \"$@\""].map(OsString::from));
+        line.extend([cwd.into(), maker.into()]);
+        line.extend(has_terminal.then(|| option.into()));
+        if self.rights == Rights::UserNamespace && user == User::Kernel {
+            // There is one user here. In another namespace it has the other id.
+            line.push("unshare".into());
+            line.push(format!("--map-user={}", furnish::KERNEL_ID).into());
+            line.push(format!("--map-group={}", furnish::KERNEL_ID).into());
+        }
+        Ok(line)
+    }
+
+    /// Ends every process of the world.
+    pub(crate) fn kill(&self) {
+        if let Some(parent) = self.parent.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            let _ = parent.start_kill();
+        }
+    }
+
+    /// Ends the world, and waits at most 5 s until it is gone.
+    pub(crate) async fn stop(&self) {
+        let parent = self.parent.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut parent) = parent else { return };
+        let _ = parent.start_kill();
+        let _ = tokio::time::timeout(STOP_MAX, parent.wait()).await;
+        mounts::clear(&self.directory);
+    }
+
+    /// Removes the directory of a stopped world.
+    pub(crate) async fn remove(&self) {
+        let directory = self.directory.clone();
+        let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(directory)).await;
+        if matches!(removed, Ok(Ok(()))) || self.rights == Rights::Root {
+            return;
+        }
+        // The world's root could make directories that their owner cannot list.
+        if let Ok(unshare) = program("unshare") {
+            let mut rm = Command::new(unshare);
+            rm.args(["--user", "--map-root-user", "rm", "-rf", "--"]).arg(&self.directory);
+            let _ = rm.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().await;
+        }
+    }
+}
+
+/// A started first process.
+struct First {
+    pid: Pid,
+    parent: Child,
+    input: ChildStdin,
+}
+
+impl First {
+    async fn start(directory: &Path, rights: Rights, layers_last: bool) -> io::Result<First> {
+        let place = directory.to_owned();
+        let prepared =
+            tokio::task::spawn_blocking(move || mounts::prepare(&place, rights, layers_last)).await;
+        prepared.map_err(io::Error::other)??;
+        let mut command = Command::new(program("unshare")?);
+        if rights == Rights::UserNamespace {
+            command.args(["--user", "--map-root-user"]);
+        }
+        let [maker, _] = terminal::leader_maker()?;
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-c", INIT, "world"]);
+        command.arg(directory).arg(if layers_last { "" } else { "tmpfs" }).arg(maker);
+        // Its own group, so that a Ctrl-C for this process does not end it.
+        command.env_clear().env("PATH", PATH).process_group(0).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut parent = command.spawn()?;
+        let missing = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let input = parent.stdin.take().ok_or_else(missing)?;
+        let stdout = parent.stdout.take().ok_or_else(missing)?;
+        let mut stderr = parent.stderr.take().ok_or_else(missing)?;
+        let mut line = String::new();
+        let mut stdout = BufReader::new(stdout);
+        let told = stdout.read_line(&mut line);
+        tokio::time::timeout(START_MAX, told).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        match line.trim().parse().ok().and_then(Pid::from_raw) {
+            Some(pid) => Ok(First { pid, parent, input }),
+            None => {
+                let mut said = String::new();
+                let told = stderr.read_to_string(&mut said);
+                let _ = tokio::time::timeout(START_MAX, told).await;
+                Err(io::Error::other(reason(said)))
+            }
+        }
+    }
+}
+
+/// Finds a program of this machine.
+fn program(name: &str) -> io::Result<PathBuf> {
+    let found = std::env::split_paths(PATH).map(|directory| directory.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, format!("this machine has no {name}")))
+}
