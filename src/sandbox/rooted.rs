@@ -54,7 +54,8 @@ impl Root {
         use rustix::fs::{Mode, ResolveFlags, openat2};
         let root = File::open(&self.0)?;
         let path = if path == Path::new("") { Path::new(".") } else { path };
-        let (flags, mode) = (flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::from_raw_mode(mode & 0o7777));
+        let mode = if flags.contains(OFlags::CREATE) { mode & 0o7777 } else { 0 };
+        let (flags, mode) = (flags | OFlags::CLOEXEC, Mode::from_raw_mode(mode));
         loop {
             match openat2(&root, path, flags, mode, ResolveFlags::IN_ROOT) {
                 // Something was renamed meanwhile.
@@ -69,7 +70,7 @@ impl Root {
     fn open_clean(&self, path: &Path, flags: OFlags, mode: u32) -> io::Result<File> {
         use rustix::fs::Mode;
         let mode = Mode::from_bits_truncate((mode & 0o7777) as _);
-        Ok(rustix::fs::open(self.0.join(path), flags | OFlags::CLOEXEC | OFlags::NOCTTY, mode)?.into())
+        Ok(rustix::fs::open(self.0.join(path), flags | OFlags::CLOEXEC, mode)?.into())
     }
 
     /// Opens an entry of any kind for its metadata, and as an [`Entry::path`].
