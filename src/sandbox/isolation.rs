@@ -54,5 +54,7 @@ impl Files {
 pub(crate) fn reason(said: impl fmt::Display) -> String {
     let said = said.to_string();
     let line = said.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with("dmesg"));
-    line.unwrap_or("the system gives no reason").trim_end_matches('.').to_owned()
+    let line = line.unwrap_or("the system gives no reason").trim_end_matches('.');
+    // The number of an error is no help.
+    line.split(" (os error ").next().unwrap_or(line).to_owned()
 }

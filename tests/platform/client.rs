@@ -151,6 +151,11 @@ impl Cloud {
         self.get(&format!("/_sandbox/sessions/{id}")).has(200).json()
     }
 
+    /// Path on this machine of the `/` of a session's VM.
+    pub(crate) fn root(&self, id: &str) -> String {
+        text(&self.inside(id)["root"])
+    }
+
     /// Stage of a session's clock; `gone` if the session does not exist.
     pub(crate) fn stage(&self, id: &str) -> String {
         let reply = self.get(&format!("/_sandbox/sessions/{id}"));

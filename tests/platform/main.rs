@@ -15,3 +15,4 @@ mod process;
 mod sessions;
 mod spawned;
 mod vm;
+mod worlds;

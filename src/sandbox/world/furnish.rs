@@ -61,6 +61,8 @@ fn change(root: &Root, path: &str, lines: &[String]) -> io::Result<()> {
     root.open(path, OFlags::RDONLY, 0)?.read_to_string(&mut text)?;
     let wanted = changed(&text, lines);
     if wanted != text {
+        // In a user namespace, only a new file can be written.
+        fs::remove_file(root.place(path)?.path())?;
         root.write(path, wanted.as_bytes(), 0o644)?;
     }
     Ok(())

@@ -1,7 +1,8 @@
 # The first process of a world: mounts its files, makes them the root, and waits for the end of its
 # input. It runs in namespaces of its own for mounts and processes, as:
 #   sh -c 'this' world DIRECTORY TMPFS_OR_EMPTY LEADER_MAKER
-# The directory has `fs`, which becomes the root, `layers` for the overlays, and `mounts`, an fstab.
+# The directory has `fs`, which becomes the root, `layers` for the overlays with the directories in
+# `skeleton`, and `mounts`, an fstab.
 # It is mounted at /tmp first, so that no path in that table needs quotes.
 
 set -e
@@ -11,7 +12,7 @@ mount --rbind . /tmp
 cd /tmp
 if [ -n "$2" ]; then
   mount -t tmpfs -o mode=755 tmpfs layers
-  while read -r name; do mkdir -p "layers/$name/upper" "layers/$name/work"; done <overlays
+  (cd layers && xargs mkdir -p <../skeleton)
 fi
 is_empty() { for entry in "$1"/*; do [ ! -e "$entry" ]; return; done; }
 # A mount that fails is seen to below, or leaves out what the world can do without.

@@ -8,6 +8,8 @@
 
 mod furnish;
 mod mounts;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsString;
 use std::fs::{self, File};

@@ -6,6 +6,7 @@
 //! DIRECTORY/layers     /usr, /etc, /opt …: the changes to this machine's directories, as overlays
 //! DIRECTORY/mounts     the table, in the format of fstab
 //! DIRECTORY/overlays   the names of the overlaid directories
+//! DIRECTORY/skeleton   the directories of the layers
 //! ```
 //!
 //! Each directory of this machine's `/` has an overlay of its own. One overlay of `/` would show no
@@ -15,7 +16,6 @@
 use std::fmt::Write;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::Path;
 
@@ -47,6 +47,9 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
 ];
+
+/// Directories in whose directories a world's root can write, even in a user namespace.
+const WRITABLE: [&str; 7] = ["/etc", "/opt", "/usr", "/usr/local", "/var", "/var/lib", "/var/log"];
 
 /// Filesystems that a world does without: those of other containers, of users' programs and of the
 /// network, which may be slow or gone.
@@ -80,16 +83,17 @@ pub(super) fn prepare(directory: &Path, rights: Rights, layers_last: bool) -> io
     for name in &names {
         make(&fs_dir.join(name), 0o755)?;
         if layers_last {
-            let layer = layers.join(name);
-            make(&layer, 0o700)?;
             // A volatile overlay refuses a used work directory.
-            remove_work(&layer);
-            make(&layer.join("work"), 0o700)?;
-            // An overlay has the mode of its upper layer.
-            let mode = fs::metadata(Path::new("/").join(name))?.permissions().mode();
-            make(&layer.join("upper"), mode & 0o7777)?;
+            remove_work(&layers.join(name));
         }
     }
+    let skeleton = skeleton(&names, rights);
+    if layers_last {
+        for (path, mode) in &skeleton {
+            make(&layers.join(path), *mode)?;
+        }
+    }
+    fs::write(directory.join("skeleton"), skeleton.iter().map(|(path, _)| format!("{path}\n")).collect::<String>())?;
     let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
     fs::write(directory.join("mounts"), table(&names, &mountinfo, rights, layers_last))?;
     fs::write(directory.join("overlays"), names.iter().map(|name| format!("{name}\n")).collect::<String>())
@@ -102,9 +106,44 @@ pub(super) fn clear(directory: &Path) {
 }
 
 fn remove_work(layer: &Path) {
-    // The kernel makes a directory there that its owner cannot list.
-    let _ = fs::set_permissions(layer.join("work/work"), Permissions::from_mode(0o700));
+    // The kernel makes directories there that their owner cannot list.
+    for path in ["work/work", "work/work/incompat", "work/work/incompat/volatile"] {
+        let _ = fs::set_permissions(layer.join(path), Permissions::from_mode(0o700));
+    }
     let _ = fs::remove_dir_all(layer.join("work"));
+}
+
+/// The directories of the layers, with their modes. In a user namespace, this machine's directories
+/// belong to nobody, so the world's root could not write there. An overlay's directory has owner
+/// and mode of its upper layer.
+fn skeleton(names: &[String], rights: Rights) -> Vec<(String, u32)> {
+    let mut made = Vec::new();
+    for name in names {
+        made.extend([(name.clone(), 0o700), (format!("{name}/work"), 0o700)]);
+        add_upper(&Path::new("/").join(name), &format!("{name}/upper"), rights, &mut made);
+    }
+    made
+}
+
+fn add_upper(lower: &Path, upper: &str, rights: Rights, made: &mut Vec<(String, u32)>) {
+    let mode = fs::metadata(lower).map_or(0o755, |lower| lower.permissions().mode());
+    made.push((upper.to_owned(), (mode & 0o7777) | 0o700));
+    if rights == Rights::Root || !WRITABLE.iter().any(|path| lower == Path::new(path)) {
+        return;
+    }
+    for entry in fs::read_dir(lower).into_iter().flatten().filter_map(Result::ok) {
+        let name = entry.file_name();
+        // The table of the directories has one a line, without quotes.
+        let Some(name) = name.to_str().filter(|name| is_plain(name)) else { continue };
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            add_upper(&entry.path(), &format!("{upper}/{name}"), rights, made);
+        }
+    }
+}
+
+/// True for a name that needs no quotes in tables and options.
+fn is_plain(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-+@".contains(&byte))
 }
 
 fn make(path: &Path, mode: u32) -> io::Result<()> {
@@ -140,10 +179,8 @@ fn overlaid(fs_dir: &Path) -> io::Result<Vec<String>> {
     for entry in fs::read_dir("/")? {
         let entry = entry?;
         let (kind, name) = (entry.file_type()?, entry.file_name());
-        // Such a name would need quotes in the options of a mount.
-        let is_plain =
-            name.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-+@".contains(byte));
-        let Some(name) = name.to_str().filter(|_| is_plain) else { continue };
+        // Another name would need quotes in the options of a mount.
+        let Some(name) = name.to_str().filter(|name| is_plain(name)) else { continue };
         if kind.is_symlink() {
             link(&fs::read_link(entry.path())?, &fs_dir.join(name))?;
         } else if kind.is_dir()
