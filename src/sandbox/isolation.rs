@@ -34,19 +34,22 @@ pub enum Files {
 }
 
 impl Files {
-    /// A warning for the user, if the VM is less than a world whose files stay.
+    /// A warning for the user, with the remedy, if the VM is less than a world whose files stay.
     #[must_use]
-    pub fn warning(&self) -> Option<String> {
-        let text = match self {
-            Self::Host | Self::World { volatile: None } => return None,
-            Self::World { volatile: Some(reason) } => format!(
-                "changes to /usr, /etc and /var in the emulated VM are lost at its end, since they cannot be kept: {reason}"
-            ),
-            Self::Rooted { reason } => format!(
-                "the emulated VM has no files of its own, so its commands see and change those of this machine: {reason}"
-            ),
-        };
-        Some(text)
+    pub fn warning(&self) -> Option<(String, &'static str)> {
+        match self {
+            Self::Host | Self::World { volatile: None } => None,
+            Self::World { volatile: Some(reason) } => Some((
+                format!("the emulated VM loses its changes to /usr, /etc and /var at its end: {reason}"),
+                "Use paths in /tmp, /root, /home or /srv, which stay.",
+            )),
+            Self::Rooted { reason } => Some((
+                format!(
+                    "the emulated VM has no files of its own, so its commands see and change those of this machine: {reason}"
+                ),
+                "Run as root, or allow unprivileged user namespaces.",
+            )),
+        }
     }
 }
 

@@ -54,9 +54,7 @@ fn a_deletion_in_a_session_spares_the_same_path_here() {
     fs::create_dir(&place).expect("a directory");
     fs::write(place.join("mine"), "1").expect("a file");
     world.tree("src").file("a", "2");
-    let mut sandbox = isolated(world.ksync(["sandbox", "--json", "--home"]));
-    sandbox.arg(world.path("vms"));
-    let emulator = Emulator::of(sandbox);
+    let emulator = Emulator::isolated(&world, "vms");
     let session = Run::of(emulator.lend(world.ksync(["session", "create"]))).ok();
     assert!(!session.stdout.is_empty());
     let endpoint = format!("session:{}", place.display());

@@ -108,7 +108,7 @@ impl World {
             .env("HOME", self.home())
             .env("TMPDIR", self.path("tmp"))
             .env("USER", "root")
-            // A VM's paths are those of this machine, but only such a test of its own world.
+            // Most tests look for the emulated VM's files at the same path on this machine.
             .env("KSYNC_SANDBOX_HOST_FILES", "1")
             .current_dir(&self.root);
         for (variable, name) in [

@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use ksync::monitor::Warning;
 use ksync::sandbox::platform::{Platform, PlatformOptions};
 use ksync::sandbox::{Isolation, LinkConditions, Options, Sandbox, SandboxError, Setup};
 use serde_json::{Map, Value, json};
@@ -20,6 +21,7 @@ use crate::args::SandboxArgs;
 use crate::out;
 use crate::report::{self, CliError};
 use crate::run::{Signals, block_on};
+use crate::screen::warned;
 use crate::shell::quoted;
 
 /// Exit code: a local file could not be written.
@@ -41,8 +43,8 @@ pub(crate) fn run(args: &SandboxArgs) -> Result<u8, CliError> {
             conditions: LinkConditions::default(),
         };
         let sandbox = Sandbox::start(options).await?;
-        if let Some(warning) = sandbox.files().warning() {
-            out::note(&format!("ksync: {warning}"));
+        if let Some((what, hint)) = sandbox.files().warning() {
+            out::note(&warned(&Warning { what, hint: hint.to_owned() }));
         }
         let platform = Platform::start(PlatformOptions {
             listen: SocketAddr::new(args.listen.ip(), 0),

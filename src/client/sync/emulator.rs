@@ -19,10 +19,6 @@ use crate::sync::job::{ConnectOptions, SharedMonitor};
 #[cfg(feature = "sandbox")]
 use crate::sync::target::{cache_dir, common};
 
-/// The remedy if the VM has no files of its own, or cannot keep them.
-#[cfg(feature = "sandbox")]
-const HINT: &str = "Run as root, or allow unprivileged user namespaces.";
-
 /// A running emulator.
 #[cfg(feature = "sandbox")]
 pub(super) struct Emulator {
@@ -48,8 +44,8 @@ impl Emulator {
             conditions: LinkConditions::default(),
         };
         let sandbox = Sandbox::start(options).await.map_err(|error| SyncError::Sandbox(Box::new(error)))?;
-        if let Some(what) = sandbox.files().warning() {
-            monitor.warn(Warning { what, hint: HINT.to_owned() });
+        if let Some((what, hint)) = sandbox.files().warning() {
+            monitor.warn(Warning { what, hint: hint.to_owned() });
         }
         let mut target = common(connect_options, HostKeys::Exactly(sandbox.host_key()));
         target.transport = Transport::WebSocket { url: sandbox.url(), ca_cert: None };

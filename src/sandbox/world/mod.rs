@@ -181,7 +181,9 @@ impl World {
         let Some(mut parent) = parent else { return };
         let _ = parent.start_kill();
         let _ = tokio::time::timeout(STOP_MAX, parent.wait()).await;
-        mounts::clear(&self.directory);
+        if self.volatile.is_none() {
+            mounts::clear(&self.directory);
+        }
     }
 
     /// Removes the directory of a stopped world.

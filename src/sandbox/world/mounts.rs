@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! DIRECTORY/fs         /       /tmp, /root, /home, /srv and new directories lie here
-//! DIRECTORY/layers     /usr, /etc, /opt …: the changes to this machine's directories, as overlays
+//! DIRECTORY/layers     /usr, /etc, /opt …: the changes to this machine's directories, as overlays,
+//!                      in `upper`; the kernel works in `work`
 //! DIRECTORY/mounts     the table, in the format of fstab
 //! DIRECTORY/overlays   the names of the overlaid directories
 //! DIRECTORY/skeleton   the directories of the layers
@@ -84,7 +85,7 @@ pub(super) fn prepare(directory: &Path, rights: Rights, layers_last: bool) -> io
         make(&fs_dir.join(name), 0o755)?;
         if layers_last {
             // A volatile overlay refuses a used work directory.
-            remove_work(&layers.join(name));
+            remove_work(&layers.join("work").join(name));
         }
     }
     let skeleton = skeleton(&names, rights);
@@ -101,26 +102,26 @@ pub(super) fn prepare(directory: &Path, rights: Rights, layers_last: bool) -> io
 
 /// Removes the work directories of the overlays, which hold nothing between two starts.
 pub(super) fn clear(directory: &Path) {
-    let layers = fs::read_dir(directory.join("layers")).into_iter().flatten().filter_map(Result::ok);
-    layers.for_each(|layer| remove_work(&layer.path()));
+    let works = fs::read_dir(directory.join("layers/work")).into_iter().flatten().filter_map(Result::ok);
+    works.for_each(|work| remove_work(&work.path()));
 }
 
-fn remove_work(layer: &Path) {
+fn remove_work(work: &Path) {
     // The kernel makes directories there that their owner cannot list.
-    for path in ["work/work", "work/work/incompat", "work/work/incompat/volatile"] {
-        let _ = fs::set_permissions(layer.join(path), Permissions::from_mode(0o700));
+    for path in ["work", "work/incompat", "work/incompat/volatile"] {
+        let _ = fs::set_permissions(work.join(path), Permissions::from_mode(0o700));
     }
-    let _ = fs::remove_dir_all(layer.join("work"));
+    let _ = fs::remove_dir_all(work);
 }
 
 /// The directories of the layers, with their modes. In a user namespace, this machine's directories
 /// belong to nobody, so the world's root could not write there. An overlay's directory has owner
 /// and mode of its upper layer.
 fn skeleton(names: &[String], rights: Rights) -> Vec<(String, u32)> {
-    let mut made = Vec::new();
+    let mut made = vec![("upper".to_owned(), 0o700), ("work".to_owned(), 0o700)];
     for name in names {
-        made.extend([(name.clone(), 0o700), (format!("{name}/work"), 0o700)]);
-        add_upper(&Path::new("/").join(name), &format!("{name}/upper"), rights, &mut made);
+        made.push((format!("work/{name}"), 0o700));
+        add_upper(&Path::new("/").join(name), &format!("upper/{name}"), rights, &mut made);
     }
     made
 }
@@ -147,8 +148,12 @@ fn is_plain(name: &str) -> bool {
 }
 
 fn make(path: &Path, mode: u32) -> io::Result<()> {
-    match DirBuilder::new().create(path) {
-        Ok(()) => fs::set_permissions(path, Permissions::from_mode(mode)),
+    match DirBuilder::new().mode(mode).create(path) {
+        // The mask of this process may have taken bits away.
+        Ok(()) if fs::metadata(path)?.permissions().mode() & 0o7777 != mode => {
+            fs::set_permissions(path, Permissions::from_mode(mode))
+        }
+        Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }
@@ -204,8 +209,8 @@ fn table(names: &[String], mountinfo: &str, rights: Rights, layers_last: bool) -
     let volatile = if layers_last { ",volatile" } else { "" };
     for name in names {
         lines.push(format!(
-            "overlay /tmp/fs/{name} overlay lowerdir=/{name},upperdir=/tmp/layers/{name}/upper,\
-             workdir=/tmp/layers/{name}/work{user}{volatile}"
+            "overlay /tmp/fs/{name} overlay lowerdir=/{name},upperdir=/tmp/layers/upper/{name},\
+             workdir=/tmp/layers/work/{name}{user}{volatile}"
         ));
     }
     lines.extend(below(names, mountinfo).map(|path| format!("{path} /tmp/fs{path} none rbind,ro")));
