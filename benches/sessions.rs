@@ -37,8 +37,8 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use ksync::kernel::{Api, ApiKey, DEFAULT_TIMEOUT, Exec, NewBrowser, Settings};
-use ksync::sandbox::{Isolation, LinkConditions};
 use ksync::sandbox::platform::{Platform, PlatformOptions};
+use ksync::sandbox::{Isolation, LinkConditions};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};

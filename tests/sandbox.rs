@@ -132,9 +132,9 @@ fn mark() -> String {
 fn is_alive(mark: &str) -> bool {
     let processes = std::fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
     let line = format!("sleep\0{mark}\0");
-    processes.map(|process| process.path().join("cmdline")).any(|path| {
-        std::fs::read(path).is_ok_and(|text| text == line.as_bytes())
-    })
+    processes
+        .map(|process| process.path().join("cmdline"))
+        .any(|path| std::fs::read(path).is_ok_and(|text| text == line.as_bytes()))
 }
 
 async fn gone(mark: &str) {

@@ -171,12 +171,8 @@ impl Sandbox {
             return Err(SandboxError::NotLoopback(listen));
         }
         let home = make_home(&home).map_err(|source| SandboxError::Home { path: home, source })?;
-        let directories = Directories {
-            world: home.join("world"),
-            root: home.clone(),
-            home: home.clone(),
-            variable: None,
-        };
+        let directories =
+            Directories { world: home.join("world"), root: home.clone(), home: home.clone(), variable: None };
         let machine = Machine::start(isolation, directories).await;
         let machine = Arc::new(machine.map_err(|source| SandboxError::Home { path: home, source })?);
         let host_key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519)?;

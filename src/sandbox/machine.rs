@@ -31,9 +31,12 @@ pub(crate) struct Machine {
 
 #[derive(Debug)]
 enum Kind {
-    World(World),
+    World(Box<World>),
     /// This machine, with `HOME` and the directory that its programs learn.
-    Host { home: PathBuf, variable: Option<PathBuf> },
+    Host {
+        home: PathBuf,
+        variable: Option<PathBuf>,
+    },
 }
 
 /// The directories of a VM on this machine.
@@ -73,7 +76,7 @@ impl Machine {
                 Ok(world) => {
                     let files = Files::World { volatile: world.volatile().map(str::to_owned) };
                     let root = Root::new(world.root().to_owned());
-                    return Ok(Machine { kind: Kind::World(world), files, root });
+                    return Ok(Machine { kind: Kind::World(Box::new(world)), files, root });
                 }
                 Err(error) => Files::Rooted { reason: reason(error) },
             },

@@ -22,6 +22,13 @@ fn run(world: &World, args: &[&str]) -> Run {
     Run::of(isolated(world.ksync(args)))
 }
 
+/// True unless the VM warned that a place does not stay: the system's directories on a filesystem
+/// that cannot hold their changes.
+fn stays(sent: Run, place: &str) -> bool {
+    let is_volatile = sent.stderr.contains("loses its changes");
+    !(is_volatile && (place.starts_with("usr") || place.starts_with("etc")))
+}
+
 /// A name that this machine has nowhere.
 fn name() -> String {
     let name = format!("ksync-test-{}-{:?}", std::process::id(), std::thread::current().id());
@@ -35,7 +42,9 @@ fn what_was_sent_to_the_sandbox_stays_there_and_only_there() {
     for (index, place) in ["tmp", "srv", "usr/local", "root", "new"].into_iter().enumerate() {
         let back = format!("back-{index}");
         let there = format!("sandbox:/{place}/{name}");
-        run(&world, &["src", &there]).ok();
+        if !stays(run(&world, &["src", &there]).ok(), place) {
+            continue;
+        }
         assert!(run(&world, &["src", &there]).ok().stdout.starts_with("nothing to do: "), "{place}");
         run(&world, &["--links", &there, &back]).ok();
         world.assert_same("src", &back);
@@ -62,8 +71,10 @@ fn a_deletion_in_a_session_spares_the_same_path_here() {
     Run::of(emulator.lend(world.ksync(["--delete", "--yes", &force, "src", &endpoint]))).ok();
     let sandbox = format!("sandbox:{}", place.display());
     run(&world, &["--delete", "--yes", &force, "src", &sandbox]).ok();
-    let here: Vec<_> = fs::read_dir(&place).expect("a directory").map(|entry| entry.expect("an entry")).collect();
-    let is_unchanged = here.len() == 1 && fs::read_to_string(place.join("mine")).is_ok_and(|text| text == "1");
+    let here: Vec<_> =
+        fs::read_dir(&place).expect("a directory").map(|entry| entry.expect("an entry")).collect();
+    let is_unchanged =
+        here.len() == 1 && fs::read_to_string(place.join("mine")).is_ok_and(|text| text == "1");
     fs::remove_file(place.join("mine")).expect("the file");
     fs::remove_dir(&place).expect("the directory");
     assert!(is_unchanged, "{here:?}");
@@ -95,8 +106,14 @@ fn a_user_without_rights_has_worlds_too() {
     };
     for place in ["tmp", "root", "usr/local/share", "etc", "srv"] {
         let there = format!("sandbox:/{place}/{name}");
-        as_nobody(&["src", &there]).ok();
-        assert!(as_nobody(&["src", &there]).ok().stdout.starts_with("nothing to do: "), "{place}");
+        let sent = as_nobody(&["src", &there]);
+        let has_world = !sent.stderr.contains("no files of its own");
+        if !needs(has_world, format!("nobody has no worlds here: {}", sent.stderr)) {
+            return;
+        }
+        if stays(sent.ok(), place) {
+            assert!(as_nobody(&["src", &there]).ok().stdout.starts_with("nothing to do: "), "{place}");
+        }
         assert!(!Path::new(&format!("/{place}/{name}")).exists(), "{place} on this machine");
     }
     let told = as_nobody(&["src", "sandbox:x", "--exec", "id -u; pwd; ls /home"]).ok();

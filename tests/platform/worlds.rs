@@ -74,7 +74,10 @@ fn programs_and_the_files_api_see_one_file_system() {
     let read = |path: &str| cloud.get(&format!("/browsers/{id}/fs/read_file?path={path}"));
     write("/usr/local/bin/tool", "#!/bin/sh\necho ran\n");
     assert_eq!(cloud.exec(&id, &json!({ "command": "tool" })).stdout, "ran\n");
-    cloud.sh(&id, "echo 2 >/etc/made; mkdir /a; ln -s /etc/made /a/link; ln -s /a /tmp/a; ln -s /../../etc /up");
+    cloud.sh(
+        &id,
+        "echo 2 >/etc/made; mkdir /a; ln -s /etc/made /a/link; ln -s /a /tmp/a; ln -s /../../etc /up",
+    );
     for path in ["/etc/made", "/a/link", "/tmp/a/link", "/up/made"] {
         assert_eq!(read(path).has(200).body, b"2\n", "{path}");
     }
@@ -126,7 +129,8 @@ fn a_session_cannot_signal_processes_of_this_machine() {
     sleep.kill().expect("kill");
     sleep.wait().expect("wait");
     assert_eq!(cloud.sh(&id, "ls /proc | grep -c '^[0-9]'").exit_code, 0, "the session still works");
-    let told = cloud.post(&format!("/browsers/{id}/process/spawn"), &json!({ "command": "sleep", "args": ["9"] }));
+    let told =
+        cloud.post(&format!("/browsers/{id}/process/spawn"), &json!({ "command": "sleep", "args": ["9"] }));
     let pid = told.has(200).json()["pid"].clone();
     assert_eq!(cloud.sh(&id, &format!("cat /proc/{pid}/comm; kill {pid}")).stdout, "sleep\n");
     assert!(!text(&cloud.inside(&id)["root"]).is_empty());

@@ -55,9 +55,10 @@ pub(super) async fn answer(
         Call::DeleteFile => {
             let target = target(body).await?;
             // As in Go, this also deletes an empty directory.
-            let removed = session.root().place(&target.path).and_then(|place| {
-                fs::remove_file(place.path()).or_else(|_| fs::remove_dir(place.path()))
-            });
+            let removed = session
+                .root()
+                .place(&target.path)
+                .and_then(|place| fs::remove_file(place.path()).or_else(|_| fs::remove_dir(place.path())));
             done(removed, "file not found", "failed to delete file")
         }
         Call::DeleteDirectory => delete_directory(session, &target(body).await?),

@@ -21,6 +21,9 @@ pub(super) struct Spawned {
 
 impl fmt::Debug for Spawned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Spawned").field("handle", &self.handle).field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("Spawned")
+            .field("handle", &self.handle)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
     }
 }

@@ -149,7 +149,10 @@ impl World {
         match (self.rights, user) {
             (Rights::Root, User::Root) => line.push("--".into()),
             (Rights::Root, User::Kernel) => {
-                line.extend(["--setuid", furnish::KERNEL_ID, "--setgid", furnish::KERNEL_ID, "--"].map(OsString::from));
+                line.extend(
+                    ["--setuid", furnish::KERNEL_ID, "--setgid", furnish::KERNEL_ID, "--"]
+                        .map(OsString::from),
+                );
             }
             (Rights::UserNamespace, _) => {
                 line.extend(["--user", "--preserve-credentials", "--"].map(OsString::from));

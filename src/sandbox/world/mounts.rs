@@ -94,7 +94,10 @@ pub(super) fn prepare(directory: &Path, rights: Rights, layers_last: bool) -> io
             make(&layers.join(path), *mode)?;
         }
     }
-    fs::write(directory.join("skeleton"), skeleton.iter().map(|(path, _)| format!("{path}\n")).collect::<String>())?;
+    fs::write(
+        directory.join("skeleton"),
+        skeleton.iter().map(|(path, _)| format!("{path}\n")).collect::<String>(),
+    )?;
     let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
     fs::write(directory.join("mounts"), table(&names, &mountinfo, rights, layers_last))?;
     fs::write(directory.join("overlays"), names.iter().map(|name| format!("{name}\n")).collect::<String>())

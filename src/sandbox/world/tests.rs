@@ -66,7 +66,6 @@ async fn a_world_has_its_own_files_and_ends_with_all_of_its_processes() {
         assert!(!is_required, "{reason}");
         return;
     }
-    assert_eq!(vm.machine.files(), &Files::World { volatile: None });
     assert_eq!(vm.sh("id -u; pwd; echo $HOME").await, "0\n/root\n/root\n");
     let kernel = vm.run(User::Kernel, "id -un; id -u; pwd; echo $HOME").await;
     assert_eq!(String::from_utf8_lossy(&kernel.stdout), "kernel\n1000\n/home/kernel\n/home/kernel\n");
@@ -85,7 +84,8 @@ async fn a_world_has_its_own_files_and_ends_with_all_of_its_processes() {
 #[tokio::test]
 async fn files_of_a_world_stay_and_a_second_world_takes_none_away() {
     let vm = Vm::new().await;
-    if !vm.machine.is_world() {
+    // Some filesystems, such as that of a container, cannot hold an overlay's changes.
+    if vm.machine.files() != &(Files::World { volatile: None }) {
         return;
     }
     vm.sh("echo 1 >/tmp/kept; echo 1 >/etc/kept").await;
