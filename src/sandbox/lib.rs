@@ -9,9 +9,9 @@
 //!
 //! Real clients (`ssh` through `websocat`) see the same as on a VM. There is a byte bridge that
 //! ignores the bytes' meaning, and behind it an SSH server that accepts one key and runs commands.
-//! Commands are real, and run with the rights of the user who started the sandbox, but in a world of
-//! their own (see `world`): its files and processes are not those of this machine. The network is,
-//! and the key is the only protection, so the sandbox listens on loopback only.
+//! Commands are real, and run with the rights of the user who started the sandbox, but in a world
+//! of their own (see `world`): its files and processes are not those of this machine. The network
+//! is, and the key is the only protection, so the sandbox listens on loopback only.
 //!
 //! This module is one VM. [`platform`] is the cloud around such VMs: the HTTP API that creates,
 //! names and deletes them.

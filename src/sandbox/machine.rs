@@ -15,7 +15,7 @@ use crate::isolation::{Files, Isolation, reason};
 use crate::process::ROOT_VARIABLE;
 use crate::rooted::Root;
 use crate::terminal;
-use crate::world::{User, World};
+use crate::world::{self, User, World};
 
 /// Interval between looks for a program that is about to start, and their greatest number.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -211,8 +211,21 @@ impl Handle {
         None
     }
 
-    /// The program's pid as the VM sees it.
-    pub(crate) fn pid_on_vm(self) -> Option<i32> {
+    /// Waits until the program itself runs, and no longer what enters the world with it. Returns its
+    /// pid as the VM sees it.
+    pub(crate) async fn started(self) -> Option<i32> {
+        let pid = self.pid()?.as_raw_nonzero();
+        for _ in 0..LOOKS_MAX {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if !self.is_inside || !world::is_entering(&line) {
+                break;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        self.pid_on_vm()
+    }
+
+    fn pid_on_vm(self) -> Option<i32> {
         let pid = self.pid()?.as_raw_nonzero().get();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let inner = status.lines().find_map(|line| line.strip_prefix("NSpid:")?.split_whitespace().last());

@@ -69,7 +69,10 @@ pub(super) async fn spawn(
     let Started { child, stdin, stdout, stderr, terminal } = program.start_fed(host, session).await?;
     let started_at = rfc3339::format(SystemTime::now());
     let handle = session.machine.handle(&child);
-    let pid = handle.and_then(Handle::pid_on_vm);
+    let pid = match handle {
+        Some(handle) => handle.started().await,
+        None => None,
+    };
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let (end, ended) = watch::channel(None);
     let spawned =

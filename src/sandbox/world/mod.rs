@@ -11,9 +11,10 @@ mod mounts;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
@@ -37,6 +38,9 @@ const STOP_MAX: Duration = Duration::from_secs(5);
 
 /// The first process of a world.
 const INIT: &str = include_str!("init.sh");
+
+/// The shell line that enters a working directory in a world.
+const ENTER: &str = "cd -- \"$0\" && exec \"$@\"";
 
 /// A user of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,7 +163,7 @@ impl World {
             }
         }
         let [maker, option] = terminal::leader_maker()?;
-        line.extend(["/bin/sh", "-c", "cd -- \"$0\" && exec \"$@\""].map(OsString::from));
+        line.extend(["/bin/sh", "-c", ENTER].map(OsString::from));
         line.extend([cwd.into(), maker.into()]);
         line.extend(has_terminal.then(|| option.into()));
         if self.rights == Rights::UserNamespace && user == User::Kernel {
@@ -246,6 +250,18 @@ impl First {
                 Err(io::Error::other(reason(said)))
             }
         }
+    }
+}
+
+/// True for the command line of a program of [`World::entry`].
+pub(crate) fn is_entering(line: &[u8]) -> bool {
+    let mut args = line.split(|byte| *byte == 0);
+    let first = Path::new(OsStr::from_bytes(args.next().unwrap_or_default()));
+    match first.file_name().and_then(OsStr::to_str) {
+        Some("nsenter" | "unshare") => true,
+        Some("setsid") => first.is_absolute(),
+        Some("sh") => args.nth(1) == Some(ENTER.as_bytes()),
+        _ => false,
     }
 }
 
