@@ -43,7 +43,7 @@ pub(super) fn furnish(root: &Path, has_users: bool) -> io::Result<()> {
             fs::remove_file(root.place(Path::new("etc/ssh").join(name))?.path())?;
         }
     }
-    for directory in std::env::split_paths(PATH) {
+    for directory in std::env::split_paths(PATH).filter(|directory| !directory.is_symlink()) {
         for name in ABSENT {
             let removed = root.place(directory.join(name)).and_then(|place| fs::remove_file(place.path()));
             match removed {

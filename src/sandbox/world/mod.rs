@@ -36,6 +36,15 @@ const START_MAX: Duration = Duration::from_secs(30);
 /// Time that a stopped world has to be gone.
 const STOP_MAX: Duration = Duration::from_secs(5);
 
+/// The ways to make a world, the best first. The flag is true if the changes to this machine's
+/// directories stay.
+const ATTEMPTS: [(Rights, bool); 4] = [
+    (Rights::Root, true),
+    (Rights::Root, false),
+    (Rights::UserNamespace, true),
+    (Rights::UserNamespace, false),
+];
+
 /// The first process of a world.
 const INIT: &str = include_str!("init.sh");
 
@@ -98,36 +107,43 @@ impl World {
         fs::create_dir_all(directory)?;
         // Two worlds cannot share layers. The later one has its own, which vanish with it.
         let lock = File::options().create(true).append(true).open(directory.join("lock"))?;
-        let mut volatile = lock.try_lock().err().map(|_| "another emulated VM uses them".to_owned());
-        let mut refusal = None;
-        for rights in [Rights::Root, Rights::UserNamespace] {
-            if rights == Rights::Root && !geteuid().is_root() {
+        let is_alone = lock.try_lock().is_ok();
+        let mut refusal = (!is_alone).then(|| "another emulated VM uses its directory".to_owned());
+        for (rights, layers_last) in ATTEMPTS {
+            if (rights == Rights::Root && !geteuid().is_root()) || (layers_last && !is_alone) {
                 continue;
             }
-            for layers_last in [true, false] {
-                if layers_last && volatile.is_some() {
-                    continue;
+            match First::start(directory, rights, layers_last).await {
+                Ok(first) => {
+                    let world = World {
+                        root: format!("/proc/{}/root", first.pid.as_raw_nonzero()).into(),
+                        first: first.pid,
+                        rights,
+                        directory: directory.to_owned(),
+                        volatile: refusal.filter(|_| !layers_last),
+                        parent: Mutex::new(Some(first.parent)),
+                        _input: first.input,
+                        _lock: lock,
+                    };
+                    world.furnish()?;
+                    return Ok(world);
                 }
-                match First::start(directory, rights, layers_last).await {
-                    Ok(First { pid, parent, input }) => {
-                        let world = World {
-                            root: format!("/proc/{}/root", pid.as_raw_nonzero()).into(),
-                            first: pid,
-                            rights,
-                            directory: directory.to_owned(),
-                            volatile: if layers_last { None } else { volatile.take().or(refusal) },
-                            parent: Mutex::new(Some(parent)),
-                            _input: input,
-                            _lock: lock,
-                        };
-                        furnish::furnish(&world.root, rights == Rights::Root)?;
-                        return Ok(world);
-                    }
-                    Err(error) => refusal = refusal.or_else(|| Some(reason(error))),
-                }
+                Err(error) => refusal = refusal.or_else(|| Some(reason(error))),
             }
         }
         Err(io::Error::other(refusal.unwrap_or_default()))
+    }
+
+    /// Makes the files of this machine those of a VM, once: later changes are the users' own.
+    fn furnish(&self) -> io::Result<()> {
+        let mark = self.directory.join("furnished");
+        if self.volatile.is_some() || !mark.exists() {
+            furnish::furnish(&self.root, self.rights == Rights::Root)?;
+        }
+        if self.volatile.is_none() {
+            fs::write(mark, "")?;
+        }
+        Ok(())
     }
 
     /// Path of the world's `/` for this process. It leads into the world only as long as no link

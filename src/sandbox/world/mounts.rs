@@ -8,6 +8,7 @@
 //! DIRECTORY/mounts     the table, in the format of fstab
 //! DIRECTORY/overlays   the names of the overlaid directories
 //! DIRECTORY/skeleton   the directories of the layers
+//! DIRECTORY/furnished  exists once the files of a VM are there
 //! ```
 //!
 //! Each directory of this machine's `/` has an overlay of its own. One overlay of `/` would show no

@@ -88,7 +88,8 @@ async fn files_of_a_world_stay_and_a_second_world_takes_none_away() {
     if vm.machine.files() != &(Files::World { volatile: None }) {
         return;
     }
-    vm.sh("echo 1 >/tmp/kept; echo 1 >/etc/kept").await;
+    // A user may install what a new VM lacks.
+    vm.sh("echo 1 >/tmp/kept; echo 1 >/etc/kept; cp /bin/true /usr/bin/rsync").await;
     let second = machine(&vm.folder).await;
     let Files::World { volatile: Some(reason) } = second.files() else { panic!("{:?}", second.files()) };
     assert!(reason.contains("another"), "{reason}");
@@ -99,7 +100,7 @@ async fn files_of_a_world_stay_and_a_second_world_takes_none_away() {
     drop(vm.machine);
     let again = machine(&vm.folder).await;
     assert_eq!(again.files(), &Files::World { volatile: None });
-    assert!(again.root().find("etc/kept").is_ok());
+    assert!(again.root().find("etc/kept").is_ok() && again.root().find("usr/bin/rsync").is_ok());
     again.stop().await;
     again.remove_world().await;
 }
