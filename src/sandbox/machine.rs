@@ -212,9 +212,10 @@ impl Handle {
     }
 
     /// Waits until the program itself runs, and no longer what enters the world with it. Returns its
-    /// pid as the VM sees it.
-    pub(crate) async fn started(self) -> Option<i32> {
-        let pid = self.pid()?.as_raw_nonzero();
+    /// pid as the VM sees it, or any pid that nothing has there if the program has ended already.
+    pub(crate) async fn started(self) -> i32 {
+        let outer = self.outer.as_raw_nonzero().get();
+        let Some(pid) = self.pid().map(Pid::as_raw_nonzero) else { return outer };
         for _ in 0..LOOKS_MAX {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             if !self.is_inside || !world::is_entering(&line) {
@@ -222,14 +223,9 @@ impl Handle {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        self.pid_on_vm()
-    }
-
-    fn pid_on_vm(self) -> Option<i32> {
-        let pid = self.pid()?.as_raw_nonzero().get();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let inner = status.lines().find_map(|line| line.strip_prefix("NSpid:")?.split_whitespace().last());
-        inner.map_or(Some(pid), |inner| inner.parse().ok())
+        inner.and_then(|inner| inner.parse().ok()).unwrap_or(outer)
     }
 
     /// Signals the program alone. Returns false if it is gone.

@@ -6,6 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::world::skip::{needs, needs_superuser};
 use crate::world::{Emulator, Run, World, wait_for};
 
@@ -176,4 +178,29 @@ fn a_shell_evaluates_the_exports_of_a_sandbox_in_the_background() {
     let left = fs::read_dir(world.path("vms")).expect("a directory").map(|entry| entry.expect("an entry"));
     let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
     assert_eq!(left, ["world"]);
+}
+
+/// True while a process of this machine sleeps for this duration.
+fn sleeps(mark: &str) -> bool {
+    let line = format!("sleep\0{mark}\0");
+    let processes = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
+    processes
+        .map(|process| process.path().join("cmdline"))
+        .any(|path| fs::read(path).is_ok_and(|text| text == line.as_bytes()))
+}
+
+#[test]
+fn a_killed_emulator_leaves_no_process_of_its_sessions() {
+    let (world, mark) = (World::new(), format!("1000.{}", std::process::id()));
+    let mut shell = isolated(world.command("sh"));
+    shell.arg("-ec").arg(
+        "eval \"$(\"$1\" sandbox --export --home vms)\"; echo $KSYNC_SANDBOX_PID; \"$1\" session create >&2
+         \"$1\" ssh session \"setsid sleep $2 </dev/null >/dev/null 2>&1 &\"",
+    );
+    shell.arg("sh").arg(env!("CARGO_BIN_EXE_ksync")).arg(&mark);
+    let done = Run::of(shell).ok();
+    let emulator = Pid::from_raw(done.stdout.trim().parse().expect("a pid")).expect("a pid");
+    wait_for("a process in the session", || sleeps(&mark).then_some(()));
+    kill_process(emulator, Signal::KILL).expect("a signal");
+    wait_for("its end", || (!sleeps(&mark)).then_some(()));
 }

@@ -5,7 +5,7 @@
 //! stdout gets the environment variables for a shell.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 use ksync::monitor::Warning;
 use ksync::sandbox::platform::{Platform, PlatformOptions};
 use ksync::sandbox::{Isolation, LinkConditions, Options, Sandbox, SandboxError, Setup};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use serde_json::{Map, Value, json};
 
 use crate::args::SandboxArgs;
@@ -73,15 +74,28 @@ fn export(args: &SandboxArgs) -> Result<u8, CliError> {
     command.args(args.home.iter().flat_map(|home| ["--home".as_ref(), home.as_os_str()]));
     command.args(args.host_files.then_some("--host-files"));
     // A Ctrl-C in the shell is not for it.
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(cannot_start)?;
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {
         BufReader::new(stdout).read_line(&mut line).map_err(cannot_start)?;
     }
     let told: Value = serde_json::from_str(&line).unwrap_or_default();
+    // Passes on what it has said so far. Whoever waits for the end of this process's stderr must
+    // not wait for that of the emulators.
+    if let Some(mut stderr) = child.stderr.take() {
+        if told.is_object() {
+            let flags = fcntl_getfl(&stderr).map_err(|error| cannot_start(error.into()))?;
+            fcntl_setfl(&stderr, flags | OFlags::NONBLOCK).map_err(|error| cannot_start(error.into()))?;
+        }
+        let mut said = Vec::new();
+        let _ = stderr.read_to_end(&mut said);
+        let said = String::from_utf8_lossy(&said);
+        if !said.is_empty() {
+            out::note(&said);
+        }
+    }
     let Some(env) = told.get("env").and_then(Value::as_object) else {
-        // It has said why.
         let code = child.wait().map_err(cannot_start)?.code();
         return Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(report::NOT_STARTED));
     };

@@ -70,7 +70,7 @@ pub(super) async fn spawn(
     let started_at = rfc3339::format(SystemTime::now());
     let handle = session.machine.handle(&child);
     let pid = match handle {
-        Some(handle) => handle.started().await,
+        Some(handle) => Some(handle.started().await),
         None => None,
     };
     let (sender, events) = mpsc::channel(EVENTS_MAX);

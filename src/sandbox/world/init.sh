@@ -8,20 +8,20 @@
 set -e
 cd "$1"
 read -r pid rest </proc/self/stat
-mount --rbind . /tmp
+mount -n --rbind . /tmp
 cd /tmp
 if [ -n "$2" ]; then
-  mount -t tmpfs -o mode=755 tmpfs layers
+  mount -n -t tmpfs -o mode=755 tmpfs layers
   (cd layers && xargs mkdir -p <../skeleton)
 fi
 is_empty() { for entry in "$1"/*; do [ ! -e "$entry" ]; return; done; }
 # A mount that fails is seen to below, or leaves out what the world can do without.
-mount -a -T mounts || true
+mount -n -a -T mounts || true
 while read -r name; do
   is_empty "fs/$name" && ! is_empty "/$name" || continue
   case $name in
     etc) cp -a /etc/. fs/etc/ 2>/dev/null || true ;;
-    *) mount --rbind -o ro "/$name" "fs/$name" 2>/dev/null || true ;;
+    *) mount -n --rbind -o ro "/$name" "fs/$name" 2>/dev/null || true ;;
   esac
 done <overlays
 for needed in bin/sh etc/passwd proc/self/stat dev/null "${3#/}"; do
