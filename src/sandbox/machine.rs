@@ -211,8 +211,8 @@ impl Handle {
         None
     }
 
-    /// Waits until the program itself runs, and no longer what enters the world with it. Returns its
-    /// pid as the VM sees it, or any pid that nothing has there if the program has ended already.
+    /// Waits until the program itself runs, and no longer what enters the world with it. Returns
+    /// its pid as the VM sees it, or another number if the program has ended already.
     pub(crate) async fn started(self) -> i32 {
         let outer = self.outer.as_raw_nonzero().get();
         let Some(pid) = self.pid().map(Pid::as_raw_nonzero) else { return outer };
