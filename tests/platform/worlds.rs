@@ -115,6 +115,9 @@ fn a_session_has_the_users_root_and_kernel() {
     assert_eq!(run(json!({ "as_root": true })), run(json!({})));
     let kernel = "kernel\n1000\n/home/kernel\n/home/kernel kernel\nkernel\n";
     assert_eq!(run(json!({ "as_user": "kernel" })), kernel);
+    let owned = json!({ "path": "/root/own", "mode": "640", "owner": "kernel", "group": "kernel" });
+    cloud.put(&format!("/browsers/{id}/fs/set_file_permissions"), &owned).has(200);
+    assert_eq!(cloud.sh(&id, "stat -c '%U %G %a' /root/own").stdout, "kernel kernel 640\n");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -29,6 +29,8 @@ struct Target {
     #[serde(default)]
     path: String,
     mode: Option<String>,
+    owner: Option<String>,
+    group: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -78,11 +80,15 @@ pub(super) async fn answer(
             let target = target(body).await?;
             let mode = mode_of(target.mode.as_deref())
                 .ok_or_else(|| in_vm(StatusCode::BAD_REQUEST, "invalid mode"))?;
-            // Without a world there is one user, so owner and group are ignored.
-            let set = session
-                .root()
-                .find(&target.path)
-                .and_then(|entry| fs::set_permissions(entry.path(), Permissions::from_mode(mode)));
+            let set = session.root().find(&target.path).and_then(|entry| {
+                if session.machine.is_world() {
+                    // In a user namespace there is one user, so this may fail. A mode outlives no
+                    // change of the owner.
+                    let _ =
+                        chown(entry.path(), id_of(target.owner.as_deref()), id_of(target.group.as_deref()));
+                }
+                fs::set_permissions(entry.path(), Permissions::from_mode(mode))
+            });
             done(set, "path not found", "failed to chmod")
         }
         _ => Err(PlatformError::not_found("route")),
@@ -231,6 +237,15 @@ pub(super) fn path_of(asked: &Asked<'_>) -> Result<String, PlatformError> {
 
 fn no_path() -> PlatformError {
     in_vm(StatusCode::BAD_REQUEST, "path cannot be empty")
+}
+
+/// Number of a user or group of a VM.
+fn id_of(name: Option<&str>) -> Option<u32> {
+    match name? {
+        "root" => Some(0),
+        "kernel" => Some(1000),
+        other => other.parse().ok(),
+    }
 }
 
 fn mode_of(text: Option<&str>) -> Option<u32> {
