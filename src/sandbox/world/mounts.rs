@@ -14,6 +14,9 @@
 //! Each directory of this machine's `/` has an overlay of its own. One overlay of `/` would show no
 //! other filesystem below it, and in a user namespace the kernel refuses it, because `/` has mounts
 //! that must not be uncovered.
+//!
+//! In a user namespace, this machine's files belong to nobody. The world's root can replace and
+//! delete them in the directories of [`WRITABLE`], one level deep, and nowhere else.
 
 use std::fmt::Write;
 use std::fs::{self, DirBuilder, Permissions};

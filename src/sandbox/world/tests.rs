@@ -70,8 +70,8 @@ async fn a_world_has_its_own_files_and_ends_with_all_of_its_processes() {
     let kernel = vm.run(User::Kernel, "id -un; id -u; pwd; echo $HOME").await;
     assert_eq!(String::from_utf8_lossy(&kernel.stdout), "kernel\n1000\n/home/kernel\n/home/kernel\n");
     assert_eq!(vm.sh("for name in rsync zstd; do ! command -v $name || exit 1; done").await, "");
-    vm.sh("echo 1 >/etc/new; rm -r /usr/share; echo 1 >/usr/local/bin/new; mknod /tmp/fifo p").await;
-    assert!(Path::new("/usr/share").exists() && !Path::new("/etc/new").exists());
+    vm.sh("echo 1 >/etc/new; rm /usr/bin/yes; echo 1 >/usr/local/bin/new; mknod /tmp/fifo p").await;
+    assert!(Path::new("/usr/bin/yes").exists() && !Path::new("/etc/new").exists());
     let mark = format!("1000.{}", std::process::id());
     vm.sh(&format!("setsid sleep {mark} >/dev/null 2>&1 </dev/null & echo")).await;
     while !is_alive(&mark) {
