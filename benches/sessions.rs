@@ -37,8 +37,8 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use ksync::kernel::{Api, ApiKey, DEFAULT_TIMEOUT, Exec, Settings};
-use ksync::sandbox::LinkConditions;
 use ksync::sandbox::platform::{Platform, PlatformOptions};
+use ksync::sandbox::{Isolation, LinkConditions};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -205,6 +205,8 @@ impl World {
         let options = PlatformOptions {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             home: folder.path().join("platform"),
+            // rsync needs itself on the other side, and no VM has it.
+            isolation: Isolation::HostFiles,
             conditions: LinkConditions { delay: round_trip / 2, ..LinkConditions::default() },
             time_scale: 1.0,
             client_key: None,

@@ -9,9 +9,10 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use ksync::sandbox::{LinkConditions, Options, Sandbox, SandboxError};
+use ksync::sandbox::{Isolation, LinkConditions, Options, Sandbox, SandboxError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -89,7 +90,7 @@ impl World {
 
 async fn start(folder: &Path, conditions: LinkConditions) -> Result<Sandbox, SandboxError> {
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    Sandbox::start(Options { listen, home: folder.join("vm"), conditions }).await
+    Sandbox::start(Options { listen, home: folder.join("vm"), isolation: Isolation::World, conditions }).await
 }
 
 async fn output(mut command: Command) -> Output {
@@ -121,13 +122,33 @@ async fn first_line(child: &mut Child) -> String {
     String::from_utf8(line).expect("UTF-8").trim().to_owned()
 }
 
-fn is_alive(pid: &str) -> bool {
-    Path::new("/proc").join(pid).join("cmdline").exists()
+/// A duration for `sleep` that no other process has.
+fn mark() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("1000.{}{:03}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-async fn gone(pid: &str) {
+/// True while a process of this machine sleeps for this duration. In the VM it has another pid.
+fn is_alive(mark: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
+    let line = format!("sleep\0{mark}\0");
+    processes
+        .map(|process| process.path().join("cmdline"))
+        .any(|path| std::fs::read(path).is_ok_and(|text| text == line.as_bytes()))
+}
+
+async fn gone(mark: &str) {
     in_time(async {
-        while is_alive(pid) {
+        while is_alive(mark) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+async fn here(mark: &str) {
+    in_time(async {
+        while !is_alive(mark) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
@@ -141,10 +162,9 @@ fn text(bytes: &[u8]) -> &str {
 #[tokio::test]
 async fn a_command_runs_in_the_home_with_its_own_environment() {
     let Some(world) = World::new(LinkConditions::default()).await else { return };
-    let done = output(world.ssh("pwd; echo \"$HOME:$USER\"; env | grep -c CARGO; echo oops >&2")).await;
-    let home = world.vm_home().canonicalize().expect("home");
-    let home = home.display();
-    assert_eq!(text(&done.stdout), format!("{home}\n{home}:root\n0\n"));
+    let line = "pwd; echo \"$HOME:$USER:$SHELL\"; id -un; env | grep -c CARGO; echo oops >&2";
+    let done = output(world.ssh(line)).await;
+    assert_eq!(text(&done.stdout), "/root\n/root:root:/bin/bash\nroot\n0\n");
     assert_eq!(text(&done.stderr), "oops\n");
     assert_eq!(done.status.code(), Some(0));
     let mode = std::fs::metadata(world.vm_home()).expect("home").permissions().mode();
@@ -185,13 +205,14 @@ async fn a_client_gets_a_terminal_only_on_request() {
 async fn the_end_of_a_terminal_kills_its_processes() {
     let Some(world) = World::new(LinkConditions::default()).await else { return };
     let key = world.key();
-    let line = "echo $$; sleep 1000";
-    let mut ssh = world.ssh_with(&["-tt", "-i", key.to_str().expect("UTF-8")], line);
+    let mark = mark();
+    let line = format!("echo in; sleep {mark}");
+    let mut ssh = world.ssh_with(&["-tt", "-i", key.to_str().expect("UTF-8")], &line);
     let mut child = ssh.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("spawn");
-    let leader = first_line(&mut child).await;
-    assert!(is_alive(&leader));
+    assert_eq!(first_line(&mut child).await, "in");
+    here(&mark).await;
     child.start_kill().expect("kill");
-    gone(&leader).await;
+    gone(&mark).await;
     world.sandbox.stop().await;
 }
 
@@ -282,32 +303,37 @@ async fn the_host_key_is_the_one_that_was_announced() {
 #[tokio::test]
 async fn a_disconnect_kills_the_process_group() {
     let Some(world) = World::new(LinkConditions::default()).await else { return };
-    let mut ssh = world.ssh("sleep 1000 & echo $!; wait");
+    let mark = mark();
+    let mut ssh = world.ssh(&format!("sleep {mark} & echo in; wait"));
     let mut child = ssh.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("spawn");
-    let pid = first_line(&mut child).await;
-    assert!(is_alive(&pid));
+    assert_eq!(first_line(&mut child).await, "in");
+    here(&mark).await;
     child.kill().await.expect("kill");
-    gone(&pid).await;
+    gone(&mark).await;
 }
 
 #[tokio::test]
 async fn stop_kills_background_processes_of_finished_commands() {
     let Some(world) = World::new(LinkConditions::default()).await else { return };
-    let done = output(world.ssh("sleep 1000 >/dev/null 2>&1 </dev/null & echo $!")).await;
-    let pid = text(&done.stdout).trim().to_owned();
-    assert!(is_alive(&pid), "sshd leaves it running, too");
+    let mark = mark();
+    let line = format!("setsid sleep {mark} >/dev/null 2>&1 </dev/null & echo in");
+    assert_eq!(text(&output(world.ssh(&line)).await.stdout), "in\n");
+    // sshd leaves it running, too.
+    here(&mark).await;
     world.sandbox.stop().await;
-    gone(&pid).await;
+    gone(&mark).await;
 }
 
 #[tokio::test]
 async fn stop_ends_connections_and_their_processes() {
     let Some(world) = World::new(LinkConditions::default()).await else { return };
-    let mut ssh = world.ssh("echo $$; exec sleep 1000");
+    let mark = mark();
+    let mut ssh = world.ssh(&format!("echo in; exec sleep {mark}"));
     let mut child = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("spawn");
-    let pid = first_line(&mut child).await;
+    assert_eq!(first_line(&mut child).await, "in");
+    here(&mark).await;
     world.sandbox.stop().await;
-    assert!(!is_alive(&pid), "not even as a zombie");
+    assert!(!is_alive(&mark));
     assert!(!in_time(child.wait()).await.expect("wait").success());
 }
 
@@ -358,8 +384,12 @@ async fn only_loopback_is_served() {
     let folder = tempfile::tempdir().expect("folder");
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:2222"] {
         let listen: SocketAddr = address.parse().expect("address");
-        let options =
-            Options { listen, home: folder.path().join("vm"), conditions: LinkConditions::default() };
+        let options = Options {
+            listen,
+            home: folder.path().join("vm"),
+            isolation: Isolation::World,
+            conditions: LinkConditions::default(),
+        };
         let refused = Sandbox::start(options).await.expect_err("refused");
         assert!(matches!(refused, SandboxError::NotLoopback(a) if a == listen));
     }

@@ -10,7 +10,9 @@
 //! Real clients (`ssh` through `websocat`) see the same as on a VM. There is a byte bridge that
 //! ignores the bytes' meaning, and behind it an SSH server that accepts one key, runs commands and
 //! forwards TCP connections. Commands are real, and run with the rights of the user who started the
-//! sandbox. The key is the only protection, so the sandbox listens on loopback only.
+//! sandbox, but in a world of their own (see `world`): its files and processes are not those of
+//! this machine. The network is, and the key is the only protection, so the sandbox listens on
+//! loopback only.
 //!
 //! This module is one VM. [`platform`] is the cloud around such VMs: the HTTP API that creates,
 //! names and deletes them.
@@ -28,13 +30,17 @@
 mod backlog;
 mod forward;
 mod gateway;
+mod isolation;
 mod link_conditions;
+mod machine;
 pub mod platform;
 mod port;
 mod process;
+mod rooted;
 mod server;
 mod subsystem;
 mod terminal;
+mod world;
 
 use std::io;
 use std::net::SocketAddr;
@@ -53,8 +59,10 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+pub use isolation::{Files, Isolation};
 pub use link_conditions::LinkConditions;
 use link_conditions::Meter;
+use machine::{Directories, Machine};
 use port::Port;
 use process::Processes;
 use server::{Lock, Server};
@@ -67,9 +75,11 @@ const STOP_MAX: Duration = Duration::from_secs(5);
 pub struct Options {
     /// Listening address: a loopback address, with port 0 for any free port.
     pub listen: SocketAddr,
-    /// `HOME` and working directory of commands. The sandbox creates it with mode 0700 if it is
-    /// missing.
+    /// Directory of the VM: its world is in there and stays, or it is `HOME` and working directory
+    /// of commands, without a world. The sandbox creates it with mode 0700 if it is missing.
     pub home: PathBuf,
+    /// The files that commands see.
+    pub isolation: Isolation,
     /// Link conditions of every connection.
     pub conditions: LinkConditions,
 }
@@ -140,6 +150,7 @@ pub struct Sandbox {
     client_key: String,
     client_public_key: String,
     meter: Arc<Meter>,
+    machine: Arc<Machine>,
     processes: Arc<Processes>,
     /// Ends when the last channel's task has ended.
     gone: mpsc::Receiver<()>,
@@ -159,11 +170,15 @@ impl Sandbox {
     }
 
     async fn listen(options: Options) -> Result<Sandbox, SandboxError> {
-        let Options { listen, home, conditions } = options;
+        let Options { listen, home, isolation, conditions } = options;
         if !listen.ip().is_loopback() {
             return Err(SandboxError::NotLoopback(listen));
         }
         let home = make_home(&home).map_err(|source| SandboxError::Home { path: home, source })?;
+        let directories =
+            Directories { world: home.join("world"), root: home.clone(), home: home.clone(), variable: None };
+        let machine = Machine::start(isolation, directories).await;
+        let machine = Arc::new(machine.map_err(|source| SandboxError::Home { path: home, source })?);
         let host_key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519)?;
         let client_key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519)?;
         let host_key_text = host_key.public_key().to_openssh()?;
@@ -175,7 +190,7 @@ impl Sandbox {
         };
         let (listener, address) =
             listening.await.map_err(|source| SandboxError::Listen { address: listen, source })?;
-        let (processes, gone) = Processes::new(home, None);
+        let (processes, gone) = Processes::new(Arc::clone(&machine));
         let processes = Arc::new(processes);
         let lock = Lock { key: Some(client_key.public_key().clone()), authorized_keys: None };
         let meter = Arc::new(Meter::default());
@@ -192,6 +207,7 @@ impl Sandbox {
             client_key: client_key_text,
             client_public_key: client_key.public_key().to_openssh()?,
             meter,
+            machine,
             processes,
             gone,
             gateway,
@@ -202,6 +218,12 @@ impl Sandbox {
     #[must_use]
     pub fn url(&self) -> String {
         format!("ws://{}", self.address)
+    }
+
+    /// The files that commands see.
+    #[must_use]
+    pub fn files(&self) -> &Files {
+        self.machine.files()
     }
 
     /// The server's public key in OpenSSH's one-line form, `ssh-ed25519 AAAA…`.
@@ -260,14 +282,15 @@ impl Sandbox {
         self.meter.down_bytes.load(Ordering::Relaxed)
     }
 
-    /// Closes every connection, kills the started process groups, and waits at most 5 s until they
-    /// are gone. It does not find a process that has moved to another group by itself.
+    /// Closes every connection, kills the started processes, and waits at most 5 s until they are
+    /// gone. Without a world, it does not find a process that has moved to another group by itself.
     pub fn stop(mut self) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             self.gateway.0.abort();
             self.processes.stop();
             let _ = (&mut self.gateway.0).await;
             let _ = tokio::time::timeout(STOP_MAX, self.gone.recv()).await;
+            self.machine.stop().await;
         })
     }
 }

@@ -1,12 +1,11 @@
 //! Command execution on an SSH channel: a real process in its own process group.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::mem::discriminant;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,12 +14,14 @@ use russh::server::{Handle, Msg};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::mpsc;
 
 use super::backlog::Backlog;
+use super::machine::{Handle as Program, Launch, Machine};
 use super::subsystem;
-use super::terminal::{self, Size, Terminal};
+use super::terminal::{Size, Terminal};
+use super::world::User;
 
 /// Bytes read of an output at once: the content of one SSH packet.
 const OUTPUT_SIZE: usize = 32 * 1024;
@@ -31,7 +32,7 @@ const CANNOT_START: u32 = 127;
 /// `PATH` of sshd's children.
 pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Environment variable with the directory that is the VM's root.
+/// Environment variable with the directory that is the VM's root: `/` in a world.
 pub(super) const ROOT_VARIABLE: &str = "KSYNC_SANDBOX_ROOT";
 
 /// The extended data type that SSH uses for standard error.
@@ -40,8 +41,7 @@ const STDERR: u32 = 1;
 /// The processes of one sandbox: how they are started, and which groups may still have members.
 #[derive(Debug)]
 pub(super) struct Processes {
-    home: PathBuf,
-    root: Option<PathBuf>,
+    machine: Arc<Machine>,
     state: Mutex<State>,
 }
 
@@ -55,19 +55,19 @@ struct State {
 }
 
 impl Processes {
-    /// Makes the processes of a sandbox, with `HOME` in `home`. `root` is the session's directory,
-    /// passed in their environment. The receiver returns `None` once the processes are stopped and
-    /// the last channel's task has ended.
-    pub(super) fn new(home: PathBuf, root: Option<PathBuf>) -> (Processes, mpsc::Receiver<()>) {
+    /// Makes the processes of a sandbox. The receiver returns `None` once the processes are stopped
+    /// and the last channel's task has ended.
+    pub(super) fn new(machine: Arc<Machine>) -> (Processes, mpsc::Receiver<()>) {
         let (alive, gone) = mpsc::channel(1);
         let state = State { groups: BTreeSet::new(), alive: Some(alive) };
-        (Processes { home, root, state: Mutex::new(state) }, gone)
+        (Processes { machine, state: Mutex::new(state) }, gone)
     }
 
     /// Kills every started group that may still have members, and from then on kills every new one.
     pub(super) fn stop(&self) {
         let mut state = self.state();
         state.alive = None;
+        self.machine.kill();
         for group in std::mem::take(&mut state.groups) {
             signal_group(group, Signal::KILL);
         }
@@ -77,49 +77,41 @@ impl Processes {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts `sh` with sshd's environment, without this process's own variables.
-    fn start(&self, request: &Request, wish: Option<&Wish>) -> io::Result<Started> {
-        let mut command = Command::new("/bin/sh");
+    /// Starts the login shell with sshd's environment.
+    fn start(&self, request: Request, wish: Option<&Wish>) -> io::Result<Started> {
+        let shell = self.machine.shell();
+        let args = match request {
+            Request::Exec(line) => vec!["-c".into(), OsString::from_vec(line)],
+            Request::Shell => vec!["-l".into()],
+        };
+        let mut command = self.machine.command(Launch {
+            program: OsStr::new(shell),
+            args,
+            cwd: None,
+            user: User::Root,
+            search_path: OsStr::new(PATH),
+            has_terminal: wish.is_some(),
+        })?;
         let mut terminal = None;
         if let Some(Wish { kind, size }) = wish {
-            let [maker, option] = terminal::leader_maker()?;
-            command = Command::new(maker);
-            command.args([option, "/bin/sh"]);
-            let (ours, theirs) = Terminal::open(*size)?;
+            let (ours, theirs) = Terminal::open(*size, &self.machine.devices())?;
             command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs);
-            terminal = Some((ours, kind));
+            command.env("TERM", kind);
+            terminal = Some(ours);
         } else {
-            // The leader of a session already leads a group. Only a process that leads no group can
-            // start a session.
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         }
-        match request {
-            Request::Exec(line) => command.arg("-c").arg(OsStr::from_bytes(line)),
-            Request::Shell => command.arg("-l"),
-        };
-        let mut child = command
-            .env_clear()
-            .env("HOME", &self.home)
-            .env("USER", "root")
-            .env("LOGNAME", "root")
-            .env("SHELL", "/bin/sh")
-            .env("PATH", PATH)
-            .envs(terminal.iter().map(|(_, kind)| ("TERM", kind)))
-            .envs(self.root.iter().map(|root| (ROOT_VARIABLE, root)))
-            .current_dir(&self.home)
-            .kill_on_drop(true)
-            .spawn()?;
+        let mut child = command.env("SHELL", shell).spawn()?;
         // `command` holds the program's end of the terminal, which must close with the program.
         drop(command);
-        let group = child.id().and_then(|id| i32::try_from(id).ok()).ok_or(io::ErrorKind::NotFound)?;
+        let program = self.machine.handle(&child).ok_or(io::ErrorKind::NotFound)?;
         let mut state = self.state();
-        if state.alive.is_some() {
-            state.groups.insert(group);
+        if state.alive.is_none() {
+            program.signal_group(Signal::KILL);
         } else {
-            signal_group(group, Signal::KILL);
+            state.groups.extend(program.group());
         }
         drop(state);
-        let terminal = terminal.map(|(terminal, _)| terminal);
         let ends = match &terminal {
             Some(terminal) => {
                 let (reader, writer) = terminal.ends()?;
@@ -131,12 +123,13 @@ impl Processes {
                 stderr: child.stderr.take().map(|end| Box::new(end) as _),
             },
         };
-        Ok(Started { child, group, ends, terminal })
+        Ok(Started { child, program, ends, terminal })
     }
 
-    /// Forgets a group whose leader was waited for, unless it has other members. While it has
+    /// Forgets a program that was waited for, unless its group has other members. While it has
     /// members, the kernel cannot reuse its id.
-    fn forget(&self, group: i32) {
+    fn forget(&self, program: Program) {
+        let Some(group) = program.group() else { return };
         let mut state = self.state();
         if Pid::from_raw(group).is_none_or(|pid| test_kill_process_group(pid).is_err()) {
             state.groups.remove(&group);
@@ -153,8 +146,7 @@ struct Wish {
 /// A started process.
 struct Started {
     child: Child,
-    /// Id of the process group.
-    group: i32,
+    program: Program,
     ends: Ends,
     terminal: Option<Terminal>,
 }
@@ -199,14 +191,14 @@ pub(super) async fn serve(channel: Channel<Msg>, session: Handle, processes: Arc
         }
     };
     // A send fails only if the connection is gone, and then there is nobody to tell.
-    let _ = match processes.start(&request, wish.as_ref()) {
+    let _ = match processes.start(request, wish.as_ref()) {
         Ok(started) => {
-            let group = started.group;
+            let program = started.program;
             let ended = run(started, &mut reader, &writer).await;
             // Nobody reads this channel any more, and an undrained channel would stall the session.
             // Dropping the reader discards later input.
             drop(reader);
-            processes.forget(group);
+            processes.forget(program);
             match ended {
                 Some(status) => report(&session, &writer, status).await,
                 None => Ok(()),
@@ -218,7 +210,7 @@ pub(super) async fn serve(channel: Channel<Msg>, session: Handle, processes: Arc
 
 /// Runs a process to its end. Returns `None` if its channel ended first, or its status was lost.
 async fn run(
-    Started { mut child, group, ends: Ends { stdin, stdout, stderr }, terminal }: Started,
+    Started { mut child, program, ends: Ends { stdin, stdout, stderr }, terminal }: Started,
     reader: &mut ChannelReadHalf,
     writer: &ChannelWriteHalf<Msg>,
 ) -> Option<ExitStatus> {
@@ -231,12 +223,11 @@ async fn run(
         // writer that waits for window space.
         tokio::select! {
             status = finished => status,
-            () = input(reader, stdin, terminal.as_ref(), group) => None,
+            () = input(reader, stdin, terminal.as_ref(), program) => None,
         }
     };
     if ended.is_none() {
-        signal_group(group, Signal::KILL);
-        // A process that is about to start a session has no group yet.
+        program.signal_group(Signal::KILL);
         let _ = child.start_kill();
         let _ = child.wait().await;
     }
@@ -249,7 +240,7 @@ async fn input(
     reader: &mut ChannelReadHalf,
     mut stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
     terminal: Option<&Terminal>,
-    group: i32,
+    program: Program,
 ) {
     let mut backlog = Backlog::default();
     let mut next = Bytes::new();
@@ -289,7 +280,7 @@ async fn input(
                 Some(ChannelMsg::Eof) => at_eof = true,
                 Some(ChannelMsg::Signal { signal }) => {
                     if let Some(signal) = signal_number(&signal) {
-                        signal_group(group, signal);
+                        program.signal_group(signal);
                     }
                 }
                 Some(ChannelMsg::WindowChange { col_width, row_height, .. }) => {
@@ -337,7 +328,7 @@ async fn report(
 
 /// Answers a request whose command could not be started, as a shell would.
 async fn refuse(writer: &ChannelWriteHalf<Msg>, error: &io::Error) -> Result<(), russh::Error> {
-    writer.extended_data_bytes(STDERR, format!("sandbox: cannot start /bin/sh: {error}\n")).await?;
+    writer.extended_data_bytes(STDERR, format!("sandbox: cannot start the shell: {error}\n")).await?;
     writer.exit_status(CANNOT_START).await?;
     writer.eof().await?;
     writer.close().await

@@ -42,17 +42,25 @@ impl Size {
 pub(super) struct Terminal(File);
 
 impl Terminal {
-    /// Opens a terminal. Returns the program's end too.
+    /// Opens a terminal among these devices, which may be those of a world. Returns the program's
+    /// end too.
     ///
     /// # Errors
     /// The system has no free terminal.
-    pub(super) fn open(size: Size) -> io::Result<(Self, File)> {
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+    pub(super) fn open(size: Size, devices: &Path) -> io::Result<(Self, File)> {
+        let is_host = devices == Path::new("/dev");
+        let ours = if is_host {
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?
+        } else {
+            let flags = OFlags::RDWR | OFlags::NOCTTY;
+            rustix::fs::open(devices.join("pts/ptmx"), flags, rustix::fs::Mode::empty())?
+        };
         // Not part of the flags above, because some systems reject them there.
         rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC)?;
         grantpt(&ours)?;
         unlockpt(&ours)?;
         let name = PathBuf::from(ptsname(&ours, Vec::new())?.into_string().map_err(io::Error::other)?);
+        let name = if is_host { name } else { devices.join(name.strip_prefix("/dev").unwrap_or(&name)) };
         let no_control = OFlags::NOCTTY.bits().cast_signed();
         let theirs = OpenOptions::new().read(true).write(true).custom_flags(no_control).open(name)?;
         fcntl_setfl(&ours, fcntl_getfl(&ours)? | OFlags::NONBLOCK)?;

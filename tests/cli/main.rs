@@ -36,3 +36,4 @@ mod streams;
 mod times;
 mod transfer;
 mod wire;
+mod worlds;

@@ -9,13 +9,13 @@ fn the_printed_ssh_command_runs_a_command() {
         return;
     }
     let world = World::new();
-    let emulator = Emulator::new(&world);
+    let emulator = Emulator::isolated(&world, "vms");
     let line = emulator.told["ssh_command"].as_str().expect("a command");
     assert!(line.contains("ProxyCommand=websocat --binary ws://127.0.0.1:"), "{line}");
     let mut command = world.command("sh");
     command.args(["-c", &format!("{line} 'echo out; echo err >&2; pwd; exit 7'")]);
     let run = Run::of(command).fails(7);
-    assert_eq!(run.stdout, format!("out\n{}\n", world.path("state/ksync/sandbox").display()));
+    assert_eq!(run.stdout, "out\n/root\n");
     assert_eq!(run.stderr, "err\n");
 }
 

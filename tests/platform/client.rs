@@ -7,8 +7,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt;
-use ksync::sandbox::LinkConditions;
 use ksync::sandbox::platform::{Platform, PlatformOptions};
+use ksync::sandbox::{Isolation, LinkConditions};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio_tungstenite::WebSocketStream;
@@ -53,6 +53,7 @@ impl Cloud {
         let options = PlatformOptions {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             home: folder.path().join("home"),
+            isolation: Isolation::World,
             conditions: LinkConditions::default(),
             time_scale,
             client_key: None,
@@ -169,6 +170,11 @@ impl Cloud {
     /// The emulator's own record of a session.
     pub(crate) fn inside(&self, id: &str) -> Value {
         self.get(&format!("/_sandbox/sessions/{id}")).has(200).json()
+    }
+
+    /// Path on this machine of the `/` of a session's VM.
+    pub(crate) fn root(&self, id: &str) -> String {
+        text(&self.inside(id)["root"])
     }
 
     /// Stage of a session's clock; `gone` if the session does not exist.

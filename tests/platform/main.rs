@@ -19,3 +19,4 @@ mod routes;
 mod sessions;
 mod spawned;
 mod vm;
+mod worlds;

@@ -5,17 +5,17 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::client::{Cloud, Ran, text};
+use crate::client::{Cloud, Ran};
 use crate::world::wait_for;
 
 fn ran(exit_code: i64, stdout: &str, stderr: &str) -> Ran {
     Ran { exit_code, stdout: stdout.to_owned(), stderr: stderr.to_owned() }
 }
 
-/// Reports if a process exists and has not exited. The state is always valid, while the command
-/// line is empty during an exec.
-fn is_alive(pid: &str) -> bool {
-    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+/// Reports if a process of a VM exists and has not exited. The state is always valid, while the
+/// command line is empty during an exec.
+fn is_alive(root: &str, pid: &str) -> bool {
+    let state = std::fs::read_to_string(format!("{root}/proc/{pid}/stat")).ok();
     let state = state.as_deref().and_then(|line| line.rsplit_once(") ")).map(|(_, rest)| rest);
     state.is_some_and(|rest| !rest.starts_with(['Z', 'X']))
 }
@@ -24,16 +24,14 @@ fn is_alive(pid: &str) -> bool {
 fn a_program_runs_without_a_shell_in_its_own_environment() {
     let cloud = Cloud::new();
     let id = cloud.session();
-    let root = text(&cloud.inside(&id)["root"]);
     let echo = json!({ "command": "echo", "args": ["$HOME", "a  b", "*"] });
     assert_eq!(cloud.exec(&id, &echo), ran(0, "$HOME a  b *\n", ""));
     let line =
         "echo $HOME:$USER:$KSYNC_SANDBOX_ROOT:$X; pwd; env | grep -c CARGO; cat; echo oops >&2; exit 7";
     let program = json!({ "command": "/bin/sh", "args": ["-c", line], "env": { "X": "y" }, "as_root": true });
-    let expected = format!("{root}/root:root:{root}:y\n{root}/root\n0\n");
-    assert_eq!(cloud.exec(&id, &program), ran(7, &expected, "oops\n"));
+    assert_eq!(cloud.exec(&id, &program), ran(7, "/root:root:/:y\n/root\n0\n", "oops\n"));
     let there = json!({ "command": "pwd", "cwd": "/tmp" });
-    assert_eq!(cloud.exec(&id, &there).stdout, format!("{root}/tmp\n"));
+    assert_eq!(cloud.exec(&id, &there).stdout, "/tmp\n");
     assert_eq!(cloud.sh(&id, "kill -9 $$").exit_code, -1);
     let binary = cloud.sh(&id, "head -c 3000000 /dev/zero | tr '\\0' x");
     assert_eq!(binary.stdout.len(), 3_000_000);
@@ -65,9 +63,10 @@ fn a_timeout_kills_the_process_alone() {
     cloud.post(&format!("/browsers/{id}/process/exec"), &program).says(500, "process timed out");
     let pids = cloud.sh(&id, "cat pids").stdout;
     let (child, direct) = pids.trim().split_once(' ').expect("two");
-    assert!(is_alive(child) && !is_alive(direct), "{pids}");
+    let root = cloud.root(&id);
+    assert!(is_alive(&root, child) && !is_alive(&root, direct), "{pids}");
     cloud.call("DELETE", &format!("/browsers/{id}"), b"").has(204);
-    wait_for("the end of what was left", || (!is_alive(child)).then_some(()));
+    wait_for("the end of what was left", || (!is_alive(&root, child)).then_some(()));
 }
 
 #[test]
@@ -94,14 +93,14 @@ fn a_client_that_disconnects_ends_its_process() {
     let id = cloud.session();
     let program = json!({ "command": "/bin/sh", "args": ["-c", "echo $$ >pid; exec sleep 1000"] });
     let call = cloud.begin("POST", &format!("/browsers/{id}/process/exec"), &program);
-    let root = text(&cloud.inside(&id)["root"]);
+    let root = cloud.root(&id);
     let pid = wait_for("its number", || {
         let pid = std::fs::read_to_string(Path::new(&root).join("root/pid")).ok()?;
         pid.strip_suffix('\n').map(str::to_owned)
     });
-    assert!(is_alive(&pid));
+    assert!(is_alive(&root, &pid));
     drop(call);
-    wait_for("its end", || (!is_alive(&pid)).then_some(()));
+    wait_for("its end", || (!is_alive(&root, &pid)).then_some(()));
 }
 
 #[test]
@@ -117,16 +116,17 @@ fn a_session_and_its_platform_leave_nothing_behind() {
     let id = cloud.session();
     let line = "setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo $!";
     let pid = cloud.sh(&id, line).stdout.trim().to_owned();
-    let root = text(&cloud.inside(&id)["root"]);
+    let root = cloud.root(&id);
     let other = cloud.session();
-    let kept = cloud.sh(&other, line).stdout.trim().to_owned();
+    let (other_root, kept) = (cloud.root(&other), cloud.sh(&other, line).stdout.trim().to_owned());
+    assert!(is_alive(&root, &pid));
     cloud.call("DELETE", &format!("/browsers/{id}"), b"").has(204);
-    wait_for("the end of the process", || (!is_alive(&pid)).then_some(()));
+    wait_for("the end of the process", || (!is_alive(&root, &pid)).then_some(()));
     assert!(!Path::new(&root).exists());
-    assert!(is_alive(&kept), "another session's");
+    assert!(is_alive(&other_root, &kept), "another session's");
     let folder = cloud.platform().ca_cert();
     let platform = cloud.platform.take().expect("a platform");
     cloud.runtime.block_on(platform.stop());
-    wait_for("the end of the other", || (!is_alive(&kept)).then_some(()));
+    wait_for("the end of the other", || (!is_alive(&other_root, &kept)).then_some(()));
     assert!(!folder.parent().expect("a folder").exists());
 }

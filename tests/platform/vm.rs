@@ -29,7 +29,7 @@ impl Pair {
         std::fs::set_permissions(world.path("key"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
             .expect("a mode");
         let public_key = key.public_key().to_openssh().expect("a text");
-        let host_key = cloud.sh(&id, "cat \"$KSYNC_SANDBOX_ROOT/etc/ssh/ssh_host_ed25519_key.pub\"").stdout;
+        let host_key = cloud.sh(&id, "cat /etc/ssh/ssh_host_ed25519_key.pub").stdout;
         let host_key = host_key.trim().to_owned();
         Pair { cloud, world, id, address, public_key, host_key }
     }
@@ -43,13 +43,19 @@ impl Pair {
         assert_eq!(self.cloud.sh(&self.id, &line).exit_code, 0);
     }
 
+    /// Asserts that the VM has what was uploaded.
+    #[track_caller]
+    fn assert_same(&self) {
+        self.world.assert_same("src", format!("{}/srv/dst", self.cloud.root(&self.id)));
+    }
+
     fn upload(&self) -> Run {
         self.upload_with(&[])
     }
 
     fn upload_with(&self, options: &[&str]) -> Run {
         let ca = self.cloud.platform().ca_cert();
-        let endpoint = format!("wss://{}{}", self.address, self.world.path("dst").display());
+        let endpoint = format!("wss://{}/srv/dst", self.address);
         let mut command =
             self.world.ksync(["src", &endpoint, "--identity", "key", "--host-key", &self.host_key]);
         command.arg("--ca-cert").arg(ca).args(options);
@@ -66,7 +72,7 @@ fn a_key_works_only_from_a_file_that_others_cannot_write() {
     assert!(!pair.upload().status.success());
     pair.authorize("600");
     pair.upload().ok();
-    pair.world.assert_same("src", "dst");
+    pair.assert_same();
 }
 
 #[test]
@@ -89,7 +95,7 @@ fn a_byte_fault_breaks_exactly_one_connection() {
     pair.cloud.fault(&json!({ "call": "bridge", "after_bytes": 500_000 }));
     pair.upload_with(&["--retries", "0"]).fails(10);
     pair.upload().ok();
-    pair.world.assert_same("src", "dst");
+    pair.assert_same();
 }
 
 #[test]

@@ -10,13 +10,14 @@ use crate::world::{World, noise};
 #[test]
 fn create_upload_download_delete() {
     let world = World::new();
-    let platform = Platform::start(&world);
+    let platform = Platform::isolated(&world);
     world.tree("src").with_everything();
     let id = platform.create(&world, &["--timeout", "300", "--name", "mine"]);
     assert_eq!(platform.ask("GET", "/browsers/mine", &Value::Null).1["session_id"], json!(id));
 
     platform.run(&world, &["src", &endpoint(&world, "session", "there")]).ok();
-    world.assert_same("src", "there");
+    world.assert_same("src", platform.path(&world, &id, "there"));
+    assert!(!world.path("there").exists(), "on this machine");
     for name in [id.as_str(), "mine"] {
         platform.run(&world, &[&endpoint(&world, name, "there"), &format!("back-{name}")]).ok();
         world.assert_same("src", format!("back-{name}"));
@@ -30,7 +31,7 @@ fn create_upload_download_delete() {
 #[test]
 fn one_file_is_copied_both_ways_as_with_scp() {
     let world = World::new();
-    let platform = Platform::start(&world);
+    let platform = Platform::isolated(&world);
     fs::write(world.path("file.bin"), noise(1, 3_000_000)).unwrap();
     let id = platform.create(&world, &[]);
     platform.run(&world, &["file.bin", &endpoint(&world, &id, "there.bin")]).ok();
@@ -41,7 +42,7 @@ fn one_file_is_copied_both_ways_as_with_scp() {
 #[test]
 fn a_session_that_was_used_before_needs_no_api() {
     let world = World::new();
-    let platform = Platform::start(&world);
+    let platform = Platform::isolated(&world);
     world.tree("src").with_everything();
     let id = platform.create(&world, &[]);
     platform.calls();
@@ -77,7 +78,7 @@ fn a_session_that_was_used_before_needs_no_api() {
 #[test]
 fn the_key_is_added_once_and_removed_by_a_cleanup() {
     let world = World::new();
-    let platform = Platform::start(&world);
+    let platform = Platform::isolated(&world);
     world.tree("src").with_everything();
     let id = platform.create(&world, &[]);
     platform.run(&world, &["src", &endpoint(&world, &id, "there")]).ok();
@@ -95,7 +96,7 @@ fn the_key_is_added_once_and_removed_by_a_cleanup() {
 #[test]
 fn setup_prints_the_fields_of_the_official_client() {
     let world = World::new();
-    let platform = Platform::start(&world);
+    let platform = Platform::isolated(&world);
     let id = platform.create(&world, &[]);
     let run = platform.run(&world, &["session", "setup", &id, "--json"]).ok();
     let told: Value = serde_json::from_str(&run.stdout).unwrap();
@@ -110,13 +111,13 @@ fn setup_prints_the_fields_of_the_official_client() {
     fs::write(world.path("vm.json"), &run.stdout).unwrap();
     let there = format!(":{}", world.path("there").display());
     platform.run(&world, &["src", &there, "--setup", "vm.json"]).ok();
-    world.assert_same("src", "there");
+    world.assert_same("src", platform.path(&world, told["session_id"].as_str().unwrap(), "there"));
 }
 
 #[test]
 fn a_command_runs_on_the_vm_and_its_exit_code_is_returned() {
     let world = World::new();
-    let platform = Platform::start(&world);
+    let platform = Platform::isolated(&world);
     let id = platform.create(&world, &[]);
     platform.run(&world, &["session", "setup", &id]).ok();
     let run = platform.run(&world, &["ssh", &id, "echo", "$((6*7))", ";", "echo", "no", ">&2"]);
@@ -130,7 +131,7 @@ fn a_command_runs_on_the_vm_and_its_exit_code_is_returned() {
 #[test]
 fn a_pool_session_is_not_reused_after_its_deletion() {
     let world = World::new();
-    let platform = Platform::start(&world);
+    let platform = Platform::isolated(&world);
     let pool = json!({ "size": 1, "name": "swimmers" });
     assert_eq!(platform.ask("POST", "/browser_pools", &pool).0, 201);
     let id = platform.create(&world, &["--pool", "swimmers"]);

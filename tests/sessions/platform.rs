@@ -17,6 +17,11 @@ impl Platform {
         Platform::of(world, world.ksync(["sandbox", "--json", "--home"]))
     }
 
+    /// Starts an emulator whose VMs have worlds of their own.
+    pub(crate) fn isolated(world: &World) -> Platform {
+        Platform(Emulator::isolated(world, "platform"))
+    }
+
     /// Starts an emulator whose VMs take the text of a file for their kernel's boot id.
     pub(crate) fn started_as(world: &World, boot: &Path) -> Platform {
         let mut command = world.command("unshare");
@@ -56,6 +61,11 @@ impl Platform {
     /// Root directory of a session's VM.
     pub(crate) fn root(&self, id: &str) -> PathBuf {
         PathBuf::from(self.session(id)["root"].as_str().expect("a root"))
+    }
+
+    /// Path on this machine of an [`endpoint`] in a session with a world.
+    pub(crate) fn path(&self, world: &World, id: &str, name: &str) -> PathBuf {
+        self.root(id).join(world.path(name).strip_prefix("/").expect("an absolute path"))
     }
 
     /// Status of the API's answer about a session.

@@ -22,6 +22,13 @@ impl Emulator {
         Emulator::of(world.ksync(["sandbox", "--json"]))
     }
 
+    /// Starts an emulator whose VMs have worlds of their own, with their files in a directory.
+    pub(crate) fn isolated(world: &World, home: &str) -> Emulator {
+        let mut command = world.ksync(["sandbox", "--json", "--home", home]);
+        command.env_remove("KSYNC_SANDBOX_HOST_FILES");
+        Emulator::of(command)
+    }
+
     /// Starts an emulator by a command.
     pub(crate) fn of(mut command: Command) -> Emulator {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());

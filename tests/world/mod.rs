@@ -108,6 +108,8 @@ impl World {
             .env("HOME", self.home())
             .env("TMPDIR", self.path("tmp"))
             .env("USER", "root")
+            // Most tests look for the emulated VM's files at the same path on this machine.
+            .env("KSYNC_SANDBOX_HOST_FILES", "1")
             .current_dir(&self.root);
         for (variable, name) in [
             ("XDG_CACHE_HOME", "cache"),

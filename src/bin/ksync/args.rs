@@ -5,6 +5,8 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+#[cfg(feature = "sandbox")]
+use clap::builder::FalseyValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -293,6 +295,10 @@ pub(crate) struct ConnectionArgs {
     /// Additional root certificates for wss://
     #[arg(long, value_name = "FILE", env = "KSYNC_CA_CERT", hide_env_values = true)]
     pub(crate) ca_cert: Option<PathBuf>,
+    /// With sandbox:, use this machine's files, and not those of a world of its own
+    #[cfg(feature = "sandbox")]
+    #[arg(long, env = "KSYNC_SANDBOX_HOST_FILES", hide_env = true, value_parser = FalseyValueParser::new())]
+    pub(crate) host_files: bool,
     /// Do not keep the session active while ksync works
     #[arg(long)]
     pub(crate) no_keep_alive: bool,
@@ -329,9 +335,12 @@ pub(crate) struct SandboxArgs {
     /// The loopback address to listen on; port 0 picks a free port
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_parser = address)]
     pub(crate) listen: SocketAddr,
-    /// The home directory in the VM; by default one in ksync's state directory
+    /// The directory for the files of the VMs; by default one in ksync's state directory
     #[arg(long, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
+    /// Let the VMs use this machine's files, and not those of a world of their own
+    #[arg(long, env = "KSYNC_SANDBOX_HOST_FILES", hide_env = true, value_parser = FalseyValueParser::new())]
+    pub(crate) host_files: bool,
     /// Speed of the sessions' clock: its seconds per real second
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = number(f64::MIN..=f64::MAX, "a number"))]
     pub(crate) time_scale: f64,
@@ -341,6 +350,10 @@ pub(crate) struct SandboxArgs {
     /// Print one line of JSON when the VM answers
     #[arg(long)]
     pub(crate) json: bool,
+    /// Run in the background, and print the environment variables for eval "$(ksync sandbox
+    /// --export)"; kill $KSYNC_SANDBOX_PID ends it
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) export: bool,
     /// Print this help
     #[arg(short = 'h', long, action = ArgAction::Help)]
     help: Option<bool>,

@@ -1,38 +1,56 @@
 //! `ksync sandbox`: the VM emulator in the foreground, and the platform's emulator beside it.
 //!
 //! stdout gets the setup, so that `ksync sandbox > vm.json` writes a file for `--setup`; stderr
-//! gets the instructions.
+//! gets the instructions. With `--export`, a process in the background runs the emulators, and
+//! stdout gets the environment variables for a shell.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
+use ksync::monitor::Warning;
 use ksync::sandbox::platform::{Platform, PlatformOptions};
-use ksync::sandbox::{LinkConditions, Options, Sandbox, SandboxError, Setup};
+use ksync::sandbox::{Isolation, LinkConditions, Options, Sandbox, SandboxError, Setup};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use serde_json::{Map, Value, json};
 
 use crate::args::SandboxArgs;
 use crate::out;
 use crate::report::{self, CliError};
 use crate::run::{Signals, block_on};
+use crate::screen::warned;
 use crate::shell::quoted;
 
 /// Exit code: a local file could not be written.
 const FILE: u8 = 11;
 
-/// Runs until a signal comes.
+/// Runs until a signal comes; with `--export`, until a process in the background runs.
 pub(crate) fn run(args: &SandboxArgs) -> Result<u8, CliError> {
+    if args.export {
+        return export(args);
+    }
     block_on(async {
         let mut signals = Signals::new()?;
         let home = Home::new(args.home.clone())?;
-        let options =
-            Options { listen: args.listen, home: home.path.clone(), conditions: LinkConditions::default() };
+        let isolation = if args.host_files { Isolation::HostFiles } else { Isolation::World };
+        let options = Options {
+            listen: args.listen,
+            home: home.path.clone(),
+            isolation,
+            conditions: LinkConditions::default(),
+        };
         let sandbox = Sandbox::start(options).await?;
+        if let Some((what, hint)) = sandbox.files().warning() {
+            out::note(&warned(&Warning { what, hint: hint.to_owned() }));
+        }
         let platform = Platform::start(PlatformOptions {
             listen: SocketAddr::new(args.listen.ip(), 0),
             home: home.path.clone(),
+            isolation,
             conditions: LinkConditions::default(),
             time_scale: args.time_scale,
             client_key: Some(sandbox.client_public_key().to_owned()),
@@ -44,6 +62,58 @@ pub(crate) fn run(args: &SandboxArgs) -> Result<u8, CliError> {
         sandbox.stop().await;
         served.map(|()| 0)
     })
+}
+
+/// Starts a process in the background, and prints the variables for its use.
+fn export(args: &SandboxArgs) -> Result<u8, CliError> {
+    let cannot_start = |error: io::Error| {
+        CliError::new(report::NOT_STARTED, format!("cannot start a process in the background: {error}"))
+    };
+    let mut command = Command::new(std::env::current_exe().map_err(cannot_start)?);
+    command.args(["sandbox", "--json", "--listen", &args.listen.to_string()]);
+    command.args(["--time-scale", &args.time_scale.to_string()]);
+    command.args(args.home.iter().flat_map(|home| ["--home".as_ref(), home.as_os_str()]));
+    command.args(args.host_files.then_some("--host-files"));
+    // A Ctrl-C in the shell is not for it.
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().map_err(cannot_start)?;
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut line).map_err(cannot_start)?;
+    }
+    let told: Value = serde_json::from_str(&line).unwrap_or_default();
+    // Passes on what it has said so far. Whoever waits for the end of this process's stderr must
+    // not wait for that of the emulators.
+    if let Some(mut stderr) = child.stderr.take() {
+        if told.is_object() {
+            let flags = fcntl_getfl(&stderr).map_err(|error| cannot_start(error.into()))?;
+            fcntl_setfl(&stderr, flags | OFlags::NONBLOCK).map_err(|error| cannot_start(error.into()))?;
+        }
+        let mut said = Vec::new();
+        let _ = stderr.read_to_end(&mut said);
+        let said = String::from_utf8_lossy(&said);
+        if !said.is_empty() {
+            out::note(&said);
+        }
+    }
+    let Some(env) = told.get("env").and_then(Value::as_object) else {
+        let code = child.wait().map_err(cannot_start)?.code();
+        return Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(report::NOT_STARTED));
+    };
+    let mut lines: String = env
+        .iter()
+        .map(|(name, value)| format!("export {name}={}\n", quoted(value.as_str().unwrap_or_default())))
+        .collect();
+    lines.push_str(&format!("export KSYNC_SANDBOX_PID={}", child.id()));
+    out::result(&lines);
+    match out::failure(false) {
+        None => Ok(0),
+        Some(error) => {
+            // Nobody could end it.
+            let _ = child.kill();
+            Err(error)
+        }
+    }
 }
 
 async fn serve(
@@ -107,10 +177,13 @@ fn usage(url: &str, setup: &Setup, file: &Path, host_key: &str) -> String {
 
 fn platform_usage(platform: &Platform) -> String {
     let lines = env(platform).map(|(name, value)| format!("  export {name}={}\n", quoted(&value)));
-    format!("\nThe platform's API, with VMs of its own:\n{}", lines.concat())
+    format!(
+        "\nThe platform's API, with VMs of its own (eval \"$(ksync sandbox --export)\" does all of this):\n{}",
+        lines.concat()
+    )
 }
 
-/// The home directory of the programs in the VM.
+/// The directory for the files of the VMs.
 struct Home {
     path: PathBuf,
     is_temporary: bool,

@@ -76,6 +76,8 @@ pub struct ConnectOptions {
     pub session: Option<String>,
     /// True if a keep-alive keeps the session active meanwhile.
     pub keep_alive: bool,
+    /// True if commands in `sandbox:` may see and change the files of this machine.
+    pub host_files: bool,
 }
 
 impl ConnectOptions {
@@ -96,6 +98,7 @@ impl ConnectOptions {
             api: None,
             session: None,
             keep_alive: true,
+            host_files: false,
         }
     }
 }

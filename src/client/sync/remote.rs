@@ -138,7 +138,7 @@ impl<'a> LazyConnection<'a> {
 
     async fn connect_to(&self, monitor: &SharedMonitor) -> Result<Connected, SyncError> {
         if let Endpoint::Sandbox { .. } = self.endpoint {
-            let (connection, emulator) = Emulator::connect(self.connect_options).await?;
+            let (connection, emulator) = Emulator::connect(self.connect_options, monitor).await?;
             return Ok(Connected { connection, behind: Behind::Sandbox(emulator) });
         }
         if let Endpoint::Session { name, .. } = self.endpoint {
@@ -329,6 +329,8 @@ impl<'a> LazyConnection<'a> {
     ) -> Result<Round, SyncError> {
         let options = self.connect_options;
         let request = Request { timeout_ms: millis(options.timeout), ..request };
+        let further = request.further.iter().map(|path| path.to_vec());
+        let paths: Vec<_> = std::iter::once(request.path.clone()).chain(further).collect();
         let (agent, waiting) = Agent::waiting();
         let (up_bytes, down_bytes) = (self.up_bytes.clone(), self.down_bytes.clone());
         let before = self.traffic();
@@ -347,6 +349,9 @@ impl<'a> LazyConnection<'a> {
         tokio::pin!(running);
         let starting = async {
             let connected = self.connected.get_or_try_init(|| self.connect(monitor)).await?;
+            if let Behind::Sandbox(emulator) = &connected.behind {
+                paths.iter().try_for_each(|path| emulator.admit(path))?;
+            }
             connected.connection.start(waiting, options.agent.clone()).await?;
             Ok::<_, SyncError>(&connected.connection)
         };

@@ -5,7 +5,7 @@
 //! them keeps the call waiting, even beyond its timeout. The timeout kills only the process itself.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -17,7 +17,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::StatusCode;
 use hyper::body::Incoming;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
@@ -27,13 +27,14 @@ use tokio::time::Instant;
 use super::answer::{Answer, PlatformError, json_answer, read_json};
 use super::host::Host;
 use super::session::Session;
-use crate::process::ROOT_VARIABLE;
-use crate::terminal::{self, Size, Terminal};
+use crate::machine::{Handle, Launch};
+use crate::terminal::{Size, Terminal};
+use crate::world::User;
 
 /// Most bytes of an output. A VM without a screen has 1 GB of memory in all.
 const OUTPUT_MAX: u64 = 256 << 20;
 
-/// Users of a VM. Here each of them is the user who runs the sandbox.
+/// Users of a VM. Without a world each of them is the user who runs the sandbox.
 const USERS: [&str; 4] = ["root", "kernel", "0", "1000"];
 
 /// The program of a request.
@@ -74,7 +75,7 @@ impl Program {
         session: &Session,
         search_path: &OsStr,
         in_terminal: bool,
-    ) -> Result<(Command, PathBuf), PlatformError> {
+    ) -> Result<Command, PlatformError> {
         let refused = |message: String| Err(PlatformError::in_vm(StatusCode::BAD_REQUEST, message));
         if self.command.is_empty() {
             return refused("command required".to_owned());
@@ -86,47 +87,53 @@ impl Program {
         if let Some(user) = user.filter(|user| !USERS.contains(&user.split(':').next().unwrap_or_default())) {
             return refused(format!("failed to lookup user \"{user}\": user: unknown user {user}"));
         }
-        let home = session.root.join("root");
+        let name = user.and_then(|user| user.split(':').next());
+        let user = if matches!(name, Some("kernel" | "1000")) { User::Kernel } else { User::Root };
+        let (machine, root) = (&session.machine, session.machine.root());
         let cwd = match self.cwd.as_deref().filter(|cwd| !cwd.is_empty()) {
-            None => home.clone(),
-            Some(cwd) if cwd.starts_with('/') => session.host_path(cwd),
-            Some(cwd) => return refused(format!("cwd must be absolute: {cwd}")),
-        };
-        // A program in the VM takes precedence over one of this machine with the same path.
-        let in_vm = session.host_path(&self.command);
-        let is_path = self.command.starts_with('/');
-        let program = if is_path && in_vm.is_file() { in_vm } else { PathBuf::from(&self.command) };
-        let mut command = if in_terminal {
-            // Check for a missing program now: in a terminal, `setsid` would only report a failure.
-            if !is_there(&program, &cwd, search_path) {
-                return Err(self.not_started(&cwd, &io::ErrorKind::NotFound.into()));
+            None => None,
+            Some(cwd) if !cwd.starts_with('/') => return refused(format!("cwd must be absolute: {cwd}")),
+            Some(cwd) if !root.is_directory(cwd) => {
+                return refused(format!("chdir {cwd}: no such file or directory"));
             }
-            let [maker, option] = terminal::leader_maker().map_err(PlatformError::internal)?;
-            let mut command = Command::new(maker);
-            command.arg(option).arg(program);
-            command
-        } else {
-            let mut command = Command::new(program);
-            command.process_group(0);
-            command
+            Some(cwd) => Some(PathBuf::from(cwd)),
         };
+        let mut program = PathBuf::from(&self.command);
+        let mut cwd = cwd;
+        if machine.is_world() {
+            let cwd = cwd.as_deref().unwrap_or(Path::new(user.home()));
+            root.check_program(&program, cwd, search_path).map_err(|error| self.not_started(&error))?;
+        } else {
+            // A program in the VM takes precedence over one of this machine with the same path.
+            let in_vm = root.host_path(&program);
+            if self.command.starts_with('/') && in_vm.is_file() {
+                program = in_vm;
+            }
+            cwd = cwd.map(|cwd| root.host_path(&cwd));
+            // In a terminal, `setsid` would only report a failure.
+            let place = cwd.as_deref().unwrap_or(Path::new("/"));
+            if in_terminal && !is_there(&program, place, search_path) {
+                return Err(self.not_started(&io::ErrorKind::NotFound.into()));
+            }
+        }
+        let mut command = machine
+            .command(Launch {
+                program: program.as_os_str(),
+                args: self.args.iter().flatten().map(OsString::from).collect(),
+                cwd: cwd.as_deref(),
+                user,
+                search_path,
+                has_terminal: in_terminal,
+            })
+            .map_err(PlatformError::internal)?;
         command
-            .args(self.args.iter().flatten())
-            .env_clear()
-            .env("HOME", &home)
-            .env("USER", "root")
-            .env("LOGNAME", "root")
             .env("SHELL", "/bin/bash")
-            .env("PATH", search_path)
             .env("DEBIAN_FRONTEND", "noninteractive")
             .envs(in_terminal.then_some(("TERM", "xterm-256color")))
             .envs(self.env.iter().flatten())
-            .env(ROOT_VARIABLE, &session.root)
-            .current_dir(&cwd)
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        Ok((command, cwd))
+            .stderr(Stdio::piped());
+        Ok(command)
     }
 
     /// Starts the program with an empty input and no terminal.
@@ -134,8 +141,8 @@ impl Program {
     /// # Errors
     /// 400 with the system's message, or if the request contradicts itself.
     async fn start(&self, host: &Host, session: &Session) -> Result<Child, PlatformError> {
-        let (mut command, cwd) = self.command(session, host.search_path().await?, false)?;
-        command.stdin(Stdio::null()).spawn().map_err(|error| self.not_started(&cwd, &error))
+        let mut command = self.command(session, host.search_path(&session.machine).await?, false)?;
+        command.stdin(Stdio::null()).spawn().map_err(|error| self.not_started(&error))
     }
 
     /// Starts the program with an open input, in a terminal if the request asks for one.
@@ -144,10 +151,10 @@ impl Program {
     /// As for `exec`, or 500 if the system has no terminals.
     pub(super) async fn start_fed(&self, host: &Host, session: &Session) -> Result<Started, PlatformError> {
         let in_terminal = self.allocate_tty == Some(true);
-        let (mut command, cwd) = self.command(session, host.search_path().await?, in_terminal)?;
+        let mut command = self.command(session, host.search_path(&session.machine).await?, in_terminal)?;
         if !in_terminal {
             let mut child =
-                command.stdin(Stdio::piped()).spawn().map_err(|error| self.not_started(&cwd, &error))?;
+                command.stdin(Stdio::piped()).spawn().map_err(|error| self.not_started(&error))?;
             return Ok(Started {
                 stdin: child.stdin.take().map(|end| Box::new(end) as _),
                 stdout: child.stdout.take().map(|end| Box::new(end) as _),
@@ -160,13 +167,13 @@ impl Program {
         let size =
             Size { columns: self.cols.unwrap_or(usual.columns), rows: self.rows.unwrap_or(usual.rows) };
         let mut opened = || {
-            let (terminal, theirs) = Terminal::open(size)?;
+            let (terminal, theirs) = Terminal::open(size, &session.machine.devices())?;
             let (reader, writer) = terminal.ends()?;
             command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs);
             io::Result::Ok((terminal, reader, writer))
         };
         let (terminal, reader, writer) = opened().map_err(PlatformError::internal)?;
-        let child = command.spawn().map_err(|error| self.not_started(&cwd, &error))?;
+        let child = command.spawn().map_err(|error| self.not_started(&error))?;
         Ok(Started {
             child,
             stdin: Some(Box::new(writer)),
@@ -176,21 +183,19 @@ impl Program {
         })
     }
 
-    fn not_started(&self, cwd: &Path, error: &io::Error) -> PlatformError {
-        PlatformError::in_vm(StatusCode::BAD_REQUEST, self.cannot_start(cwd, error))
+    fn not_started(&self, error: &io::Error) -> PlatformError {
+        PlatformError::in_vm(StatusCode::BAD_REQUEST, self.cannot_start(error))
     }
 
     /// The VM's message, whose wording is that of Go.
-    fn cannot_start(&self, cwd: &Path, error: &io::Error) -> String {
+    fn cannot_start(&self, error: &io::Error) -> String {
         let command = &self.command;
         let cause = match error.kind() {
             io::ErrorKind::NotFound => "no such file or directory".to_owned(),
             io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
             _ => error.to_string().to_lowercase(),
         };
-        if !cwd.is_dir() {
-            format!("chdir {}: no such file or directory", self.cwd.as_deref().unwrap_or_default())
-        } else if !command.contains('/') && error.kind() == io::ErrorKind::NotFound {
+        if !command.contains('/') && error.kind() == io::ErrorKind::NotFound {
             format!("exec: \"{command}\": executable file not found in $PATH")
         } else {
             format!("fork/exec {command}: {cause}")
@@ -203,13 +208,12 @@ pub(super) async fn exec(host: &Host, session: &Session, body: Incoming) -> Resu
     let program: Program = read_json(body).await?;
     let begun = Instant::now();
     let mut child = program.start(host, session).await?;
-    let pid = pid_of(&child);
+    let running = Running::new(session.machine.handle(&child));
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let is_waited_for = AtomicBool::new(false);
     let mut finished = pin!(async {
         let status = async {
             let status = child.wait().await;
-            is_waited_for.store(true, Ordering::Relaxed);
+            running.has_ended();
             status
         };
         tokio::join!(read_all(stdout), read_all(stderr), status)
@@ -220,10 +224,7 @@ pub(super) async fn exec(host: &Host, session: &Session, body: Incoming) -> Resu
         Some(timeout) => tokio::time::timeout(timeout, finished.as_mut()).await.ok(),
     };
     let Some((stdout, stderr, status)) = ended else {
-        // After the wait, the system may have reused its pid.
-        if let Some(pid) = pid.filter(|_| !is_waited_for.load(Ordering::Relaxed)) {
-            let _ = kill_process(pid, Signal::KILL);
-        }
+        running.kill();
         // The rest of the output is discarded.
         let (_, _, _) = finished.await;
         return Err(PlatformError::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "process timed out"));
@@ -248,9 +249,33 @@ fn is_there(program: &Path, cwd: &Path, search_path: &OsStr) -> bool {
     }
 }
 
-/// Pid of a process that nobody has waited for yet.
-pub(super) fn pid_of(child: &Child) -> Option<Pid> {
-    Pid::from_raw(i32::try_from(child.id()?).ok()?)
+/// A program that is killed when this is dropped, unless it has ended. After the wait for it, the
+/// system may have reused its pid.
+struct Running {
+    handle: Option<Handle>,
+    has_ended: AtomicBool,
+}
+
+impl Running {
+    fn new(handle: Option<Handle>) -> Running {
+        Running { handle, has_ended: AtomicBool::new(false) }
+    }
+
+    fn has_ended(&self) {
+        self.has_ended.store(true, Ordering::Relaxed);
+    }
+
+    fn kill(&self) {
+        if let Some(handle) = self.handle.filter(|_| !self.has_ended.load(Ordering::Relaxed)) {
+            handle.signal(Signal::KILL);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
 }
 
 /// Reads an output to its end.

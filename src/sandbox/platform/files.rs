@@ -1,8 +1,8 @@
-//! `fs/…`: files of the VM, below the session's root.
+//! `fs/…`: files of the VM.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -11,6 +11,7 @@ use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::Incoming;
 use hyper::header::CONTENT_LENGTH;
+use rustix::fs::OFlags;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,6 +29,8 @@ struct Target {
     #[serde(default)]
     path: String,
     mode: Option<String>,
+    owner: Option<String>,
+    group: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -52,13 +55,13 @@ pub(super) async fn answer(
         Call::FileInfo => info(session, &path_of(asked)?),
         Call::CreateDirectory => create_directory(session, &target(body).await?),
         Call::DeleteFile => {
-            let path = session.host_path(&target(body).await?.path);
+            let target = target(body).await?;
             // As in Go, this also deletes an empty directory.
-            done(
-                fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)),
-                "file not found",
-                "failed to delete file",
-            )
+            let removed = session
+                .root()
+                .place(&target.path)
+                .and_then(|place| fs::remove_file(place.path()).or_else(|_| fs::remove_dir(place.path())));
+            done(removed, "file not found", "failed to delete file")
         }
         Call::DeleteDirectory => delete_directory(session, &target(body).await?),
         Call::Move => {
@@ -67,15 +70,26 @@ pub(super) async fn answer(
                 return Err(in_vm(StatusCode::BAD_REQUEST, "src_path and dest_path required"));
             }
             let (src_path, dest_path) = (absolute(src_path)?, absolute(dest_path)?);
-            let moved = fs::rename(session.host_path(&src_path), session.host_path(&dest_path));
+            let root = session.root();
+            let moved = root.place(&src_path).and_then(|from| {
+                let to = root.place(&dest_path)?;
+                fs::rename(from.path(), to.path())
+            });
             done(moved, "source not found", "failed to move path")
         }
         Call::SetFilePermissions => {
             let target = target(body).await?;
             let mode = mode_of(target.mode.as_deref())
                 .ok_or_else(|| in_vm(StatusCode::BAD_REQUEST, "invalid mode"))?;
-            // There is one user here, so owner and group are ignored.
-            let set = fs::set_permissions(session.host_path(&target.path), Permissions::from_mode(mode));
+            let set = session.root().find(&target.path).and_then(|entry| {
+                if session.machine.is_world() {
+                    // In a user namespace there is one user, so this may fail. A mode outlives no
+                    // change of the owner.
+                    let _ =
+                        chown(entry.path(), id_of(target.owner.as_deref()), id_of(target.group.as_deref()));
+                }
+                fs::set_permissions(entry.path(), Permissions::from_mode(mode))
+            });
             done(set, "path not found", "failed to chmod")
         }
         _ => Err(PlatformError::not_found("route")),
@@ -84,14 +98,14 @@ pub(super) async fn answer(
 
 /// Creates the parents and writes the file in place, so a concurrent reader sees it grow.
 async fn write(session: &Session, asked: &Asked<'_>, mut body: Incoming) -> Result<Answer, PlatformError> {
-    let path = session.host_path(&path_of(asked)?);
+    let path = path_of(asked)?;
     let mode = mode_of(asked.value("mode").as_deref()).unwrap_or(0o644);
-    let parent = path.parent().unwrap_or(&session.root);
-    fs::create_dir_all(parent).map_err(|_| in_vm(StatusCode::BAD_REQUEST, "unable to create directories"))?;
+    let root = session.root();
+    root.make_parents(&path).map_err(|_| in_vm(StatusCode::BAD_REQUEST, "unable to create directories"))?;
     // Opening fails for the program of a running process, with the system's own error.
-    let opened =
-        tokio::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&path).await;
-    let mut file = opened.map_err(|_| in_vm(StatusCode::INTERNAL_SERVER_ERROR, "unable to create file"))?;
+    let opened = root.open(&path, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC, mode);
+    let file = opened.map_err(|_| in_vm(StatusCode::INTERNAL_SERVER_ERROR, "unable to create file"))?;
+    let mut file = tokio::fs::File::from_std(file);
     let failed = |_| in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to write data");
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| in_vm(StatusCode::BAD_REQUEST, error.to_string()))?;
@@ -104,9 +118,10 @@ async fn write(session: &Session, asked: &Asked<'_>, mut body: Incoming) -> Resu
 }
 
 async fn read(session: &Session, path: &str) -> Result<Answer, PlatformError> {
-    let file = tokio::fs::File::open(session.host_path(path)).await;
+    let file = session.root().open(path, OFlags::RDONLY, 0);
     let file = file
         .map_err(|error| fault(&error, "file not found", StatusCode::BAD_REQUEST, "unable to open file"))?;
+    let file = tokio::fs::File::from_std(file);
     let metadata = file.metadata().await.map_err(PlatformError::internal)?;
     if metadata.is_dir() {
         return Err(in_vm(StatusCode::BAD_REQUEST, "unable to open file"));
@@ -130,22 +145,17 @@ fn list(session: &Session, path: &str) -> Result<Answer, PlatformError> {
         fault(&error, "directory not found", StatusCode::INTERNAL_SERVER_ERROR, "failed to read directory")
     };
     let mut entries = Vec::new();
-    for entry in fs::read_dir(session.host_path(path)).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        // Skip an entry that was deleted after it was listed.
-        let Ok(metadata) = entry.metadata() else { continue };
+    for (name, metadata) in session.root().list(path).map_err(failed)? {
+        let name = name.to_string_lossy().into_owned();
         let path = format!("{}/{name}", path.trim_end_matches('/'));
-        entries.push((entry.file_name(), describe(&name, &path, &metadata)));
+        entries.push(describe(&name, &path, &metadata));
     }
-    entries.sort_by(|(one, _), (other, _)| one.cmp(other));
-    let entries: Vec<Value> = entries.into_iter().map(|(_, entry)| entry).collect();
     let value = if entries.is_empty() { Value::Null } else { Value::Array(entries) };
     Ok(json_answer(StatusCode::OK, &value))
 }
 
 fn info(session: &Session, path: &str) -> Result<Answer, PlatformError> {
-    let metadata = fs::metadata(session.host_path(path)).map_err(|error| {
+    let metadata = session.root().find(path).and_then(|entry| entry.metadata()).map_err(|error| {
         fault(&error, "path not found", StatusCode::INTERNAL_SERVER_ERROR, "failed to stat path")
     })?;
     let name = Path::new(path).file_name().map_or("/".into(), |name| name.to_string_lossy());
@@ -154,10 +164,9 @@ fn info(session: &Session, path: &str) -> Result<Answer, PlatformError> {
 
 fn create_directory(session: &Session, target: &Target) -> Result<Answer, PlatformError> {
     let mode = mode_of(target.mode.as_deref()).unwrap_or(0o755);
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(mode)
-        .create(session.host_path(&target.path))
+    session
+        .root()
+        .make_directory(&target.path, mode)
         .map_err(|_| in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to create directory"))?;
     Ok(empty(StatusCode::CREATED))
 }
@@ -165,15 +174,17 @@ fn create_directory(session: &Session, target: &Target) -> Result<Answer, Platfo
 /// Deletes the directory with its content. A missing directory counts as deleted, and a file as a
 /// directory.
 fn delete_directory(session: &Session, target: &Target) -> Result<Answer, PlatformError> {
-    let path = session.host_path(&target.path);
-    if path == session.root {
-        return Err(in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to delete directory"));
-    }
-    let removed = match fs::symlink_metadata(&path) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),
-        Ok(_) => fs::remove_file(&path),
+    // The root has no place in a directory, so it is not deleted.
+    let removed = session.root().place(&target.path).and_then(|place| {
+        if fs::symlink_metadata(place.path())?.is_dir() {
+            fs::remove_dir_all(place.path())
+        } else {
+            fs::remove_file(place.path())
+        }
+    });
+    let removed = match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+        other => other,
     };
     done(removed, "directory not found", "failed to delete directory")
 }
@@ -216,8 +227,8 @@ fn letters(metadata: &Metadata) -> String {
 }
 
 async fn target(body: Incoming) -> Result<Target, PlatformError> {
-    let Target { path, mode } = read_json(body).await?;
-    Ok(Target { path: absolute(path)?, mode })
+    let target: Target = read_json(body).await?;
+    Ok(Target { path: absolute(target.path)?, ..target })
 }
 
 /// The path parameter of a call.
@@ -234,6 +245,15 @@ pub(super) fn absolute(path: String) -> Result<String, PlatformError> {
         None => Err(in_vm(StatusCode::BAD_REQUEST, "path cannot be empty")),
         Some('/') => Ok(path),
         Some(_) => Err(in_vm(StatusCode::BAD_REQUEST, "path must be absolute")),
+    }
+}
+
+/// Number of a user or group of a VM.
+fn id_of(name: Option<&str>) -> Option<u32> {
+    match name? {
+        "root" => Some(0),
+        "kernel" => Some(1000),
+        other => other.parse().ok(),
     }
 }
 

@@ -37,14 +37,12 @@ struct Start {
 pub(super) async fn start(session: &Session, body: Incoming) -> Result<Answer, PlatformError> {
     let Start { path, recursive } = read_json(body).await?;
     let path = absolute(path)?;
-    let root = session.host_path(&path);
-    if !root.exists() {
-        return Err(PlatformError::in_vm(StatusCode::NOT_FOUND, "path not found"));
-    }
+    let entry = session.root().find(&path);
+    let entry = entry.map_err(|_| PlatformError::in_vm(StatusCode::NOT_FOUND, "path not found"))?;
     let id = rng::word(24).map_err(PlatformError::internal)?;
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let mode = if recursive == Some(true) { RecursiveMode::Recursive } else { RecursiveMode::NonRecursive };
-    let watched = root.clone();
+    let watched = entry.path().to_owned();
     let handler = move |event: notify::Result<Event>| {
         let Ok(event) = event else { return };
         for changed in &event.paths {
@@ -55,11 +53,11 @@ pub(super) async fn start(session: &Session, body: Incoming) -> Result<Answer, P
         }
     };
     let watcher = notify::recommended_watcher(handler).and_then(|mut watcher| {
-        watcher.watch(&root, mode)?;
+        watcher.watch(entry.path(), mode)?;
         Ok(watcher)
     });
     let watcher = watcher.map_err(PlatformError::internal)?;
-    let watch = Watch { events: Arc::new(Mutex::new(events)), _watcher: watcher };
+    let watch = Watch { events: Arc::new(Mutex::new(events)), _watcher: watcher, _entry: entry };
     watches(session).insert(id.clone(), watch);
     Ok(json_answer(StatusCode::CREATED, &json!({ "watch_id": id })))
 }

@@ -1,6 +1,6 @@
 //! The host of the VMs: what every session gets from its platform.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -12,7 +12,10 @@ use super::authority::Authority;
 use super::faults::Faults;
 use super::path_filter;
 use super::time::Time;
+use crate::isolation::Isolation;
 use crate::link_conditions::LinkConditions;
+use crate::machine::Machine;
+use crate::process::PATH;
 
 /// The parts of a platform that do not know its sessions.
 #[derive(Debug)]
@@ -21,8 +24,9 @@ pub(super) struct Host {
     pub(super) address: SocketAddr,
     /// Directory of the sessions' directories.
     pub(super) folder: PathBuf,
-    /// `PATH` of the VMs, made on first use.
+    /// `PATH` of the VMs without a world, made on first use.
     pub(super) search_path: OnceCell<OsString>,
+    pub(super) isolation: Isolation,
     pub(super) conditions: LinkConditions,
     pub(super) client_key: Option<PublicKey>,
     pub(super) authority: Authority,
@@ -33,13 +37,17 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// `PATH` of the VMs. It is made on first use, because it may need thousands of links.
-    pub(super) async fn search_path(&self) -> Result<&OsString, PlatformError> {
+    /// `PATH` of a VM. Without a world it is made on first use, because it may need thousands of
+    /// links.
+    pub(super) async fn search_path(&self, machine: &Machine) -> Result<&OsStr, PlatformError> {
+        if machine.is_world() {
+            return Ok(OsStr::new(PATH));
+        }
         let make = || async {
             let folder = self.folder.clone();
             let made = tokio::task::spawn_blocking(move || path_filter::search_path(&folder)).await;
             made.map_err(PlatformError::internal)?.map_err(PlatformError::internal)
         };
-        self.search_path.get_or_try_init(make).await
+        self.search_path.get_or_try_init(make).await.map(OsString::as_os_str)
     }
 }

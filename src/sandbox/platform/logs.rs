@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::future::Either;
 use hyper::header::HeaderName;
+use rustix::fs::OFlags;
 use serde_json::json;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -46,7 +47,8 @@ async fn open(session: &Arc<Session>, asked: &Asked<'_>) -> Result<Tail, &'stati
     let path = path.filter(|_| asked.value("source").as_deref() == Some("path"));
     let path = path.ok_or("logs source not available")?;
     let failed = |_| "failed to open log path";
-    let mut file = File::open(session.host_path(&path)).await.map_err(failed)?;
+    let file = session.root().open(&path, OFlags::RDONLY, 0).map_err(failed)?;
+    let mut file = File::from_std(file);
     if asked.value("follow").as_deref() != Some("false") {
         file.seek(SeekFrom::End(0)).await.map_err(failed)?;
     }

@@ -13,12 +13,14 @@
 //! the platform's failures (see `faults`), and move its clock (see `admin`).
 //!
 //! # The VM
-//! A session is a directory, its root. It is the `/` of the files API. `exec` runs there, with
-//! `HOME` in its `root/` and the directory's path in `KSYNC_SANDBOX_ROOT`. The SSH server accepts
-//! the keys in its `root/.ssh/authorized_keys`. There is no isolation: a program sees this machine,
-//! with the rights of the user who started the sandbox, and may go wherever those lead. At its end,
-//! a session resets its connections, kills every process with its `KSYNC_SANDBOX_ROOT`, and removes
-//! the directory.
+//! A session has a world of its own (see `world`): one file system for `exec`, the files API and
+//! SSH, made of this machine's directories and a directory of the session that takes every change.
+//! The SSH server accepts the keys in its `/root/.ssh/authorized_keys`. At its end, a session
+//! resets its connections, and its processes and its directory go.
+//!
+//! Without a world, on request or where the system has no namespaces, the directory is the `/` of
+//! the files API only. Programs see this machine, with `HOME` in its `root/` and its path in
+//! `KSYNC_SANDBOX_ROOT`, by which they are found and killed at the end.
 //!
 //! # What is missing
 //! There are no browsers, live view, profiles, proxies or extensions. A request may name these
@@ -83,6 +85,7 @@ use tokio::sync::OnceCell;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::SandboxError;
+use crate::isolation::Isolation;
 use crate::link_conditions::LinkConditions;
 use authority::Authority;
 use cloud::Cloud;
@@ -106,6 +109,8 @@ pub struct PlatformOptions {
     pub listen: SocketAddr,
     /// Directory of the sessions. Each platform has a subdirectory named after its port.
     pub home: PathBuf,
+    /// The files that programs of a VM see.
+    pub isolation: Isolation,
     /// Link conditions of connections to VMs.
     pub conditions: LinkConditions,
     /// Seconds of the platform's clock per real second: 1, or more for fast tests.
@@ -138,7 +143,8 @@ impl Platform {
     }
 
     async fn listen(options: PlatformOptions) -> Result<Platform, SandboxError> {
-        let PlatformOptions { listen, home, conditions, time_scale, client_key, chromium } = options;
+        let PlatformOptions { listen, home, isolation, conditions, time_scale, client_key, chromium } =
+            options;
         if !listen.ip().is_loopback() {
             return Err(SandboxError::NotLoopback(listen));
         }
@@ -162,6 +168,7 @@ impl Platform {
             address,
             folder,
             search_path: OnceCell::new(),
+            isolation,
             conditions,
             client_key,
             authority,

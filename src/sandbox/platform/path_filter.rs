@@ -1,5 +1,5 @@
-//! The PATH filter of a VM: this machine's programs without those that no VM has, plus one that
-//! every VM has.
+//! The PATH filter of a VM without a world: this machine's programs without those that no VM has,
+//! plus one that every VM has.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -9,13 +9,19 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::process::PATH;
-
-/// Programs that no VM has.
-const ABSENT: [&str; 6] = ["rsync", "zstd", "zstdcat", "zstdmt", "unzstd", "rclone"];
+use crate::rooted::Root;
+use crate::world::ABSENT;
 
 /// Emulates a VM's supervisor. The SSH server and its bridge run from the start, and are no
 /// services of this machine, so the script reports them as running.
 const SUPERVISORCTL: &str = "#!/bin/sh\n[ \"$1\" != status ] || echo \"$2 RUNNING pid 1, uptime 0:00:01\"\n";
+
+/// Installs the supervisor of a VM with a world.
+pub(super) fn install_supervisorctl(root: &Root) -> io::Result<()> {
+    let path = "usr/local/sbin/supervisorctl";
+    root.write(path, SUPERVISORCTL.as_bytes(), 0o755)?;
+    fs::set_permissions(root.find(path)?.path(), Permissions::from_mode(0o755))
+}
 
 /// Builds `PATH`. A directory with an absent program is replaced by one below `folder`, with a link
 /// to each other program.

@@ -1,12 +1,11 @@
-//! A session: the directory that is the root of its VM, processes, an SSH server at an address of
-//! its own, and a clock.
+//! A session: its VM's machine, processes, an SSH server at an address of its own, and a clock.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, Permissions};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -26,10 +25,12 @@ use super::screen::Screen;
 use super::spawned::Spawned;
 use super::time::Time;
 use super::watch::Watch;
-use super::{orphans, rfc3339, rng, token};
+use super::{orphans, path_filter, rfc3339, rng, token};
 use crate::link_conditions::{ConnectionConditions, LinkConditions, Meter, StandsStill};
+use crate::machine::{Directories, Machine};
 use crate::port::{self, Port};
 use crate::process::Processes;
+use crate::rooted::Root;
 use crate::server::{Lock, Server};
 
 /// Port of the bridge to a VM's SSH server.
@@ -73,8 +74,11 @@ pub(super) struct Wish {
 pub(super) struct Session {
     pub(super) id: String,
     pub(super) wish: Mutex<Wish>,
-    /// Absolute path of the directory that the VM's API shows as `/`.
+    /// Absolute path on this machine of the directory that the VM's API shows as `/`.
     pub(super) root: PathBuf,
+    pub(super) machine: Arc<Machine>,
+    /// The session's own directory on this machine.
+    directory: PathBuf,
     pub(super) address: SocketAddr,
     /// The `jwt` that opens a CDP socket.
     pub(super) token: Option<String>,
@@ -107,17 +111,28 @@ impl Session {
         serve: impl FnOnce(TcpListener, String) -> JoinHandle<()>,
     ) -> Result<Arc<Session>, PlatformError> {
         let id = rng::word(24).map_err(PlatformError::internal)?;
-        let root = host.folder.join(&id);
-        make_root(&root).map_err(PlatformError::internal)?;
+        let directory = host.folder.join(&id);
+        let machine = Machine::start(host.isolation, directories(&directory)).await;
+        let machine = Arc::new(machine.map_err(PlatformError::internal)?);
+        let root = machine.root().path().to_owned();
+        if !machine.is_world() {
+            make_root(&root).map_err(PlatformError::internal)?;
+        }
         let host_key =
             PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(PlatformError::internal)?;
         let host_key_text = host_key.public_key().to_openssh().map_err(PlatformError::internal)?;
-        std::fs::write(root.join("etc/ssh/ssh_host_ed25519_key.pub"), format!("{host_key_text}\n"))
+        let host_key_file = "etc/ssh/ssh_host_ed25519_key.pub";
+        machine
+            .root()
+            .write(host_key_file, format!("{host_key_text}\n").as_bytes(), 0o644)
             .map_err(PlatformError::internal)?;
+        if machine.is_world() {
+            path_filter::install_supervisorctl(machine.root()).map_err(PlatformError::internal)?;
+        }
 
         let listener = listen().await?;
         let address = listener.local_addr().map_err(PlatformError::internal)?;
-        let (processes, gone) = Processes::new(root.join("root"), Some(root.clone()));
+        let (processes, gone) = Processes::new(Arc::clone(&machine));
         let processes = Arc::new(processes);
         let authorized_keys = Some(root.join("root/.ssh/authorized_keys"));
         let lock = Lock { key: host.client_key.clone(), authorized_keys };
@@ -154,6 +169,8 @@ impl Session {
             id,
             wish: Mutex::new(wish),
             root,
+            machine,
+            directory,
             address,
             token,
             token_expires,
@@ -214,21 +231,9 @@ impl Session {
         value
     }
 
-    /// Maps a path in the VM to this machine, below the session's root. A path that already starts
-    /// with the root stays as it is. No `..` leads out.
-    pub(super) fn host_path(&self, path: &str) -> PathBuf {
-        let mut host_path = self.root.clone();
-        let path = Path::new(path);
-        for component in path.strip_prefix(&self.root).unwrap_or(path).components() {
-            match component {
-                Component::Normal(name) => host_path.push(name),
-                Component::ParentDir if host_path != self.root => {
-                    host_path.pop();
-                }
-                _ => {}
-            }
-        }
-        host_path
+    /// The `/` of the VM.
+    pub(super) fn root(&self) -> &Root {
+        self.machine.root()
     }
 
     /// The requested properties, with later changes.
@@ -282,11 +287,15 @@ impl Session {
         }
         self.processes.stop();
         self.watches.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        let root = self.root.clone();
-        let _ = tokio::task::spawn_blocking(move || orphans::kill(&root)).await;
+        if !self.machine.is_world() {
+            let root = self.root.clone();
+            let _ = tokio::task::spawn_blocking(move || orphans::kill(&root)).await;
+        }
         let _ = tokio::time::timeout(END_MAX, async { self.gone.lock().await.recv().await }).await;
-        let root = self.root.clone();
-        let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(root)).await;
+        self.machine.stop().await;
+        self.machine.remove_world().await;
+        let directory = self.directory.clone();
+        let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(directory)).await;
     }
 }
 
@@ -299,9 +308,19 @@ impl Drop for Session {
     }
 }
 
-/// Creates the directories of a VM.
+/// The directories of a session's VM.
+fn directories(directory: &Path) -> Directories {
+    Directories {
+        world: directory.to_owned(),
+        root: directory.to_owned(),
+        home: directory.join("root"),
+        variable: Some(directory.to_owned()),
+    }
+}
+
+/// Creates the directories of a VM without a world.
 fn make_root(root: &Path) -> io::Result<()> {
-    DirBuilder::new().mode(0o700).create(root)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(root)?;
     for (name, mode) in DIRECTORIES {
         let path = root.join(name);
         std::fs::create_dir_all(&path)?;

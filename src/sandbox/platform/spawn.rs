@@ -14,7 +14,7 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::body::Incoming;
 use hyper::header::HeaderName;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -22,11 +22,12 @@ use tokio::process::Child;
 use tokio::sync::{Mutex, mpsc, watch};
 
 use super::answer::{Answer, PlatformError, json_answer, read_json, set, streamed};
-use super::exec::{Output, Program, Started, pid_of};
+use super::exec::{Output, Program, Started};
 use super::host::Host;
 use super::session::Session;
 use super::spawned::Spawned;
 use super::{rfc3339, rng};
+use crate::machine::Handle;
 use crate::terminal::Size;
 
 /// Capacity of the event queue.
@@ -67,11 +68,15 @@ pub(super) async fn spawn(
     let id = rng::uuid().map_err(PlatformError::internal)?;
     let Started { child, stdin, stdout, stderr, terminal } = program.start_fed(host, session).await?;
     let started_at = rfc3339::format(SystemTime::now());
-    let pid = pid_of(&child);
+    let handle = session.machine.handle(&child);
+    let pid = match handle {
+        Some(handle) => Some(handle.started().await),
+        None => None,
+    };
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let (end, ended) = watch::channel(None);
     let spawned =
-        Arc::new(Spawned { pid, stdin: Mutex::new(stdin), terminal, events: Mutex::new(events), ended });
+        Arc::new(Spawned { handle, stdin: Mutex::new(stdin), terminal, events: Mutex::new(events), ended });
     processes(session).insert(id.clone(), spawned);
     let (host, session_then, id_then) = (Arc::clone(host), Arc::clone(session), id.clone());
     tokio::spawn(async move {
@@ -86,7 +91,6 @@ pub(super) async fn spawn(
         }
         processes(&session_then).remove(&id_then);
     });
-    let pid = pid.map(|pid| pid.as_raw_nonzero().get());
     Ok(json_answer(StatusCode::OK, &json!({ "process_id": id, "pid": pid, "started_at": started_at })))
 }
 
@@ -135,7 +139,8 @@ async fn pass_on(stream: &'static str, mut output: impl AsyncRead + Unpin, event
 pub(super) fn status(session: &Session, id: &str) -> Result<Answer, PlatformError> {
     let process = find(session, id)?;
     let code = *process.ended.borrow();
-    let memory = process.pid.filter(|_| code.is_none()).and_then(resident_bytes);
+    let pid = process.handle.filter(|_| code.is_none()).and_then(Handle::pid);
+    let memory = pid.and_then(resident_bytes);
     let mut value = json!({
         "state": if code.is_some() { "exited" } else { "running" },
         "exit_code": code,
@@ -201,7 +206,7 @@ pub(super) async fn kill(session: &Session, id: &str, body: Incoming) -> Result<
     };
     // After the wait, the system may have reused the pid of an ended process.
     let is_running = process.ended.borrow().is_none();
-    let killed = process.pid.filter(|_| is_running).is_some_and(|pid| kill_process(pid, signal).is_ok());
+    let killed = process.handle.filter(|_| is_running).is_some_and(|handle| handle.signal(signal));
     if killed {
         Ok(json_answer(StatusCode::OK, &json!({ "ok": true })))
     } else {

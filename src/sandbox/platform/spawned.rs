@@ -2,16 +2,16 @@
 
 use std::fmt;
 
-use rustix::process::Pid;
 use serde_json::Value;
 use tokio::io::AsyncWrite;
 use tokio::sync::{Mutex, mpsc, watch};
 
+use crate::machine::Handle;
 use crate::terminal::Terminal;
 
 /// A spawned process.
 pub(super) struct Spawned {
-    pub(super) pid: Option<Pid>,
+    pub(super) handle: Option<Handle>,
     pub(super) stdin: Mutex<Option<Box<dyn AsyncWrite + Send + Unpin>>>,
     pub(super) terminal: Option<Terminal>,
     pub(super) events: Mutex<mpsc::Receiver<Value>>,
@@ -21,6 +21,9 @@ pub(super) struct Spawned {
 
 impl fmt::Debug for Spawned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Spawned").field("pid", &self.pid).field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("Spawned")
+            .field("handle", &self.handle)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
     }
 }

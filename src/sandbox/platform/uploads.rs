@@ -1,9 +1,9 @@
 //! `fs/upload`, `fs/upload_zip`, `fs/download_dir_zip`: many files in one call.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path};
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use super::call::Asked;
 use super::files::path_of;
 use super::multipart::{self, Field};
 use super::session::Session;
+use crate::rooted::Root;
 
 /// Largest body in bytes: enough for tests, and bounded.
 const UPLOAD_MAX: usize = 256 << 20;
@@ -50,7 +51,7 @@ pub(super) async fn upload(
         _ => Err(bad_request("each file needs a file and a dest_path")),
     });
     for (dest_path, content) in pairs.collect::<Result<Vec<_>, _>>()? {
-        write(&session.host_path(dest_path), content, MODE)?;
+        write(session.root(), Path::new(dest_path), content, MODE)?;
     }
     Ok(empty(StatusCode::CREATED))
 }
@@ -67,7 +68,7 @@ pub(super) async fn upload_zip(
     let (Some(packed), Some(dest_path)) = (field("zip_file"), field("dest_path")) else {
         return Err(bad_request("zip_file and dest_path required"));
     };
-    let host_path = session.host_path(absolute(dest_path)?);
+    let (root, dest_path) = (session.root(), Path::new(absolute(dest_path)?));
     let entries =
         archive::unpack(packed, UNPACKED_MAX).map_err(|error| bad_request(archive::message(&error)))?;
     let leads_out = |entry: &&Entry| {
@@ -76,12 +77,12 @@ pub(super) async fn upload_zip(
     if let Some(entry) = entries.iter().find(leads_out) {
         return Err(bad_request(format!("invalid path in zip: {}", entry.name)));
     }
-    make_directory(&host_path)?;
+    make_directory(root, dest_path)?;
     for Entry { name, mode, content } in &entries {
         if name.ends_with('/') {
-            make_directory(&host_path.join(name))?;
+            make_directory(root, &dest_path.join(name))?;
         } else {
-            write(&host_path.join(name), content, mode.unwrap_or(MODE))?;
+            write(root, &dest_path.join(name), content, mode.unwrap_or(MODE))?;
         }
     }
     Ok(empty(StatusCode::CREATED))
@@ -89,15 +90,14 @@ pub(super) async fn upload_zip(
 
 /// `GET fs/download_dir_zip`: packs a directory with its files and directories.
 pub(super) fn download_dir_zip(session: &Session, asked: &Asked<'_>) -> Result<Answer, PlatformError> {
-    let host_path = session.host_path(&path_of(asked)?);
-    if !host_path.exists() {
-        return Err(PlatformError::in_vm(StatusCode::NOT_FOUND, "directory not found"));
-    }
-    if !host_path.is_dir() {
+    let directory = session.root().find(path_of(asked)?);
+    let directory =
+        directory.map_err(|_| PlatformError::in_vm(StatusCode::NOT_FOUND, "directory not found"))?;
+    if !directory.metadata().is_ok_and(|metadata| metadata.is_dir()) {
         return Err(bad_request("path is not a directory"));
     }
     let mut entries = Vec::new();
-    collect(&host_path, "", &mut entries).map_err(PlatformError::internal)?;
+    collect(directory.path(), "", &mut entries).map_err(PlatformError::internal)?;
     let packed = archive::pack(&entries).map_err(PlatformError::internal)?;
     Ok(bytes_answer("application/zip", packed))
 }
@@ -136,15 +136,14 @@ fn absolute(path: &[u8]) -> Result<&str, PlatformError> {
 }
 
 /// Writes a file in place, as `write_file` does.
-fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), PlatformError> {
-    make_directory(path.parent().unwrap_or(path))?;
-    let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path);
+fn write(root: &Root, path: &Path, content: &[u8], mode: u32) -> Result<(), PlatformError> {
+    root.make_parents(path).map_err(|_| bad_request("unable to create directories"))?;
     let failed = |_| PlatformError::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "unable to create file");
-    opened.and_then(|mut file| file.write_all(content)).map_err(failed)
+    root.write(path, content, mode).map_err(failed)
 }
 
-fn make_directory(path: &Path) -> Result<(), PlatformError> {
-    fs::create_dir_all(path).map_err(|_| bad_request("unable to create directories"))
+fn make_directory(root: &Root, path: &Path) -> Result<(), PlatformError> {
+    root.make_directory(path, 0o755).map_err(|_| bad_request("unable to create directories"))
 }
 
 fn bad_request(message: impl Into<String>) -> PlatformError {
