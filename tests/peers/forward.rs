@@ -321,6 +321,18 @@ fn a_server_that_forbids_forwards_is_reported_as_such() {
 }
 
 #[test]
+fn a_server_with_rare_algorithms_only_is_reported_as_one_without_forwards() {
+    let Some((machine, _services)) = machine_with(crate::own::SETTINGS) else { return };
+    let ssh =
+        |args: &[&str]| Run::of(machine.world.ksync(["ssh", "--ca-cert", "ca.pem", "vm"].iter().chain(args)));
+    for forward in ["-L0:a:1", "-R0:a:1", "-D0"] {
+        let run = ssh(&["-N", forward]).fails(10);
+        assert!(run.stderr.contains("its sshd has only sntrup761 or UMAC\n  hint: "), "{}", run.stderr);
+    }
+    assert_eq!(ssh(&["echo here"]).ok().stdout, "here\n");
+}
+
+#[test]
 fn forwards_go_beside_a_shell_in_a_terminal() {
     let Some((machine, _services)) = machine() else { return };
     let (closed, listeners) = taken_port();

@@ -158,6 +158,9 @@ impl Connection {
     /// The server refused to listen, or the connection is lost.
     pub async fn forward(&self, forwards: Forwards) -> Result<Forwarding, RemoteError> {
         let Forwards { forwards, notice } = forwards;
+        if !forwards.is_empty() && self.session.forwarding().is_none() {
+            return Err(self.no_forwarding());
+        }
         let shared = Shared {
             session: Arc::clone(&self.session),
             permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
@@ -193,6 +196,10 @@ impl Connection {
         Ok(Forwarding { tasks, forwards: all, allocated: lines })
     }
 
+    fn no_forwarding(&self) -> RemoteError {
+        RemoteError::NoForwarding { endpoint: self.endpoint.clone() }
+    }
+
     /// Asks the server to listen. Returns the listener, and its port if that is a TCP one.
     async fn ask(&self, forward: &Forward) -> Result<(Listener, Option<u16>), RemoteError> {
         let failed = |source| match source {
@@ -203,7 +210,7 @@ impl Connection {
             source => self.channel_error(source),
         };
         let asking = async {
-            let session = self.session.forwarding().map_err(failed)?;
+            let session = self.session.forwarding().ok_or_else(|| self.no_forwarding())?;
             match &forward.listen {
                 Listen::Tcp { bind, port } => {
                     let (address, wanted) = (bind.requested().to_owned(), u32::from(*port));
@@ -353,7 +360,7 @@ impl Shared {
         target: &ForwardTarget,
         (address, port): (String, u32),
     ) -> Result<Channel<Msg>, russh::Error> {
-        let session = self.session.forwarding()?;
+        let session = self.session.forwarding().ok_or(russh::Error::Inconsistent)?;
         match target {
             ForwardTarget::Tcp { host, port: to } => {
                 session.channel_open_direct_tcpip(host.clone(), (*to).into(), address, port).await

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use russh::keys::ssh_key::certificate::CertType;
 use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey};
 
-use crate::remote::error::HostKeyError;
+use crate::remote::hostkey_error::HostKeyError;
 use crate::remote::known_hosts::{KeyText, Meaning, Record, pattern_matches, read, records};
 use crate::remote::pins::{pin, pins};
 use crate::tree::path::escape;

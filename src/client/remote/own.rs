@@ -17,8 +17,9 @@ use russh::keys::{Certificate, HashAlg, PublicKey};
 use russh::{ChannelMsg, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::remote::error::{ConnectionStatus, DisconnectReason, HostKeyError, RemoteError};
+use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
 use crate::remote::hostkey::HostKeys;
+use crate::remote::hostkey_error::HostKeyError;
 use crate::remote::keys::Shown;
 use crate::remote::ssh::{self, KEEPALIVES};
 use crate::remote::tcp::{ByteStream, GuardedStream};

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::private;
-use crate::remote::error::HostKeyError;
+use crate::remote::hostkey_error::HostKeyError;
 use crate::remote::known_hosts::{KeyText, read, read_open};
 use crate::tree::path::escape;
 

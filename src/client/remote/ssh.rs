@@ -13,8 +13,9 @@ use russh::{AlgorithmKind, Channel, Disconnect, Preferred, SshId, cipher, compre
 use tokio::sync::watch;
 
 use crate::log::debug;
-use crate::remote::error::{ConnectionStatus, DisconnectReason, HostKeyError, RemoteError};
+use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
 use crate::remote::hostkey::HostKeys;
+use crate::remote::hostkey_error::HostKeyError;
 use crate::remote::inbound::{Inbound, Incoming, Listener};
 use crate::remote::tcp::{ByteStream, GuardedStream};
 use crate::tree::path::escape;
