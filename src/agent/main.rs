@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Cursor, Read};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use ksync_core::disk::secret::secret_of;
 use ksync_core::engine::{Config, Receiver, RunError, Sender, Summary};
 use ksync_core::exchange::lanes::Lane;
 use ksync_core::exchange::rounds::{self, WatchedSource};
-use ksync_core::exchange::{Incoming, Link, Receiving, Sending, Timeouts, run};
+use ksync_core::exchange::{FileReceiver, FileSender, Incoming, Link, Receiving, Sending, Timeouts, run};
 use ksync_core::log;
 use ksync_core::monitor::Quiet;
 use ksync_core::rendezvous::{Rendezvous, serve_lane};
@@ -29,6 +29,9 @@ use ksync_core::wire::message::AbortKind;
 /// Maximum bytes that a client sent before it learns to repeat them: more than it keeps for
 /// repetition.
 const SKIPPED_BYTES_MAX: usize = 256 * 1024;
+
+/// Variable that the VM emulator sets to its directory where it has no file system of its own.
+const CONFINED_TO: &str = "KSYNC_SANDBOX_CONFINED_TO";
 
 fn main() -> ExitCode {
     let argument = std::env::args().nth(1).unwrap_or_default();
@@ -85,16 +88,25 @@ fn serve(argument: &str) -> io::Result<Result<Summary, RunError>> {
     let timeouts = Timeouts::of_agent(Duration::from_millis(timeout_ms.into()));
     let incoming =
         Incoming { main: Lane::new(reader), joiner: Some(Box::new(Rendezvous)), timeouts, carried: None };
+    let further: Vec<_> = further.iter().map(|path| expand_home(path)).collect();
+    if let Err(error) = further.iter().chain([&path]).try_for_each(|path| permit(path)) {
+        return Ok(Err(match role {
+            Role::Sender => Link::<FileSender>::new(incoming, writer, false, compress).refuse(error),
+            Role::Receiver => Link::<FileReceiver>::new(incoming, writer, false, compress).refuse(error),
+        }));
+    }
     if let Some(watch_options) = watch {
         return Ok(Err(match role {
             Role::Sender => {
                 let link = Link::new(incoming, writer, false, compress);
-                let error = match WatchedSource::new(&path, watch_options, Instant::now) {
-                    Ok(source) => source.send(&link, &config, baseline, &Quiet, &mut drop),
+                match WatchedSource::new(&path, watch_options, Instant::now) {
+                    Ok(source) => {
+                        let error = source.send(&link, &config, baseline, &Quiet, &mut drop);
+                        link.close();
+                        error
+                    }
                     Err(error) => link.refuse(error),
-                };
-                link.close();
-                error
+                }
             }
             Role::Receiver => {
                 let link = Link::new(incoming, writer, false, compress);
@@ -106,7 +118,6 @@ fn serve(argument: &str) -> io::Result<Result<Summary, RunError>> {
     }
     Ok(match role {
         Role::Sender => {
-            let further = further.iter().map(|path| expand_home(path)).collect();
             let disk = Sending::new(path, options).with_baseline(baseline()).with_further(further);
             run(incoming, writer, Sender::new(&config), disk, false, compress, &Quiet)
         }
@@ -115,6 +126,20 @@ fn serve(argument: &str) -> io::Result<Result<Summary, RunError>> {
             run(incoming, writer, Receiver::new(&config), disk, false, compress, &Quiet)
         }
     })
+}
+
+/// Refuses a path outside of the VM emulator's directory, if it has no file system of its own.
+fn permit(path: &Path) -> Result<(), RunError> {
+    let Some(directory) = std::env::var_os(CONFINED_TO).map(PathBuf::from) else { return Ok(()) };
+    let climbs = path.components().any(|component| component == Component::ParentDir);
+    if path.starts_with(&directory) && !climbs {
+        return Ok(());
+    }
+    let (path, directory) = (path.display(), directory.display());
+    let text = format!(
+        "{path} is a path of this machine: the emulated VM has no files of its own here, except in {directory}"
+    );
+    Err(RunError { kind: AbortKind::Selection, by_peer: false, text })
 }
 
 /// The first bytes of the input, if our argument holds them and our secret opens them. Otherwise

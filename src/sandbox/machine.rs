@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::process::{Child, Command};
 
 use crate::isolation::{Files, Isolation, reason};
-use crate::process::ROOT_VARIABLE;
+use crate::process::{CONFINED_VARIABLE, ROOT_VARIABLE};
 use crate::rooted::Root;
 use crate::terminal;
 use crate::world::{self, User, World};
@@ -146,6 +146,9 @@ impl Machine {
                 }
                 command.env_clear().env("HOME", home).current_dir(cwd.unwrap_or(home));
                 command.envs(variable.iter().map(|root| (ROOT_VARIABLE, root)));
+                if let Files::Rooted { .. } = self.files {
+                    command.env(CONFINED_VARIABLE, self.root.path());
+                }
             }
         }
         let name = if self.is_world() { user.name() } else { "root" };

@@ -35,6 +35,9 @@ pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 /// Environment variable with the directory that is the VM's root: `/` in a world.
 pub(super) const ROOT_VARIABLE: &str = "KSYNC_SANDBOX_ROOT";
 
+/// Environment variable that tells ksync's agent to keep to the directory that is the VM's root.
+pub(super) const CONFINED_VARIABLE: &str = "KSYNC_SANDBOX_CONFINED_TO";
+
 /// The extended data type that SSH uses for standard error.
 const STDERR: u32 = 1;
 

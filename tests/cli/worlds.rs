@@ -122,18 +122,20 @@ fn a_user_without_rights_has_worlds_too() {
     assert!(told.stdout.contains("/root\n") && told.stdout.contains("kernel\n"), "{}", told.stdout);
 }
 
+/// A command of ksync in a user namespace in which nobody can make mount namespaces.
+fn confined(world: &World, args: &[&str]) -> Command {
+    let mut command = isolated(world.command("unshare"));
+    command.args(["--user", "--map-root-user", "sh", "-c"]);
+    command.arg("echo 0 >/proc/sys/user/max_mnt_namespaces && exec \"$@\"").arg("sh");
+    command.arg(env!("CARGO_BIN_EXE_ksync")).args(args);
+    command
+}
+
 #[test]
 fn without_namespaces_the_sandbox_warns_and_refuses_paths_of_this_machine() {
     let world = World::new();
     world.tree("src").file("a", "1");
-    // A user namespace in which nobody can make mount namespaces.
-    let confined = |args: &[&str]| {
-        let mut command = isolated(world.command("unshare"));
-        command.args(["--user", "--map-root-user", "sh", "-c"]);
-        command.arg("echo 0 >/proc/sys/user/max_mnt_namespaces && exec \"$@\"").arg("sh");
-        command.arg(env!("CARGO_BIN_EXE_ksync")).args(args);
-        Run::of(command)
-    };
+    let confined = |args: &[&str]| Run::of(confined(&world, args));
     if !needs(confined(&["--version"]).status.success(), "there are no user namespaces here") {
         return;
     }
@@ -141,13 +143,13 @@ fn without_namespaces_the_sandbox_warns_and_refuses_paths_of_this_machine() {
                    of this machine: ";
     let place = world.path("dst");
     let there = format!("sandbox:{}", place.display());
-    let refused = confined(&["src", &there]).fails(1);
+    let refused = confined(&["src", &there]).fails(3);
     assert!(refused.stderr.contains(warning), "{}", refused.stderr);
     assert!(refused.stderr.contains(&format!("{} is a path of this machine", place.display())));
     assert!(refused.stderr.contains("--host-files"), "{}", refused.stderr);
     assert!(!place.exists());
     for path in ["sandbox:/etc/hosts", "sandbox:../../../up"] {
-        assert!(confined(&[path, "back"]).fails(1).stderr.contains("is a path of this machine"), "{path}");
+        assert!(confined(&[path, "back"]).fails(3).stderr.contains("is a path of this machine"), "{path}");
     }
     let home = world.far_home();
     for (path, arrived) in [("sandbox:site", "site"), (&*format!("sandbox:{}/x", home.display()), "x")] {
@@ -159,6 +161,41 @@ fn without_namespaces_the_sandbox_warns_and_refuses_paths_of_this_machine() {
     let done = confined(&["--host-files", "src", &there]).ok();
     assert!(!done.stderr.contains("warning"), "{}", done.stderr);
     assert!(place.join("a").exists());
+}
+
+#[test]
+fn without_namespaces_a_session_takes_no_path_of_this_machine() {
+    let world = World::new();
+    world.tree("src").file("a", "1");
+    if !needs(Run::of(confined(&world, &["--version"])).status.success(), "there are no user namespaces here")
+    {
+        return;
+    }
+    let exports = Run::of(confined(&world, &["sandbox", "--export", "--home", "vms"])).ok();
+    assert!(exports.stderr.contains("has no files of its own"), "{}", exports.stderr);
+    let variables: Vec<(String, String)> = exports
+        .stdout
+        .lines()
+        .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned()))
+        .collect();
+    let ksync = |args: &[&str]| {
+        let mut command = isolated(world.ksync(args));
+        command.envs(variables.iter().cloned());
+        Run::of(command)
+    };
+    ksync(&["session", "create"]).ok();
+    let place = world.path("dst");
+    let refused = ksync(&["src", &format!("session:{}", place.display())]).fails(3);
+    assert!(refused.stderr.contains("is a path of this machine") && !place.exists(), "{}", refused.stderr);
+    ksync(&["session:/etc/hosts", "back"]).fails(3);
+    ksync(&["-w", "src", "session:/etc/ksync-test"]).fails(3);
+    ksync(&["src", "session:site"]).ok();
+    ksync(&["session:site", "back"]).ok();
+    world.assert_same("src", "back");
+    let pid = variables.iter().find(|(name, _)| name == "KSYNC_SANDBOX_PID").expect("a pid");
+    kill_process(Pid::from_raw(pid.1.parse().expect("a pid")).expect("a pid"), Signal::TERM)
+        .expect("a signal");
 }
 
 #[test]

@@ -73,6 +73,7 @@ fn export(args: &SandboxArgs) -> Result<u8, CliError> {
     command.args(["sandbox", "--json", "--listen", &args.listen.to_string()]);
     command.args(["--time-scale", &args.time_scale.to_string()]);
     command.args(args.home.iter().flat_map(|home| ["--home".as_ref(), home.as_os_str()]));
+    command.args(args.cdp.iter().flat_map(|url| ["--cdp", url]));
     command.args(args.host_files.then_some("--host-files"));
     // A Ctrl-C in the shell is not for it.
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);

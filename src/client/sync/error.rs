@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::task::JoinError;
@@ -59,18 +58,6 @@ pub enum SyncError {
     /// The sandbox does not start.
     #[error("cannot start the sandbox")]
     Sandbox(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The sandbox has no files of its own, and must not touch those of this machine.
-    #[error(
-        "{} is a path of this machine: the emulated VM has no files of its own here, except in {}",
-        path.display(),
-        home.display()
-    )]
-    OutsideSandbox {
-        /// The path in the request.
-        path: PathBuf,
-        /// The directory of the sandbox.
-        home: PathBuf,
-    },
     /// This build contains no sandbox.
     #[error("this ksync was built without the sandbox")]
     NoSandbox,
@@ -141,7 +128,7 @@ impl SyncError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::BothRemote | Self::Overlap | Self::NoSetup(_) | Self::Setup(_) | Self::Proxy { .. } => 1,
-            Self::NoSandbox | Self::OutsideSandbox { .. } | Self::SshConfig(ConfigError::Line { .. }) => 1,
+            Self::NoSandbox | Self::SshConfig(ConfigError::Line { .. }) => 1,
             Self::SshConfig(ConfigError::Unreadable { .. })
             | Self::NoHome(_)
             | Self::State(_)
@@ -222,12 +209,12 @@ impl SyncError {
             Self::Proxy { .. } => "Name the host that can be reached directly, or use a wss:// endpoint.",
             Self::NoHome(_) => "Set HOME.",
             Self::State(_) => STATE_HINT,
-            Self::OutsideSandbox { .. } => {
-                "Name a path in its home, as in sandbox:site; or let it use the files of this machine with --host-files."
-            }
             Self::NoSandbox => "Build it with the feature sandbox, which is on by default.",
             Self::Run(error) => match error.kind {
                 AbortKind::Selection if error.text.ends_with(" does not exist") => "Check how it is spelled.",
+                AbortKind::Selection if error.text.contains(": the emulated VM has no files of its own") => {
+                    "Name a path in its home, as in sandbox:site; or let it use the files of this machine with --host-files."
+                }
                 AbortKind::Destination if error.text.contains(" is a file") => {
                     "Name another DEST, or remove what is there."
                 }

@@ -329,8 +329,6 @@ impl<'a> LazyConnection<'a> {
     ) -> Result<Round, SyncError> {
         let options = self.connect_options;
         let request = Request { timeout_ms: millis(options.timeout), ..request };
-        let further = request.further.iter().map(|path| path.to_vec());
-        let paths: Vec<_> = std::iter::once(request.path.clone()).chain(further).collect();
         let (agent, waiting) = Agent::waiting();
         let (up_bytes, down_bytes) = (self.up_bytes.clone(), self.down_bytes.clone());
         let before = self.traffic();
@@ -349,9 +347,6 @@ impl<'a> LazyConnection<'a> {
         tokio::pin!(running);
         let starting = async {
             let connected = self.connected.get_or_try_init(|| self.connect(monitor)).await?;
-            if let Behind::Sandbox(emulator) = &connected.behind {
-                paths.iter().try_for_each(|path| emulator.admit(path))?;
-            }
             connected.connection.start(waiting, options.agent.clone()).await?;
             Ok::<_, SyncError>(&connected.connection)
         };

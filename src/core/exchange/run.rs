@@ -189,10 +189,11 @@ impl<E: Engine> Link<E> {
         &self.mailbox
     }
 
-    /// Tells the peer why there will be no exchange.
+    /// Tells the peer why there will be no exchange, and closes the link.
     #[must_use]
-    pub fn refuse(&self, error: RunError) -> RunError {
+    pub fn refuse(self, error: RunError) -> RunError {
         self.say(Common::Abort { kind: error.kind, text: error.text.clone() }.into());
+        self.close();
         error
     }
 
