@@ -192,7 +192,7 @@ impl Sandbox {
             listening.await.map_err(|source| SandboxError::Listen { address: listen, source })?;
         let (processes, gone) = Processes::new(Arc::clone(&machine));
         let processes = Arc::new(processes);
-        let lock = Lock { key: Some(client_key.public_key().clone()), authorized_keys: None };
+        let lock = Lock { key: Some(client_key.public_key().clone()), root: None };
         let meter = Arc::new(Meter::default());
         let port = Port {
             server: Server::new(host_key, lock, Arc::clone(&processes)),

@@ -3,8 +3,10 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::fs::Metadata;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,11 +18,13 @@ use russh::server::{
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Preferred, Pty, SshId, cipher, compression,
 };
+use rustix::fs::OFlags;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
 use super::forward::Forwards;
 use super::process::{self, Processes};
+use super::rooted::Root;
 use super::{subsystem, terminal};
 
 /// OpenSSH's channel window in bytes (`CHAN_SES_WINDOW_DEFAULT`), which limits every client of the
@@ -48,6 +52,9 @@ const CIPHERS: &[cipher::Name] = &[
 
 const COMPRESSIONS: &[compression::Name] = &[compression::NONE];
 
+/// File of root's keys in a VM.
+const AUTHORIZED_KEYS: &str = "/root/.ssh/authorized_keys";
+
 /// State shared by all connections.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -61,9 +68,9 @@ pub(super) struct Server {
 pub(super) struct Lock {
     /// The sandbox's own key.
     pub(super) key: Option<PublicKey>,
-    /// File with more keys in OpenSSH's format, read at each login. As with sshd's `StrictModes`, a
-    /// file that others than its owner may write is ignored.
-    pub(super) authorized_keys: Option<PathBuf>,
+    /// The VM's files, whose [`AUTHORIZED_KEYS`] has more keys in OpenSSH's format, read at each
+    /// login. As with sshd's `StrictModes`, a file that others than its owner may write is ignored.
+    pub(super) root: Option<Root>,
 }
 
 impl Lock {
@@ -74,12 +81,16 @@ impl Lock {
     }
 
     fn authorized(&self) -> Vec<PublicKey> {
-        let Some(path) = &self.authorized_keys else { return Vec::new() };
-        let is_strict = |path: &Path| path.metadata().is_ok_and(|meta| meta.mode() & 0o022 == 0);
-        if !is_strict(path) || !path.parent().is_some_and(is_strict) {
-            return Vec::new();
-        }
-        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let read = || {
+            let root = self.root.as_ref()?;
+            let is_strict = |metadata: Metadata| metadata.mode() & 0o022 == 0;
+            let directory = root.find(Path::new(AUTHORIZED_KEYS).parent()?).ok()?;
+            let mut file = root.open(AUTHORIZED_KEYS, OFlags::RDONLY, 0).ok()?;
+            let mut text = String::new();
+            file.read_to_string(&mut text).ok()?;
+            (is_strict(directory.metadata().ok()?) && is_strict(file.metadata().ok()?)).then_some(text)
+        };
+        let text = read().unwrap_or_default();
         // A malformed line does not affect the others.
         text.lines()
             .filter_map(|line| Some(line.trim().parse::<Entry>().ok()?.public_key().clone()))
@@ -299,5 +310,37 @@ impl Handler for Connection {
         _session: &mut Session,
     ) -> Result<bool, russh::Error> {
         Ok(self.forwards.cancel(address, port))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use russh::keys::key::safe_rng;
+
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn keys_of_a_vm_come_from_its_own_files_only() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let directory = folder.path().join("vm/root/.ssh");
+        fs::create_dir_all(&directory).expect("a directory");
+        let key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).expect("a key");
+        let line = key.public_key().to_openssh().expect("a line");
+        let (outside, inside) = (folder.path().join("keys"), directory.join("authorized_keys"));
+        for path in [&outside, &inside] {
+            fs::write(path, &line).expect("a file");
+            fs::set_permissions(path, Permissions::from_mode(0o600)).expect("a mode");
+        }
+        let lock = Lock { key: None, root: Some(Root::new(folder.path().join("vm"))) };
+        assert!(lock.admits(key.public_key()));
+        fs::set_permissions(&inside, Permissions::from_mode(0o620)).expect("a mode");
+        assert!(!lock.admits(key.public_key()));
+        fs::remove_file(&inside).expect("removal");
+        symlink(&outside, &inside).expect("a link");
+        assert!(!lock.admits(key.public_key()));
     }
 }

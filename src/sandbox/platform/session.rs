@@ -134,8 +134,7 @@ impl Session {
         let address = listener.local_addr().map_err(PlatformError::internal)?;
         let (processes, gone) = Processes::new(Arc::clone(&machine));
         let processes = Arc::new(processes);
-        let authorized_keys = Some(root.join("root/.ssh/authorized_keys"));
-        let lock = Lock { key: host.client_key.clone(), authorized_keys };
+        let lock = Lock { key: host.client_key.clone(), root: Some(machine.root().clone()) };
         let tls = host.authority.acceptor(address.ip()).map_err(PlatformError::internal)?;
         let life = Arc::new(Mutex::new(Life::new(wish.timeout, host.time.now())));
         let port = Port {
