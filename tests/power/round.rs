@@ -213,6 +213,8 @@ impl Stage<'_> {
         let mut command = Command::new(ksync);
         command.args(["-q", "--no-progress"]).args(watches.then_some("--watch")).arg(from).arg(to);
         command.env_clear().env("HOME", home).env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        // The cut filesystem is one of this machine.
+        command.env("KSYNC_SANDBOX_HOST_FILES", "1");
         command.current_dir(self.folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
