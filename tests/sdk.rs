@@ -27,7 +27,7 @@ fn script(name: &str) -> PathBuf {
 /// Sets the subresources that an SDK requests from the VM itself, and not from the API.
 const ROUTING: &str = "KERNEL_BROWSER_ROUTING_SUBRESOURCES";
 
-/// What the Node SDK can request from the VM. It sends the uploads of forms there with a wrong
+/// Requests that the Node SDK can send to the VM. It sends the uploads of forms there with a wrong
 /// boundary, so these are left to the API.
 const NODE_IN_VM: &str = "curl,telemetry/stream,computer,playwright,process,logs/stream,fs/create_directory,\
     fs/delete_directory,fs/delete_file,fs/download_dir_zip,fs/file_info,fs/list_files,fs/move,fs/read_file,\

@@ -8,7 +8,7 @@ use crate::channels::{ChannelEvent, ChannelId, Request};
 use crate::error::SshError;
 use crate::shared::{Handles, Queue, State};
 
-/// What both halves of a channel share. The channel is closed when both are gone.
+/// State shared by both halves of a channel. The channel is closed when both are gone.
 struct Link {
     session: Arc<Handles>,
     id: ChannelId,

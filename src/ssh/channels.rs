@@ -18,7 +18,7 @@ const DATA_BYTES_MAX: u32 = 32 << 10;
 /// 2 MiB from its start on, and silently loses what is over.
 pub(crate) const EARLY_BYTES_MAX: i64 = 1 << 20;
 
-/// Why a server may not open a channel here: "administratively prohibited".
+/// Reason for refusing a channel that a server opens: "administratively prohibited".
 const PROHIBITED: u32 = 1;
 
 /// A channel of a connection. Numbers are never used twice.
@@ -117,7 +117,7 @@ impl Channel {
     }
 }
 
-/// What follows from a message of the server: an event, and a message to send.
+/// Consequences of a server's message: an event, and a message to send.
 type Taken = (Option<(ChannelId, ChannelEvent)>, Option<Vec<u8>>);
 
 #[derive(Debug)]

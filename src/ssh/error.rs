@@ -40,9 +40,9 @@ pub enum SshError {
     NoCommon {
         /// The kind of algorithm.
         kind: AlgorithmKind,
-        /// What this client offered.
+        /// The algorithms that this client offered.
         ours: Vec<String>,
-        /// What the server offered. The text is the server's.
+        /// The algorithms that the server offered, unescaped.
         theirs: Vec<String>,
     },
     /// A packet is longer than allowed, or too short to be one.

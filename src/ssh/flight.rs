@@ -105,7 +105,7 @@ fn is_known_openssh(id: &str) -> bool {
     }
 }
 
-/// What to do after a connection failed.
+/// The step after a failed connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fallback {
     /// Connect once more, in the safe order.

@@ -58,7 +58,7 @@ pub(crate) struct Login {
     banner_bytes: usize,
 }
 
-/// What the server said during a login.
+/// The server's answer during a login.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
     Nothing,

@@ -69,7 +69,7 @@ struct Exchange {
     opening: Option<Opening>,
 }
 
-/// What the transport hands to the layers above.
+/// Input that the transport hands to the layers above.
 #[derive(Debug)]
 pub(crate) enum Incoming {
     /// The host proved that it has this key. Nothing more is read before [`Transport::trust`].

@@ -41,7 +41,7 @@ fn a_watch_reports_what_happens_to_the_files() {
     let begin = |watch: &str| {
         Events(BufReader::new(cloud.begin("GET", &call(&format!("watch/{watch}/events")), &json!({}))))
     };
-    // What happens before a client reads is kept.
+    // Events before a client reads are kept.
     cloud.call("PUT", &call("write_file?path=/tmp/w/sub/a"), b"1").has(201);
     let mut events = begin(&watch);
     let event = |kind: &str, path: &str, is_dir: bool| {
@@ -50,7 +50,7 @@ fn a_watch_reports_what_happens_to_the_files() {
     };
     assert_eq!(events.next("CREATE"), event("CREATE", "/tmp/w/sub/a", false));
     assert_eq!(events.next("WRITE"), event("WRITE", "/tmp/w/sub/a", false));
-    // What a program does counts too.
+    // A program's changes count too.
     assert_eq!(cloud.sh(&id, "mkdir ../tmp/w/new").exit_code, 0);
     assert_eq!(events.next("CREATE"), event("CREATE", "/tmp/w/new", true));
     let paths = json!({ "src_path": "/tmp/w/sub/a", "dest_path": "/tmp/w/b" });

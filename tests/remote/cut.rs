@@ -88,7 +88,7 @@ fn closing(server: SocketAddr, limits: Arc<[AtomicU64; 2]>) -> SocketAddr {
                             break;
                         }
                     }
-                    // What was written still arrives, and then the end of input.
+                    // The bytes written so far still arrive, and then the end of input.
                     let _ = (to.shutdown(Shutdown::Write), from.shutdown(Shutdown::Write));
                 })
             });

@@ -1,8 +1,8 @@
 // Drives the platform named by the environment with the official Node SDK.
 //
-// The argument is the way of the calls to a VM: `vm` or `api`. Every method of the SDK is either called
-// and its answer checked against the SDK's declared types, or listed as not served. Prints the number of
-// methods of each kind.
+// The argument is the way of the calls to a VM: `vm` or `api`. Every method of the SDK is either
+// called and its answer checked against the SDK's declared types, or listed as not served. Prints
+// the number of methods of each kind.
 
 import assert from "node:assert/strict";
 import { File } from "node:buffer";
@@ -84,7 +84,8 @@ function method(name) {
   return { resource, last, place: parts.join("."), call: (...args) => resource[last](...args) };
 }
 
-// Calls a method by its name, and checks what it answers: one value, all entries of a list, or a stream.
+// Calls a method by its name, and checks its answer: one value, all entries of a list, or a
+// stream.
 async function call(name, ...args) {
   called.add(name);
   const { call, last, place } = method(name);

@@ -293,7 +293,8 @@ def drive_fallback():
     for name in ("old", "refused"):
         if name == "old":
             sandbox("POST", "faults", {"call": "create", "token_seconds": 60})
-        # A client of its own: with several sessions at one address, the SDK cannot tell whose token is stale.
+        # A client of its own: with several sessions at one address, the SDK cannot tell whose
+        # token is stale.
         patient = client(max_retries=2)
         session = patient.browsers.create(name=name, timeout_seconds=3600).session_id
         if name == "old":

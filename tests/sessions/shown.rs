@@ -1,4 +1,4 @@
-//! What `ksync session` creates, and shows of it.
+//! Sessions as `ksync session` creates and shows them.
 
 use std::fs;
 

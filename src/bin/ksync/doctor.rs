@@ -60,7 +60,7 @@ struct Checks {
     failed: Option<u8>,
 }
 
-/// What a step has found: a detail, and a remedy if something is not as it should be.
+/// Finding of a step: a detail, and a remedy if something is not as it should be.
 struct Found {
     detail: String,
     remedy: Option<String>,

@@ -2,8 +2,8 @@
 # VM, as:
 #   bash -c 'this' ksync PUBLIC_KEY...
 # Only the very lines that ksync added go: a line with the same key and another comment is somebody
-# else's. The services stay, because others may use them. ksync's own bridge goes with the last key that
-# ksync made.
+# else's. The services stay, because others may use them. ksync's own bridge goes with the last key
+# that ksync made.
 
 r=${KSYNC_SANDBOX_ROOT-}; keys=$r/root/.ssh/authorized_keys
 own=$r/usr/local/lib/ksync; service=$r/etc/supervisor/conf.d/services/websocat-ssh.conf

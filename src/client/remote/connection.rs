@@ -147,31 +147,16 @@ async fn connect_by(library: Library, target: &Target) -> Result<Connection, Rem
     let (connection_status, hooks) = (ConnectionStatus::default(), Hooks::default());
     let timeout = target.connect_timeout;
     let mut round_trips = TCP_ROUND_TRIPS + HANDSHAKE_ROUND_TRIPS + CHANNEL_ROUND_TRIPS;
-    let (mut session, socket, endpoint) = match &target.transport {
+    let (stream, socket, round_trip, endpoint): (Box<dyn ByteStream>, _, _, _) = match &target.transport {
         Transport::Tcp { host, port, family, from } => {
             let endpoint = format!("{}:{port}", escape(host.as_bytes()));
             let begin = Instant::now();
             let stream =
                 tcp::connect_from(from.as_deref(), *family, (host, *port), &endpoint, timeout).await?;
-            let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
-            (
-                handshake(
-                    library,
-                    target,
-                    Box::new(stream),
-                    round_trip,
-                    &endpoint,
-                    &connection_status,
-                    &hooks,
-                )
-                .await?,
-                None,
-                endpoint,
-            )
+            (Box::new(stream), None, begin.elapsed() / TCP_ROUND_TRIPS, endpoint)
         }
         Transport::WebSocket { url, ca_cert, proxies } => {
             let address = Address::parse(url)?;
-            let endpoint = address.endpoint();
             let on_top = WEBSOCKET_ROUND_TRIPS + if address.encrypted { TLS_ROUND_TRIPS } else { 0 };
             round_trips += on_top;
             let (silence, begin) = (target.silence_timeout, Instant::now());
@@ -179,19 +164,11 @@ async fn connect_by(library: Library, target: &Target) -> Result<Connection, Rem
                 bridge::open(&address, ca_cert.as_deref(), proxies, timeout, silence, &connection_status)
                     .await?;
             let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
-            let session = handshake(
-                library,
-                target,
-                Box::new(stream),
-                round_trip,
-                &endpoint,
-                &connection_status,
-                &hooks,
-            )
-            .await?;
-            (session, Some(socket), endpoint)
+            (Box::new(stream), Some(socket), round_trip, address.endpoint())
         }
     };
+    let mut session =
+        handshake(library, target, stream, round_trip, &endpoint, &connection_status, &hooks).await?;
     let login_round_trips = session.login_round_trips();
     round_trips += login_round_trips;
     let begin = Instant::now();

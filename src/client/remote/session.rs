@@ -18,7 +18,7 @@ use crate::remote::ssh::Client;
 /// A connection to ssh-agent.
 pub(super) type SshAgent = AgentClient<Box<dyn AgentStream + Send + Unpin>>;
 
-/// Which of the two clients connects.
+/// The client that connects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Library {
     Russh,

@@ -19,7 +19,7 @@ use crate::remote::timeout::within;
 /// Bytes of one read.
 const READ_BYTES: usize = 32 << 10;
 
-/// How long stderr waits for earlier bytes of stdout, if the connection has forwards.
+/// Time that stderr waits for earlier bytes of stdout, if the connection has forwards.
 const ORDER_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The size of a terminal, in characters.

@@ -5,7 +5,7 @@
 //! | `./x`, `/x`, `x`, `a/b:c`, `C:\x` | local: no colon, a slash before it, or a drive letter |
 //! | `:/path` | the VM of `--setup` |
 //! | `sandbox:/path` | the embedded VM emulator |
-//! | `session:/path`, `NAME:/path` | a Kernel session; `sync::resolve` takes some names for SSH hosts, and `sync::parse` knows the names of sessions that this grammar does not allow |
+//! | `session:/path`, `NAME:/path` | a Kernel session: see `sync::resolve` and `sync::parse` |
 //! | `user@host:/path`, `[::1]:/path`, `ssh://user@host:port/path` | an SSH host |
 //! | `ws://user@host:port/path`, `wss://…` | a WebSocket bridge to an SSH host |
 //!

@@ -50,7 +50,7 @@ struct Request {
     timeout_ms: Option<u64>,
 }
 
-/// What a server answered.
+/// A server's answer.
 struct Fetched {
     status: StatusCode,
     headers: HeaderMap,

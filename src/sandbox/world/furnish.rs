@@ -1,4 +1,4 @@
-//! What a VM has that this machine has not, and the reverse: users, host keys, programs.
+//! Differences between a VM's files and this machine's: users, host keys, programs.
 
 use std::fs;
 use std::io::{self, Read};
