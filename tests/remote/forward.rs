@@ -69,6 +69,7 @@ async fn start(world: &World) -> (Target, Receiver<Handle>) {
         keys: Keys::named(vec![file]),
         connect_timeout: DEADLINE,
         silence_timeout: Duration::from_secs(60),
+        facts: None,
     };
     (target, sessions)
 }

@@ -107,6 +107,7 @@ impl Server {
             keys: Keys::named(vec![self.path("key")]),
             connect_timeout: Duration::from_secs(20),
             silence_timeout: Duration::from_secs(60),
+            facts: None,
         }
     }
 

@@ -34,6 +34,7 @@ fn a_login_over_the_bridge_cut_at_any_byte_is_a_lost_connection() {
         keys: Keys::named(vec![text("key_file").into()]),
         connect_timeout: Duration::from_secs(30),
         silence_timeout: Duration::from_secs(60),
+        facts: None,
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for (lost, after) in (1..LOGIN_BYTES_MAX).step_by(STEP).enumerate() {

@@ -278,6 +278,7 @@ fn connect_options(args: ConnectionArgs) -> Result<ConnectOptions, CliError> {
         host_files: args.host_files,
         #[cfg(not(feature = "sandbox"))]
         host_files: false,
+        forwards: false,
     })
 }
 

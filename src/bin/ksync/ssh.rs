@@ -22,7 +22,8 @@ use crate::verbs::SshArgs;
 
 /// Runs the command and returns its exit status.
 pub(crate) fn run(args: &SshArgs) -> Result<u8, CliError> {
-    let connect_options = request::access_options(&args.access);
+    let mut connect_options = request::access_options(&args.access);
+    connect_options.forwards = !args.forwards().is_empty();
     let command = args.command.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().join(&b' ');
     let is_terminal = !args.no_command && command.is_empty() && std::io::stdin().is_terminal();
     let monitor: SharedMonitor = Arc::new(Teller { is_terminal });

@@ -70,6 +70,9 @@ pub struct Target {
     pub connect_timeout: Duration,
     /// Silence after which ksync gives the connection up.
     pub silence_timeout: Duration,
+    /// A file (mode 0600) with facts about hosts, which make their next connection fast. Without
+    /// it every connection is made in order.
+    pub facts: Option<PathBuf>,
 }
 
 /// The transport between ksync and the SSH server.

@@ -78,6 +78,8 @@ pub struct ConnectOptions {
     pub keep_alive: bool,
     /// True if commands in `sandbox:` may see and change the files of this machine.
     pub host_files: bool,
+    /// True if ports are to be forwarded over the connection.
+    pub forwards: bool,
 }
 
 impl ConnectOptions {
@@ -99,6 +101,7 @@ impl ConnectOptions {
             session: None,
             keep_alive: true,
             host_files: false,
+            forwards: false,
         }
     }
 }

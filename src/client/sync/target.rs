@@ -176,6 +176,8 @@ pub(super) fn common(connect_options: &ConnectOptions, host_keys: HostKeys) -> T
         keys,
         connect_timeout: connect_options.connect_timeout,
         silence_timeout: connect_options.timeout.max(SILENCE_MIN),
+        // Forwards need a client that the fast order does not have.
+        facts: state_dir().ok().filter(|_| !connect_options.forwards).map(|state| state.join("facts")),
     }
 }
 
