@@ -20,13 +20,14 @@ use crate::remote::greeting::{self, Greeted};
 use crate::remote::hostkey::HostKeys;
 use crate::remote::inbound::Inbound;
 use crate::remote::keys::Keys;
+use crate::remote::lent::{Lent, Loan};
 use crate::remote::own;
 use crate::remote::probe::Probe;
 use crate::remote::protocol::{Protocol, Wanted};
 use crate::remote::proxies::Proxies;
 use crate::remote::pump::{self, Waiting};
 use crate::remote::secrets::Secrets;
-use crate::remote::session::{Library, Session};
+use crate::remote::session::{Channel, Library, Session};
 use crate::remote::spool::Room;
 use crate::remote::ssh::{self, Hooks, Shown};
 use crate::remote::ssh_config::AddressFamily;
@@ -202,6 +203,44 @@ async fn connect_by(library: Library, target: &Target) -> Result<Connection, Rem
 }
 
 impl Connection {
+    /// A connection that a keeper lends. Closing it ends only the channels of this process.
+    #[must_use]
+    pub fn lent(loan: Loan) -> Self {
+        let (connection_status, hooks) = (ConnectionStatus::default(), Hooks::default());
+        let Loan { target, endpoint, round_trip, agent, open } = loan;
+        let session = Session::Lent(Lent::new(open, agent, connection_status.clone()));
+        let connection = Self {
+            session: Arc::new(session),
+            socket: None,
+            endpoint,
+            timeout: target.connect_timeout,
+            budget: Arc::new(Semaphore::new(UNREAD_BYTES_MAX)),
+            connection_status,
+            round_trip: AtomicU64::new(u64::MAX),
+            round_trips: 0,
+            target,
+            shown: hooks.shown,
+            inbound: hooks.inbound,
+            spool_room: OnceLock::new(),
+            alive: hooks.alive.subscribe(),
+            secrets: None,
+        };
+        connection.took(round_trip);
+        connection
+    }
+
+    /// The name of the server, for messages.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// True if a keeper lends this connection.
+    #[must_use]
+    pub fn is_lent(&self) -> bool {
+        matches!(*self.session, Session::Lent(_))
+    }
+
     /// Returns the connection with a file (mode 0600) that keeps the agents' secrets. With its
     /// secret, ksync seals the agent's first bytes, and they travel in the command line. Without a
     /// secret the first bytes arrive one round trip later.
@@ -231,6 +270,13 @@ impl Connection {
     /// # Errors
     /// The same as [`Connection::agent`].
     pub async fn start(&self, waiting: Waiting, image: AgentImage) -> Result<(), RemoteError> {
+        if let Session::Lent(lent) = &*self.session
+            && let Some(channel) = lent.agent()
+        {
+            debug!("agent step=start for=exchange kept=true");
+            self.attach(waiting, Channel::Lent(channel), image, String::new(), None);
+            return Ok(());
+        }
         let secret = self.secrets.as_ref().and_then(Secrets::recall);
         let sealing = image.clone();
         let purpose = move |waiting: &mut Waiting| {
@@ -251,15 +297,14 @@ impl Connection {
         Ok(agent)
     }
 
-    async fn start_for(
+    pub(super) async fn start_for(
         &self,
         purpose: impl FnOnce(&mut Waiting) -> Purpose,
         mut waiting: Waiting,
         image: AgentImage,
     ) -> Result<(), RemoteError> {
-        let endpoint = self.endpoint.clone();
         let marker = bootstrap::marker().ok_or_else(|| RemoteError::NotStarted {
-            endpoint: endpoint.clone(),
+            endpoint: self.endpoint.clone(),
             reason: "this machine gave no random number".into(),
         })?;
         let opening = async {
@@ -276,11 +321,24 @@ impl Connection {
         let opened =
             within(self.timeout, "open a channel to", &self.endpoint, async { Ok(opening.await) }).await?;
         let channel = opened.map_err(|source: russh::Error| self.channel_error(source))?;
+        let probe = Some(Probe::new(&self.session, self.round_trip()));
+        self.attach(waiting, channel, image, marker, probe);
+        Ok(())
+    }
+
+    /// Connects an agent's reader and writer to the channel that it runs on.
+    fn attach(
+        &self,
+        waiting: Waiting,
+        channel: Channel,
+        image: AgentImage,
+        marker: String,
+        probe: Option<Probe>,
+    ) {
         let (read, write) = channel.split();
-        let (timeout, round_trip) = (self.timeout, self.round_trip());
+        let (endpoint, timeout, round_trip) = (self.endpoint.clone(), self.timeout, self.round_trip());
         let (budget, connection_status, secrets) =
             (self.budget.clone(), self.connection_status.clone(), self.secrets.clone());
-        let probe = Some(Probe::new(&self.session, round_trip));
         let start = pump::Start {
             image,
             marker,
@@ -293,7 +351,6 @@ impl Connection {
             probe,
         };
         waiting.start(read, write, start);
-        Ok(())
     }
 
     /// Error for a channel that could not be opened or used.
@@ -331,6 +388,7 @@ impl Connection {
         match &*self.session {
             Session::Russh(_) => drop(self.alive.clone().changed().await),
             Session::Own(own) => own.ended().await,
+            Session::Lent(lent) => lent.ended().await,
         }
         self.connection_status.error(&self.endpoint)
     }
