@@ -16,6 +16,9 @@ use crate::sync::keeper::place::Place;
 /// Timeout for answers that need no network. A machine under load takes its time.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
+/// Time in which a keeper answers, unless the machine is busy.
+const ANSWERS_SOON: Duration = Duration::from_millis(10);
+
 /// Borrows the connection of the keeper; `None` if there is none that lends it. A keeper that is
 /// stopped never answers, so connect by yourself after a while.
 pub(in crate::sync) async fn borrow(facts: &Facts, purpose: Purpose) -> Option<Connection> {
@@ -38,6 +41,31 @@ pub(in crate::sync) async fn borrow(facts: &Facts, purpose: Purpose) -> Option<C
         open: Box::new(open),
     };
     Some(Connection::lent(loan))
+}
+
+/// Borrows or dials, whichever is done first. Dialling begins once borrowing takes longer than a
+/// keeper needs.
+pub(in crate::sync) async fn race<T>(
+    borrowing: impl Future<Output = Option<Connection>>,
+    dialling: impl Future<Output = T>,
+) -> Result<Connection, T> {
+    tokio::pin!(borrowing, dialling);
+    let mut is_asked = true;
+    if let Ok(lent) = timeout(ANSWERS_SOON, &mut borrowing).await {
+        match lent {
+            Some(connection) => return Ok(connection),
+            None => is_asked = false,
+        }
+    }
+    loop {
+        tokio::select! {
+            lent = &mut borrowing, if is_asked => match lent {
+                Some(connection) => return Ok(connection),
+                None => is_asked = false,
+            },
+            dialled = &mut dialling => return Err(dialled),
+        }
+    }
 }
 
 async fn open(place: &Place) -> Result<UnixStream, NotLent> {

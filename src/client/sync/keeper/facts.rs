@@ -8,11 +8,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::content::hash::Hasher;
-use crate::kernel::StoredSession;
 use crate::remote::{Target, Transport};
 use crate::sync::endpoint::Endpoint;
 use crate::sync::job::ConnectOptions;
-use crate::sync::kernel::{access, target_of};
+use crate::sync::kernel::{Session, known, target_of};
 use crate::sync::target::target;
 
 /// Hexadecimal digits of a name. The path of a socket has about a hundred bytes.
@@ -50,14 +49,6 @@ pub(in crate::sync) struct Facts {
     pub(in crate::sync) session: Option<Session>,
 }
 
-/// A session that the store knows.
-pub(in crate::sync) struct Session {
-    /// The id or name that the user gave.
-    pub(in crate::sync) meant: String,
-    /// The session.
-    pub(in crate::sync) stored: StoredSession,
-}
-
 impl Facts {
     /// The facts as they are now; `None` where nothing is kept: the endpoint is on this machine or
     /// in the sandbox, or nobody has connected to it yet.
@@ -66,10 +57,8 @@ impl Facts {
         let (target, session) = match &endpoint {
             Endpoint::Local(_) | Endpoint::Sandbox { .. } => return None,
             Endpoint::Session { name, .. } => {
-                let access = access(connect_options).ok()?;
-                let meant = access.meant(name).ok()?;
-                let stored = access.stored(&meant)?;
-                (target_of(&stored, connect_options), Some(Session { meant, stored }))
+                let session = known(name, connect_options)?;
+                (target_of(&session.stored, connect_options), Some(session))
             }
             endpoint => (target(endpoint, connect_options).ok()?, None),
         };

@@ -18,12 +18,12 @@ use crate::remote::{self, AgentImage, Connection, RemoteError, SpareChannel, Tar
 use crate::kernel::BridgeImage;
 use crate::sync::job::ConnectOptions;
 use crate::sync::keeper::ask::status;
-use crate::sync::keeper::facts::{Facts, Session};
+use crate::sync::keeper::facts::Facts;
 use crate::sync::keeper::message::{Answer, Ask, Purpose, Status};
 use crate::sync::keeper::place::{Place, is_ours};
 use crate::sync::keeper::pool::Pool;
 use crate::sync::keeper::start::Parameters;
-use crate::sync::kernel::access;
+use crate::sync::kernel::{Session, access};
 use crate::sync::target::state_dir;
 
 /// Silence after which the connection counts as lost. It is probed three times as often.
