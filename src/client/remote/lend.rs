@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use russh::Pty;
+use futures_util::FutureExt;
+use russh::{ChannelMsg, Pty};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -30,6 +31,13 @@ const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 
 /// An open channel that runs nothing yet.
 pub struct SpareChannel(Channel);
+
+impl SpareChannel {
+    /// True unless the server has closed the channel meanwhile, as ChannelTimeout does.
+    pub fn is_open(&mut self) -> bool {
+        !matches!(self.0.wait().now_or_never(), Some(None | Some(ChannelMsg::Close | ChannelMsg::Eof)))
+    }
+}
 
 impl Connection {
     /// Starts an agent that serves one run after another: see [`wire::keep`](crate::wire::keep).

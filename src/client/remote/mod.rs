@@ -81,6 +81,7 @@ pub(crate) use proxies::Scheme;
 pub use proxies::{Proxies, Proxy};
 pub use proxy_error::ProxyError;
 pub use pump::Waiting;
+pub(crate) use send_window::SERVER_WINDOW_BYTES;
 pub use shell::{Size, Terminal};
 pub(crate) use tls::client_config;
 pub use tls_error::TlsError;

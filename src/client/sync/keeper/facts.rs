@@ -78,7 +78,9 @@ impl Digest {
 
     /// A file's content, or that it cannot be read.
     fn add_file(&mut self, path: &Path) {
-        self.add(path.as_os_str().as_bytes());
+        // The keeper runs in another directory.
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        self.add(absolute.as_os_str().as_bytes());
         let mut content = Vec::new();
         let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut content));
         self.add(&[u8::from(read.is_ok())]);

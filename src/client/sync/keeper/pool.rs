@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::log::debug;
 use crate::remote::relay::{self, Record};
-use crate::remote::{Agent, AgentImage, Connection};
+use crate::remote::{Agent, AgentImage, Connection, SERVER_WINDOW_BYTES};
 use crate::wire::hello::{MAGIC, Request};
 use crate::wire::keep::{self, Decoder, Kind};
 
@@ -28,6 +28,9 @@ const ENDS_WITHIN: Duration = Duration::from_secs(30);
 /// Time for a run to take bytes. A run that is stopped loses its agent, because a channel that is
 /// not drained stops the whole session.
 const TAKEN_WITHIN: Duration = Duration::from_secs(5);
+
+/// Bytes that the other side has read, from which on the run is told.
+const TOLD_BYTES_MIN: usize = 64 << 10;
 
 /// The agents over one connection.
 pub(super) struct Pool {
@@ -155,11 +158,22 @@ impl Reserved {
 
 /// Serves one run. True if it is over on both sides, and the agent waits for the next one.
 async fn serve_run(kept: &mut Kept, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf) -> bool {
-    let Kept { agent: Agent { reader, writer, .. }, decoder, magic_left, .. } = kept;
+    let Kept { agent: Agent { reader, writer, acknowledged, .. }, decoder, magic_left, .. } = kept;
+    let to = &tokio::sync::Mutex::new(to);
     let up = async {
+        let (before, mut told, mut sent) = (acknowledged.bytes(), 0, 0);
         while let Ok(Some(Record::Data(bytes))) = relay::read(from).await {
+            sent += bytes.len();
             if !writer.send(keep::encode_data(&bytes).into()).await {
                 return;
+            }
+            // The run decides about lanes by what the other side has read.
+            let read = usize::try_from(acknowledged.bytes() - before).unwrap_or(usize::MAX);
+            if read >= told + TOLD_BYTES_MIN {
+                told = read;
+                let room = SERVER_WINDOW_BYTES.saturating_sub(sent.saturating_sub(read));
+                let room = Record::Window(u32::try_from(room).unwrap_or(u32::MAX));
+                write(&mut *to.lock().await, &room).await;
             }
         }
         // The run's client has ended its stream, or has died.
@@ -177,11 +191,12 @@ async fn serve_run(kept: &mut Kept, from: &mut OwnedReadHalf, to: &mut OwnedWrit
                 match decoder.next(&mut rest) {
                     Ok(Some(record)) => match record.kind {
                         Kind::Data => {
-                            is_taken = is_taken && write(to, &Record::Data(record.payload.into())).await;
+                            let record = Record::Data(record.payload.into());
+                            is_taken = is_taken && write(&mut *to.lock().await, &record).await;
                         }
                         Kind::End => {
                             for record in [Record::Eof, Record::ExitStatus(0), Record::Close] {
-                                is_taken = is_taken && write(to, &record).await;
+                                is_taken = is_taken && write(&mut *to.lock().await, &record).await;
                             }
                             return true;
                         }

@@ -17,7 +17,6 @@ use crate::remote::relay::{hear, tell};
 use crate::remote::{self, AgentImage, Connection, RemoteError, SpareChannel, Target};
 use crate::kernel::BridgeImage;
 use crate::sync::job::ConnectOptions;
-use crate::sync::keeper::ask::status;
 use crate::sync::keeper::facts::Facts;
 use crate::sync::keeper::message::{Answer, Ask, Purpose, Status};
 use crate::sync::keeper::place::{Place, is_ours};
@@ -81,12 +80,7 @@ pub async fn serve(parameters: Parameters, agent: AgentImage, bridge: BridgeImag
     let facts = Facts::of(&parameters.endpoint, &connect_options);
     let Some(facts) = facts.filter(|facts| facts.name == parameters.name) else { return Ok(()) };
     let place = Place::of(&facts.name).ok_or(io::ErrorKind::NotFound)?;
-    let lock = match place.lock()? {
-        Some(lock) => lock,
-        // One that does not answer is of no use to anybody.
-        None if status(&place).await.is_some() => return Ok(()),
-        None => return Ok(()),
-    };
+    let Some(lock) = place.lock()? else { return Ok(()) };
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let target = Target { silence_timeout: SILENCE_MAX, ..facts.target };
@@ -266,7 +260,7 @@ impl Keeper {
 
     /// Lends a channel: the spare one, or another.
     async fn lend(self: &Arc<Self>, mut stream: UnixStream) {
-        let spare = lock(&self.spare).take();
+        let spare = lock(&self.spare).take().and_then(|mut spare| spare.is_open().then_some(spare));
         let opened = match spare {
             Some(spare) => Ok(spare),
             None => self.connection.spare_channel().await,
