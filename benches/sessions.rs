@@ -392,7 +392,7 @@ impl World {
         let mut command = Command::new(program);
         command.env_clear().env("PATH", path()).env("HOME", self.folder.path()).env("LC_ALL", "C");
         command.env("KERNEL_API_KEY", platform.api_key()).env("KERNEL_BASE_URL", platform.base_url());
-        command.env("KSYNC_CA_CERT", platform.ca_cert());
+        command.env("KSYNC_CA_CERT", platform.ca_cert()).env("KSYNC_KEEP", "0");
         command
     }
 }

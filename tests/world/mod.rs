@@ -110,6 +110,8 @@ impl World {
             .env("USER", "root")
             // Most tests look for the emulated VM's files at the same path on this machine.
             .env("KSYNC_SANDBOX_HOST_FILES", "1")
+            // No process outlives its test, unless the test is about that.
+            .env("KSYNC_KEEP", "0")
             .current_dir(&self.root);
         for (variable, name) in [
             ("XDG_CACHE_HOME", "cache"),

@@ -14,7 +14,7 @@ use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, 
 use crate::report::CliError;
 use crate::rules::{self, RuleSource};
 use crate::usage::{self, number};
-use crate::verbs::{DoctorArgs, FlushArgs, ProxyArgs, SessionArgs, SshArgs};
+use crate::verbs::{DoctorArgs, FlushArgs, KeepArgs, KeepVerbArgs, ProxyArgs, SessionArgs, SshArgs};
 
 /// The mode that the command line selects.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub(crate) enum Mode {
     Proxy(ProxyArgs),
     /// Wait for a watch.
     Flush(FlushArgs),
+    /// List and end kept connections.
+    Keep(KeepVerbArgs),
     /// Run the VM emulator in the foreground.
     #[cfg(feature = "sandbox")]
     Sandbox(SandboxArgs),
@@ -67,7 +69,7 @@ by name. A remote path without a leading slash is below the remote home.
 
 Exit status: 0 done, 1 usage, 23 some entries failed, 24 source files vanished,
 25 deletions wait for consent; others say why there was no run. Further verbs,
-each with a --help of its own: ksync session, ssh, proxy, doctor, flush,
+each with a --help of its own: ksync session, ssh, proxy, doctor, flush, keep,
 sandbox.
 ";
 
@@ -76,7 +78,7 @@ sandbox.
     name = "ksync",
     version,
     about = "Makes DEST a copy of SOURCE and sends only what changed.",
-    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync session|ssh|proxy|doctor|flush|sandbox ...",
+    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync session|ssh|proxy|doctor|flush|keep|sandbox ...",
     help_template = TEMPLATE,
     max_term_width = 80,
     disable_help_flag = true,
@@ -109,6 +111,9 @@ enum Verb {
     /// Waits until ksync --watch has copied everything that was saved so far
     #[command(hide = true, max_term_width = 80)]
     Flush(FlushArgs),
+    /// Lists and closes the connections that are kept for the next runs
+    #[command(hide = true, max_term_width = 80)]
+    Keep(KeepVerbArgs),
     /// Runs a VM emulator on this machine until Ctrl-C: an SSH server behind a WebSocket. Beside it
     /// runs an emulator of the platform's API, with VMs of its own
     #[cfg(feature = "sandbox")]
@@ -315,6 +320,8 @@ pub(crate) struct ConnectionArgs {
     /// Give up connecting after this long; 0 is never
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds(), allow_negative_numbers = true)]
     pub(crate) contimeout: u64,
+    #[command(flatten)]
+    pub(crate) keep: KeepArgs,
 }
 
 /// Options of rsync that ksync lacks, declared so that the error can name the alternative.
@@ -382,6 +389,7 @@ impl Mode {
             Self::Sync(args) => args.output.json,
             Self::Session(args) => args.verb.is_json(),
             Self::Doctor(args) => args.json,
+            Self::Keep(args) => matches!(args.verb, crate::verbs::KeepVerb::List { json: true }),
             #[cfg(feature = "sandbox")]
             Self::Sandbox(args) => args.json,
             Self::Show(_) | Self::Ssh(_) | Self::Proxy(_) | Self::Flush(_) => false,
@@ -415,6 +423,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, Cl
         Ok(Cli { verb: Some(Verb::Doctor(args)), .. }) => Ok(Mode::Doctor(args)),
         Ok(Cli { verb: Some(Verb::Proxy(args)), .. }) => Ok(Mode::Proxy(args)),
         Ok(Cli { verb: Some(Verb::Flush(args)), .. }) => Ok(Mode::Flush(args)),
+        Ok(Cli { verb: Some(Verb::Keep(args)), .. }) => Ok(Mode::Keep(args)),
         #[cfg(feature = "sandbox")]
         Ok(Cli { verb: Some(Verb::Sandbox(args)), .. }) => Ok(Mode::Sandbox(args)),
         Ok(Cli { sync, .. }) if sync.output.human_readable && sync.endpoints.is_empty() => {

@@ -9,6 +9,7 @@ mod endpoints;
 mod flush;
 mod foreign;
 mod json;
+mod keep;
 mod list;
 mod live;
 mod log;
@@ -78,6 +79,7 @@ fn done(parsed: Result<Mode, CliError>, is_json: bool) -> Result<u8, CliError> {
         Mode::Doctor(args) => doctor::run(&args),
         Mode::Proxy(args) => proxy::run(&args),
         Mode::Flush(args) => flush::run(&args),
+        Mode::Keep(args) => keep::run(&args),
         Mode::Sync(args) => {
             let request = request::build(*args).map_err(told)?;
             run::run(&request)

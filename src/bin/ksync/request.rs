@@ -274,6 +274,7 @@ fn connect_options(args: ConnectionArgs) -> Result<ConnectOptions, CliError> {
         api,
         session: variable("KSYNC_SESSION"),
         keep_alive: !args.no_keep_alive,
+        keep: args.keep.time(),
         #[cfg(feature = "sandbox")]
         host_files: args.host_files,
         #[cfg(not(feature = "sandbox"))]

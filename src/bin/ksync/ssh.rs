@@ -24,6 +24,8 @@ use crate::verbs::SshArgs;
 pub(crate) fn run(args: &SshArgs) -> Result<u8, CliError> {
     let mut connect_options = request::access_options(&args.access);
     connect_options.forwards = !args.forwards().is_empty();
+    // Forwards last as long as their process, which makes a connection for them.
+    connect_options.keep = args.keep.time().filter(|_| args.forwards().is_empty() && !args.no_command);
     let command = args.command.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().join(&b' ');
     let is_terminal = !args.no_command && command.is_empty() && std::io::stdin().is_terminal();
     let monitor: SharedMonitor = Arc::new(Teller { is_terminal });
@@ -66,6 +68,9 @@ pub(crate) fn run(args: &SshArgs) -> Result<u8, CliError> {
         };
         drop(raw);
         forwarding.end().await;
+        if status.as_ref().is_some_and(Result::is_ok) {
+            session.leave(&args.session, &connect_options);
+        }
         session.end().await;
         let status = status.ok_or_else(stopped)??;
         // Exit statuses are a byte.

@@ -2,12 +2,14 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Subcommand};
 use ksync::remote::Forward;
 
 use crate::args::seconds;
 use crate::create::CreateArgs;
+use crate::usage::number;
 
 /// The paragraph about forwards in the help of `ksync ssh`.
 const FORWARDS: &str = "\
@@ -106,6 +108,56 @@ impl SessionVerb {
     }
 }
 
+/// `ksync keep`.
+#[derive(Debug, Args)]
+#[command(disable_help_subcommand = true)]
+pub(crate) struct KeepVerbArgs {
+    #[command(subcommand)]
+    pub(crate) verb: KeepVerb,
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
+}
+
+/// The verbs of `ksync keep`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeepVerb {
+    /// List the connections that are kept
+    List {
+        /// Print one line of JSON for each connection
+        #[arg(long)]
+        json: bool,
+    },
+    /// Close the connections that are kept, or those to one endpoint
+    Stop {
+        /// An endpoint, as in host: or session:
+        endpoint: Option<OsString>,
+    },
+    /// Keep the connection that the parameters on stdin describe
+    #[command(hide = true)]
+    Serve,
+}
+
+/// Options for the next runs.
+#[derive(Debug, Args)]
+pub(crate) struct KeepArgs {
+    /// Keep the connection this long for the next run: 10; 0 is not at all
+    #[arg(long, value_name = "MINUTES", env = "KSYNC_KEEP", hide_env_values = true, default_value_t = 10.0,
+          hide_default_value = true, value_parser = number(0.0..=1440.0, "minutes, 0 to 1440"),
+          allow_negative_numbers = true, overrides_with = "no_keep")]
+    keep: f64,
+    /// Do not keep the connection, and use none that is kept
+    #[arg(long, overrides_with = "keep")]
+    no_keep: bool,
+}
+
+impl KeepArgs {
+    /// The time for which a connection is kept, if it is.
+    pub(crate) fn time(&self) -> Option<Duration> {
+        let time = Duration::from_secs_f64(self.keep * 60.0);
+        (!self.no_keep && !time.is_zero()).then_some(time)
+    }
+}
+
 /// `ksync proxy`.
 #[derive(Debug, Args)]
 pub(crate) struct ProxyArgs {
@@ -136,6 +188,8 @@ pub(crate) struct SshArgs {
     /// Run no command: only forward, until Ctrl-C
     #[arg(short = 'N', conflicts_with = "command")]
     pub(crate) no_command: bool,
+    #[command(flatten)]
+    pub(crate) keep: KeepArgs,
     /// The session's id or name
     pub(crate) session: String,
     /// The command for the shell on the VM; without one, an interactive shell

@@ -2,11 +2,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use ureq::http::HeaderValue;
 
-/// The API key, which opens the account to whoever has it. Neither `Debug` nor anything else shows
-/// it.
-#[derive(Clone, PartialEq, Eq)]
+/// The API key, which opens the account to whoever has it. `Debug` does not show it, and only the
+/// pipe to a keeper carries it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiKey(String);
 
 impl ApiKey {
@@ -14,6 +15,11 @@ impl ApiKey {
     #[must_use]
     pub fn new(text: &str) -> Self {
         Self(text.trim().to_owned())
+    }
+
+    /// The key itself, for a hash.
+    pub(crate) fn secret(&self) -> &str {
+        &self.0
     }
 
     /// Authorization header with the key, or the reason why there can be none.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use ureq::http::Uri;
 
 use crate::kernel::api_key::ApiKey;
@@ -17,7 +18,7 @@ pub const DEFAULT_BASE_URL: &str = "https://api.onkernel.com";
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Settings of the API client.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Settings {
     /// Base URL: `https://…`, or `http://…` for this machine only. Usually [`DEFAULT_BASE_URL`].
     pub base_url: String,

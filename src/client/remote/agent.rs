@@ -117,6 +117,24 @@ pub struct AgentReader {
     pub(super) error: Arc<OnceLock<Arc<RemoteError>>>,
 }
 
+impl AgentReader {
+    /// True if the agent has ended, and all of its output was read.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.chunks.is_closed() && self.chunks.is_empty()
+    }
+
+    /// The next bytes, for a reader inside the runtime; `None` at the end.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        // This returns the chunk's share before it waits for more.
+        self.current = None;
+        let chunk = self.chunks.recv().await?;
+        let bytes = chunk.bytes.clone();
+        self.current = Some(chunk);
+        Some(bytes)
+    }
+}
+
 impl Read for AgentReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.current.as_ref().is_none_or(|chunk| chunk.bytes.is_empty()) {
@@ -147,6 +165,13 @@ impl Read for AgentReader {
 pub struct AgentWriter {
     pub(super) writes: mpsc::Sender<Bytes>,
     pub(super) error: Arc<OnceLock<Arc<RemoteError>>>,
+}
+
+impl AgentWriter {
+    /// Sends bytes, for a writer inside the runtime. False if the agent has ended.
+    pub async fn send(&self, bytes: Bytes) -> bool {
+        self.writes.send(bytes).await.is_ok()
+    }
 }
 
 impl Write for AgentWriter {

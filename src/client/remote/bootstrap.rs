@@ -72,6 +72,8 @@ pub(super) enum Purpose {
     Exchange(Option<Sealed>),
     /// A further lane of an exchange.
     Lane(Token),
+    /// One exchange after another: see [`wire::keep`](crate::wire::keep).
+    Keep,
 }
 
 impl Purpose {
@@ -81,6 +83,7 @@ impl Purpose {
             Self::Exchange(Some(_)) => "for=exchange flight=in-command-line",
             Self::Exchange(None) => "for=exchange flight=over-channel why=no-secret",
             Self::Lane(_) => "for=lane",
+            Self::Keep => "for=keep",
         }
     }
 }
@@ -92,6 +95,7 @@ impl fmt::Display for Purpose {
             Self::Exchange(Some(first)) => write!(formatter, "{first}"),
             Self::Exchange(None) => formatter.write_str(UNSEALED),
             Self::Lane(token) => write!(formatter, "lane:{token}"),
+            Self::Keep => formatter.write_str("keep"),
         }
     }
 }

@@ -11,17 +11,18 @@ use crate::log::debug;
 use crate::remote::agent::Agent;
 use crate::remote::agent_image::AgentImage;
 use crate::remote::bootstrap::{self, Form, Purpose};
-use crate::remote::error::RemoteError;
+use crate::remote::error::{ConnectionStatus, RemoteError};
 use crate::remote::facts::{HostFacts, Login, Way};
 use crate::remote::fast::{self, Begun, Job, LoggedIn, Trusted};
+use crate::remote::lent::{Lent, Loan};
 use crate::remote::line::Line;
 use crate::remote::own;
 use crate::remote::probe::Probe;
 use crate::remote::pump::{self, Waiting};
 use crate::remote::secrets::Secrets;
-use crate::remote::session::{Library, Session};
+use crate::remote::session::{Channel, Library, Session};
 use crate::remote::spool::Room;
-use crate::remote::ssh;
+use crate::remote::ssh::{self, Hooks};
 use crate::remote::target::Target;
 use crate::remote::timeout::within;
 use crate::wire::lanes::Token;
@@ -96,6 +97,39 @@ async fn learnt(line: Line, facts: Option<Login>, way: Way) -> Line {
 }
 
 impl Connection {
+    /// A connection that a keeper lends. Closing it ends only the channels of this process.
+    #[must_use]
+    pub fn lent(loan: Loan) -> Self {
+        let Loan { target, endpoint, round_trip, agent, open } = loan;
+        let status = ConnectionStatus::default();
+        let session = Session::Lent(Lent::new(open, agent, status.clone()));
+        let line = Line::over(None, session, status, &Hooks::default(), 0);
+        line.took(round_trip);
+        Self {
+            line: OnceCell::new_with(Some(line)),
+            trusted: Mutex::default(),
+            endpoint,
+            timeout: target.connect_timeout,
+            budget: Arc::new(Semaphore::new(UNREAD_BYTES_MAX)),
+            target,
+            spool_room: OnceLock::new(),
+            facts: None,
+            secrets: None,
+        }
+    }
+
+    /// The name of the server, for messages.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// True if a keeper lends this connection.
+    #[must_use]
+    pub fn is_lent(&self) -> bool {
+        self.line.get().is_some_and(|line| matches!(*line.session, Session::Lent(_)))
+    }
+
     /// Returns the connection with a file (mode 0600) that keeps the agents' secrets. With its
     /// secret, ksync seals the agent's first bytes, and they travel in the command line. Without a
     /// secret the first bytes arrive one round trip later.
@@ -166,6 +200,16 @@ impl Connection {
     /// # Errors
     /// The same as [`Connection::agent`].
     pub async fn start(&self, mut waiting: Waiting, image: AgentImage) -> Result<(), RemoteError> {
+        if let Some(Session::Lent(lent)) = self.line.get().map(|line| &*line.session)
+            && let Some(channel) = lent.agent()
+        {
+            debug!("agent step=start for=exchange kept=true");
+            let line = self.line().await?;
+            let (read, write) = Channel::Lent(channel).split();
+            let start = self.agent_on(line, image, String::new(), Form::Whole);
+            waiting.start(read, write, pump::Start { probe: None, ..start });
+            return Ok(());
+        }
         let (marker, form) = (self.marker()?, self.form(&image));
         let command = bootstrap::command(&image, &marker, &Purpose::Exchange(None), form);
         let mut job = Job { command, waiting: &mut waiting, started: None };
@@ -194,7 +238,7 @@ impl Connection {
         Ok(agent)
     }
 
-    async fn start_for(
+    pub(super) async fn start_for(
         &self,
         purpose: impl FnOnce(&mut Waiting) -> Purpose,
         mut waiting: Waiting,

@@ -27,7 +27,7 @@ use crate::log::debug;
 use crate::remote::agent::WRITE_BYTES_MAX;
 use crate::remote::auth::{LoginOn, Logins};
 use crate::remote::bootstrap::FLIGHT_BYTES_MAX;
-use crate::remote::error::RemoteError;
+use crate::remote::error::{ConnectionStatus, RemoteError};
 use crate::remote::facts::{Failure, HostFacts, Login, Way};
 use crate::remote::line::{Line, Wire};
 use crate::remote::own::{self, Own, OwnReader, OwnWriter, Signed};
@@ -193,7 +193,7 @@ impl Trusted {
     async fn log_in_only(&mut self, target: &Target, login: Option<&Login>) -> Result<(), Stopped> {
         let result = {
             let asked = pin!(self.own.log_in(&target.user, &self.signed));
-            self.answer(asked).await?
+            Self::answer(&self.line.status, self.silence, asked).await?
         };
         self.judge(result, target, login).await
     }
@@ -245,7 +245,7 @@ impl Trusted {
         let result = {
             let own = self.own.clone();
             let asked = pin!(own.login_result());
-            self.answer(asked).await?
+            Self::answer(&self.line.status, self.silence, asked).await?
         };
         self.judge(result, target, login).await?;
         match timeout(LOGIN_SILENCE_FACTOR * self.silence, reader.opened()).await {
@@ -261,17 +261,18 @@ impl Trusted {
 
     /// Waits for the answer to the login, as long as the server is not silent.
     async fn answer(
-        &self,
+        status: &ConnectionStatus,
+        silence: Duration,
         mut asked: std::pin::Pin<&mut impl Future<Output = Result<AuthResult, SshError>>>,
     ) -> Result<AuthResult, Stopped> {
-        let before = self.line.status.heard_bytes();
+        let before = status.heard_bytes();
         let mut heard = before;
         loop {
             let factor = if heard == before { 1 } else { LOGIN_SILENCE_FACTOR };
             tokio::select! {
                 answer = &mut asked => return answer.map_err(Stopped::Ssh),
-                () = sleep(factor * self.silence) => {
-                    let now = self.line.status.heard_bytes();
+                () = sleep(factor * silence) => {
+                    let now = status.heard_bytes();
                     if std::mem::replace(&mut heard, now) == now {
                         return Err(Stopped::Ssh(SshError::Silence));
                     }

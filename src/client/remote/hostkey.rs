@@ -66,6 +66,19 @@ impl HostKeys {
         Ok(kinds.iter().filter_map(|kind| Algorithm::new(kind).ok()).collect())
     }
 
+    /// The records that decide about the host's key now, as text: they change when its trust does.
+    #[must_use]
+    pub fn records(&self) -> String {
+        match self {
+            Self::KnownHosts { files, host, port } => format!("{:?}", known(files, host, *port).ok()),
+            Self::Exactly(keys) => keys.clone(),
+            Self::PinOnFirstUse { store, endpoint } => {
+                let text = read(store).unwrap_or_default();
+                pins(&text, endpoint).map(|(_, key)| format!("{} {}\n", key.kind, key.base64)).collect()
+            }
+        }
+    }
+
     /// Reports if the host is known by a certificate authority, so that it is asked for a
     /// certificate.
     pub(super) fn has_authority(&self) -> Result<bool, HostKeyError> {

@@ -175,6 +175,7 @@ impl Line {
         match &*self.session {
             Session::Russh(_) => drop(self.alive.clone().changed().await),
             Session::Own(own) => own.ended().await,
+            Session::Lent(lent) => lent.ended().await,
         }
         self.status.error(endpoint)
     }
@@ -249,6 +250,7 @@ async fn handshake(
     };
     let seen = match &session {
         Session::Own(own) => own.facts(),
+        Session::Lent(_) => None,
         Session::Russh(_) => greeting
             .ssh_id()
             .zip(hooks.seen.get().cloned())

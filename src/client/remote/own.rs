@@ -200,7 +200,7 @@ fn message(event: ChannelEvent) -> ChannelMsg {
         ChannelEvent::Eof => ChannelMsg::Eof,
         ChannelEvent::ExitStatus(exit_status) => ChannelMsg::ExitStatus { exit_status },
         ChannelEvent::ExitSignal(name) => ChannelMsg::ExitSignal {
-            signal_name: signal(name),
+            signal_name: signal(&name),
             core_dumped: false,
             error_message: String::new(),
             lang_tag: String::new(),
@@ -210,8 +210,9 @@ fn message(event: ChannelEvent) -> ChannelMsg {
     }
 }
 
-fn signal(name: String) -> Sig {
-    match name.as_str() {
+/// The signal of this name in RFC 4254.
+pub(super) fn signal(name: &str) -> Sig {
+    match name {
         "ABRT" => Sig::ABRT,
         "ALRM" => Sig::ALRM,
         "FPE" => Sig::FPE,
@@ -224,7 +225,7 @@ fn signal(name: String) -> Sig {
         "SEGV" => Sig::SEGV,
         "TERM" => Sig::TERM,
         "USR1" => Sig::USR1,
-        _ => Sig::Custom(name),
+        _ => Sig::Custom(name.to_owned()),
     }
 }
 

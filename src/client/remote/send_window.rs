@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 /// Window that OpenSSH gives a session's channel (`CHAN_SES_WINDOW_DEFAULT` in its channels.h).
 /// Another server's window is unknown: [`SendWindow`] soon gives up if it is smaller, and admits
 /// more if it is larger.
-const SERVER_WINDOW_BYTES: usize = 2 << 20;
+pub(crate) const SERVER_WINDOW_BYTES: usize = 2 << 20;
 
 /// Bytes after which OpenSSH adjusts the window: more than three packets (`channel_check_window`).
 const ADJUSTED_BYTES_MIN: usize = 96 << 10;

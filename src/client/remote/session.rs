@@ -1,7 +1,8 @@
 //! An SSH session and its channels, by one of two clients.
 //!
 //! russh is the usual one. ksync's own client is for servers that have no algorithm in common with
-//! russh: see [`own`](crate::remote::own). Both speak in russh's messages and errors.
+//! russh: see [`own`](crate::remote::own). Both speak in russh's messages and errors. A third kind is
+//! a session that another process keeps: see [`lent`](crate::remote::lent).
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use russh::keys::agent::client::{AgentClient, AgentStream};
 use russh::{ChannelMsg, Disconnect, Pty};
 
 use crate::remote::keys::Shown;
+use crate::remote::lent::{Lent, LentChannel, LentReader, LentWriter};
 use crate::remote::own::{Own, OwnChannel, OwnReader, OwnWriter};
 use crate::remote::ssh::Client;
 
@@ -29,24 +31,28 @@ pub(super) enum Library {
 pub(super) enum Session {
     Russh(Box<Handle<Client>>),
     Own(Own),
+    Lent(Lent),
 }
 
 /// A channel that is open.
 pub(super) enum Channel {
     Russh(russh::Channel<Msg>),
     Own(OwnChannel),
+    Lent(LentChannel),
 }
 
 /// The half of a channel that reads.
 pub(super) enum Reader {
     Russh(russh::ChannelReadHalf),
     Own(OwnReader),
+    Lent(LentReader),
 }
 
 /// The half of a channel that writes.
 pub(super) enum Writer {
     Russh(russh::ChannelWriteHalf<Msg>),
     Own(OwnWriter),
+    Lent(LentWriter),
 }
 
 impl Session {
@@ -56,6 +62,7 @@ impl Session {
         match self {
             Self::Russh(_) => 3,
             Self::Own(_) => 2,
+            Self::Lent(_) => 0,
         }
     }
 
@@ -64,7 +71,7 @@ impl Session {
     /// the first, which takes 40 ms on loopback.
     pub(super) fn round_trip(&self) -> Option<Duration> {
         match self {
-            Self::Russh(_) => None,
+            Self::Russh(_) | Self::Lent(_) => None,
             Self::Own(own) => own.round_trip(),
         }
     }
@@ -73,7 +80,7 @@ impl Session {
     pub(super) fn forwarding(&self) -> Option<&Handle<Client>> {
         match self {
             Self::Russh(handle) => Some(handle),
-            Self::Own(_) => None,
+            Self::Own(_) | Self::Lent(_) => None,
         }
     }
 
@@ -81,6 +88,7 @@ impl Session {
         Ok(match self {
             Self::Russh(handle) => Channel::Russh(handle.channel_open_session().await?),
             Self::Own(own) => Channel::Own(own.open().await?),
+            Self::Lent(lent) => Channel::Lent(lent.open().await?),
         })
     }
 
@@ -88,6 +96,7 @@ impl Session {
         match self {
             Self::Russh(handle) => handle.is_closed(),
             Self::Own(own) => own.is_closed(),
+            Self::Lent(lent) => lent.is_closed(),
         }
     }
 
@@ -96,6 +105,7 @@ impl Session {
         match self {
             Self::Russh(handle) => drop(handle.await),
             Self::Own(own) => own.ended().await,
+            Self::Lent(lent) => lent.ended().await,
         }
     }
 
@@ -105,6 +115,7 @@ impl Session {
             // This fails if the session is already gone, which does no harm.
             Self::Russh(handle) => drop(handle.disconnect(Disconnect::ByApplication, "", "").await),
             Self::Own(own) => own.disconnect().await,
+            Self::Lent(lent) => lent.end(),
         }
     }
 
@@ -114,6 +125,7 @@ impl Session {
         let named = match self {
             Self::Russh(handle) => handle.best_supported_rsa_hash().await.ok().flatten().flatten(),
             Self::Own(own) => own.rsa_hash().await,
+            Self::Lent(_) => None,
         };
         named.unwrap_or(HashAlg::Sha512)
     }
@@ -134,6 +146,8 @@ impl Session {
                 handle.authenticate_certificate_with(user, *certificate, hash, signer).await.ok()
             }
             (Self::Own(own), shown) => own.authenticate(user, shown, hash, signer).await,
+            // Its keeper has logged in.
+            (Self::Lent(_), _) => None,
         }
     }
 
@@ -152,6 +166,7 @@ impl Session {
                 own.bind(&mut stream).await.ok()?;
                 Some(AgentClient::connect(stream))
             }
+            Self::Lent(_) => Some(agent),
         }
     }
 }
@@ -165,6 +180,7 @@ impl Channel {
         match self {
             Self::Russh(channel) => channel.exec(want_reply, command).await,
             Self::Own(channel) => channel.exec(want_reply, command.into()),
+            Self::Lent(channel) => channel.exec(command.into()).await,
         }
     }
 
@@ -172,6 +188,7 @@ impl Channel {
         match self {
             Self::Russh(channel) => channel.request_shell(want_reply).await,
             Self::Own(channel) => channel.request_shell(want_reply),
+            Self::Lent(channel) => channel.request_shell().await,
         }
     }
 
@@ -185,6 +202,7 @@ impl Channel {
         match self {
             Self::Russh(channel) => channel.request_pty(false, term, columns, rows, 0, 0, modes).await,
             Self::Own(channel) => channel.request_pty(term, columns, rows, modes),
+            Self::Lent(channel) => channel.request_pty(term, columns, rows, modes).await,
         }
     }
 
@@ -192,6 +210,7 @@ impl Channel {
         match self {
             Self::Russh(channel) => channel.eof().await,
             Self::Own(channel) => channel.eof(),
+            Self::Lent(channel) => channel.eof().await,
         }
     }
 
@@ -199,6 +218,7 @@ impl Channel {
         match self {
             Self::Russh(channel) => channel.wait().await,
             Self::Own(channel) => channel.wait().await,
+            Self::Lent(channel) => channel.wait().await,
         }
     }
 
@@ -212,6 +232,10 @@ impl Channel {
                 let (reader, writer) = channel.split();
                 (Reader::Own(reader), Writer::Own(writer))
             }
+            Self::Lent(channel) => {
+                let (reader, writer) = channel.split();
+                (Reader::Lent(reader), Writer::Lent(writer))
+            }
         }
     }
 }
@@ -221,6 +245,7 @@ impl Reader {
         match self {
             Self::Russh(reader) => reader.wait().await,
             Self::Own(reader) => reader.wait().await,
+            Self::Lent(reader) => reader.wait().await,
         }
     }
 }
@@ -230,6 +255,7 @@ impl Writer {
         match self {
             Self::Russh(writer) => writer.data_bytes(bytes).await,
             Self::Own(writer) => writer.data(&bytes).await,
+            Self::Lent(writer) => writer.data(bytes).await,
         }
     }
 
@@ -237,6 +263,7 @@ impl Writer {
         match self {
             Self::Russh(writer) => writer.eof().await,
             Self::Own(writer) => writer.eof(),
+            Self::Lent(writer) => writer.eof().await,
         }
     }
 
@@ -244,6 +271,7 @@ impl Writer {
         match self {
             Self::Russh(writer) => writer.close().await,
             Self::Own(writer) => writer.close(),
+            Self::Lent(writer) => writer.close().await,
         }
     }
 
@@ -251,6 +279,7 @@ impl Writer {
         match self {
             Self::Russh(writer) => writer.window_change(columns, rows, 0, 0).await,
             Self::Own(writer) => writer.window_change(columns, rows),
+            Self::Lent(writer) => writer.window_change(columns, rows).await,
         }
     }
 }

@@ -76,6 +76,8 @@ pub struct ConnectOptions {
     pub session: Option<String>,
     /// True if a keep-alive keeps the session active meanwhile.
     pub keep_alive: bool,
+    /// Time for which a connection is kept for the next run; `None`: not at all.
+    pub keep: Option<Duration>,
     /// True if commands in `sandbox:` may see and change the files of this machine.
     pub host_files: bool,
     /// True if ports are to be forwarded over the connection.
@@ -100,6 +102,7 @@ impl ConnectOptions {
             api: None,
             session: None,
             keep_alive: true,
+            keep: None,
             host_files: false,
             forwards: false,
         }

@@ -58,20 +58,25 @@ impl KernelSession {
             None => connector.anew(meant).await?,
         };
         let Reached { connection, alive, stored, has_last_token } = reached;
-        let mut expiry = Expiry::of(&stored);
-        if !has_last_token {
-            // The keep-alive asks for another token in time, and tells if there is none.
-            expiry.awake_until = None;
+        Ok((connection, connector.session(stored, alive, has_last_token)))
+    }
+
+    /// The session of a connection that a keeper lends.
+    pub(super) fn lent(
+        known: &Session,
+        connect_options: &ConnectOptions,
+        monitor: &SharedMonitor,
+    ) -> Result<Self, SyncError> {
+        let (access, login) = (telling(access(connect_options)?, monitor), LoginTime::First);
+        let connector = Connector { access, connect_options, login, monitor };
+        let Session { meant, stored } = known;
+        let has_api = connector.access.api.is_some();
+        if stored.session_id != *meant && !has_api {
+            let (what, hint) = unconfirmed(meant, stored);
+            monitor.warn(Warning { what, hint });
         }
-        // The warner starts last: a session that is gone needs no warning of its end.
-        let warner =
-            ExpiryWarner::begin(expiry, stored.shown(), connect_options.keep_alive, Arc::clone(monitor));
-        let machine = Hash::of(format!("{}\n{}", stored.session_id, stored.host_key).as_bytes()).to_string();
-        let StoredSession { session_id: id, vm_domain, .. } = stored;
-        let session =
-            Self { _alive: alive, _warner: warner, id, vm_domain, machine, access: connector.access };
-        session.tell(monitor);
-        Ok((connection, session))
+        let alive = connector.keep_alive(stored, false);
+        Ok(connector.session(stored.clone(), alive, !has_api))
     }
 
     /// Tells which session this is.
@@ -120,6 +125,24 @@ pub(super) enum LoginTime {
     WithAgent,
 }
 
+/// A session that the store knows.
+pub(super) struct Session {
+    /// The id or name that the user gave.
+    pub(super) meant: String,
+    /// The session.
+    pub(super) stored: StoredSession,
+}
+
+/// The session of this id or name, if it can be reached without the API.
+pub(super) fn known(name: &str, connect_options: &ConnectOptions) -> Option<Session> {
+    let access = access(connect_options).ok()?;
+    let meant = access.meant(name).ok()?;
+    let stored = access.stored(&meant)?;
+    let is_short = || Expiry::of(&stored).is_token_short(SystemTime::now());
+    let needs_api = access.api.is_some() && connect_options.keep_alive && is_short();
+    (!needs_api).then_some(Session { meant, stored })
+}
+
 /// Connects to a session: everything that its connections share.
 struct Connector<'a> {
     access: Access,
@@ -138,6 +161,24 @@ struct Reached {
 }
 
 impl Connector<'_> {
+    /// The session that was reached.
+    fn session(self, stored: StoredSession, alive: Option<KeepAlive>, has_last_token: bool) -> KernelSession {
+        let mut expiry = Expiry::of(&stored);
+        if !has_last_token {
+            // The keep-alive asks for another token in time, and tells if there is none.
+            expiry.awake_until = None;
+        }
+        // The warner starts last: a session that is gone needs no warning of its end.
+        let is_kept_awake = self.connect_options.keep_alive;
+        let warner = ExpiryWarner::begin(expiry, stored.shown(), is_kept_awake, Arc::clone(self.monitor));
+        let machine = Hash::of(format!("{}\n{}", stored.session_id, stored.host_key).as_bytes()).to_string();
+        let StoredSession { session_id: id, vm_domain, .. } = stored;
+        let access = self.access;
+        let session = KernelSession { _alive: alive, _warner: warner, id, vm_domain, machine, access };
+        session.tell(self.monitor);
+        session
+    }
+
     /// Connects to a session that was used before.
     async fn again(&self, stored: StoredSession, meant: String) -> Result<Reached, SyncError> {
         let (is_named, has_api) = (stored.session_id != meant, self.access.api.is_some());

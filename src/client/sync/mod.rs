@@ -9,6 +9,7 @@ mod emulator;
 pub mod endpoint;
 mod error;
 mod job;
+pub mod keeper;
 mod kernel;
 mod lanes;
 mod limit;

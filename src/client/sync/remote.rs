@@ -1,7 +1,7 @@
 //! Exchanges with another machine: a connection to it, and exchanges with an agent on it.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::OnceCell;
@@ -11,13 +11,15 @@ use crate::engine::{Config, Engine, Receiver, RunError, Sender, Summary};
 use crate::exchange::lanes::Striped;
 use crate::exchange::rounds::{self, WatchedSource};
 use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending, Timeouts};
-use crate::monitor::Warning;
+use crate::log::debug;
+use crate::monitor::{Quiet, Warning};
 use crate::remote::{self, Agent, AgentEnd, Connection, ErrorKind};
 use crate::sync::baseline::{self, Key};
 use crate::sync::emulator::Emulator;
 use crate::sync::endpoint::{Endpoint, name_of};
 use crate::sync::error::{AgentExit, STATE_HINT, SyncError};
 use crate::sync::job::{ConnectOptions, SharedMonitor};
+use crate::sync::keeper::{self, Facts, Purpose};
 use crate::sync::kernel::{KernelSession, LoginTime};
 use crate::sync::lanes;
 use crate::sync::meter::Count;
@@ -35,6 +37,11 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// A timeout of this length or more means never.
 const FOR_EVER: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// Round trips within which the agent of a lent connection answers, and the time that a busy
+/// machine adds. After that, a connection of our own is made beside it.
+const ANSWER_ROUND_TRIPS: u32 = 2;
+const ANSWER_GRACE: Duration = Duration::from_millis(20);
+
 type Writer = Striped;
 
 /// The connection to the agent's machine. It is made on first use, while the first exchange already
@@ -47,6 +54,12 @@ pub(super) struct LazyConnection<'a> {
     connected: OnceCell<Connected>,
     up_bytes: Count,
     down_bytes: Count,
+    /// True if a keeper may lend the connection.
+    may_borrow: bool,
+    /// The last request to an agent.
+    asked: Mutex<Option<Request>>,
+    /// A connection that was made because the lent one did not answer.
+    spare: Mutex<Option<Connected>>,
 }
 
 /// The open connection of a job that is over, for the next job on the same machine.
@@ -54,12 +67,21 @@ pub(super) struct Kept {
     /// The endpoint, without its path.
     machine: Endpoint,
     connected: Connected,
+    asked: Option<Request>,
 }
 
 impl Kept {
     /// Closes the connection.
     pub(super) async fn close(self) {
         self.connected.close().await;
+    }
+
+    /// Starts a keeper for the next runs, if this connection is our own. It makes another one: this
+    /// one cannot move to its process.
+    pub(super) fn leave(&self, connect_options: &ConnectOptions) {
+        if let Some(keep) = connect_options.keep.filter(|_| !self.connected.connection.is_lent()) {
+            keeper::start(&self.machine, connect_options, keep, self.asked.clone());
+        }
     }
 }
 
@@ -104,9 +126,20 @@ impl<'a> LazyConnection<'a> {
         connect_options: &'a ConnectOptions,
         pairing: Arc<Pairing>,
     ) -> Self {
-        let (up_bytes, down_bytes) = Default::default();
-        let (login, connected) = (LoginTime::WithAgent, OnceCell::new());
-        Self { endpoint, connect_options, login, pairing, connected, up_bytes, down_bytes }
+        let (up_bytes, down_bytes, asked, spare) = Default::default();
+        let (login, connected, may_borrow) = (LoginTime::WithAgent, OnceCell::new(), false);
+        Self {
+            endpoint,
+            connect_options,
+            login,
+            pairing,
+            connected,
+            up_bytes,
+            down_bytes,
+            may_borrow,
+            asked,
+            spare,
+        }
     }
 
     /// Logs in before the connection is used.
@@ -123,6 +156,16 @@ impl<'a> LazyConnection<'a> {
         is_refused && is_session && self.login == LoginTime::WithAgent
     }
 
+    /// Lets a keeper lend the connection. If that breaks, the exchange must be repeated.
+    pub(super) fn borrowing(self, may_borrow: bool) -> Self {
+        Self { may_borrow, ..self }
+    }
+
+    /// True if a keeper lends the connection.
+    pub(super) fn is_lent(&self) -> bool {
+        self.connection().is_some_and(Connection::is_lent)
+    }
+
     /// Bytes to and from the other side so far.
     pub(super) fn traffic(&self) -> (u64, u64) {
         (self.up_bytes.bytes(), self.down_bytes.bytes())
@@ -136,7 +179,92 @@ impl<'a> LazyConnection<'a> {
         Ok(())
     }
 
+    /// Borrows the connection of a keeper, or connects.
     async fn connect(&self, monitor: &SharedMonitor) -> Result<Connected, SyncError> {
+        let Some(facts) = self.facts() else { return self.dial(monitor).await };
+        let borrowing = keeper::borrow(&facts, Purpose::Exchange);
+        let connection = match keeper::race(borrowing, self.dial(monitor)).await {
+            Ok(connection) => connection,
+            Err(dialled) => return dialled,
+        };
+        let behind = match &facts.session {
+            None => Behind::Host,
+            Some(known) => {
+                let session = KernelSession::lent(known, self.connect_options, monitor)?;
+                self.pairing.met(session.machine().to_owned());
+                Behind::Kernel(Box::new(session))
+            }
+        };
+        Ok(Connected { connection, behind })
+    }
+
+    /// The facts about a connection that a keeper may have.
+    fn facts(&self) -> Option<Facts> {
+        let is_wanted = self.may_borrow && self.connect_options.keep.is_some();
+        is_wanted.then(|| Facts::of(self.endpoint, self.connect_options)).flatten()
+    }
+
+    /// Connects beside a lent connection whose agent does not answer, and returns once the new
+    /// connection stands and the agent still has not answered.
+    async fn doubt(&self, connection: &Connection, before: (u64, u64), monitor: &SharedMonitor) {
+        let answered = || self.traffic().1 > before.1;
+        if connection.is_lent() {
+            tokio::time::sleep(ANSWER_ROUND_TRIPS * connection.round_trip() + ANSWER_GRACE).await;
+            if !answered() {
+                debug!("keeper step=doubt why=no-answer");
+                if let Ok(fresh) = self.dial(monitor).await {
+                    if !answered() {
+                        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(fresh);
+                        return;
+                    }
+                    fresh.close().await;
+                }
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Gives a lent connection that broke up. Returns the one that was made beside it, if any.
+    pub(super) async fn give_up(self) -> Option<Kept> {
+        let machine = self.endpoint.clone().with_path(b"");
+        if let Some(facts) = self.facts() {
+            keeper::end_if_silent(&facts).await;
+        }
+        if let Some(lent) = self.connected.into_inner() {
+            lent.close().await;
+        }
+        let spare = self.spare.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        Some(Kept { machine, connected: spare, asked: None })
+    }
+
+    /// Runs a command on the other machine. If a keeper's connection breaks before the command has
+    /// said anything, it runs over a connection of our own, as after a cut between two runs.
+    pub(super) async fn command(
+        &self,
+        command: &[u8],
+        hear: &mut impl FnMut(&[u8]),
+    ) -> Result<u32, SyncError> {
+        // The first round makes the connection, and commands run only after a round.
+        let connection = self.connection().ok_or(SyncError::BothRemote)?;
+        let mut is_heard = false;
+        let mut hearing = |line: &[u8]| {
+            is_heard = true;
+            hear(line);
+        };
+        match connection.run(command, &mut hearing).await {
+            Err(error) if connection.is_lent() && !is_heard => {
+                debug!("keeper step=give-up for=command error={error}");
+                let own = self.dial(&(Arc::new(Quiet) as SharedMonitor)).await?;
+                let status = own.connection.run(command, hear).await;
+                own.close().await;
+                Ok(status?)
+            }
+            ended => Ok(ended?),
+        }
+    }
+
+    /// Connects.
+    async fn dial(&self, monitor: &SharedMonitor) -> Result<Connected, SyncError> {
         let Connected { connection, behind } = self.connect_to(monitor).await?;
         let connection = match target::state_dir() {
             Ok(state) => connection.with_secrets(state.join("secrets")),
@@ -176,8 +304,9 @@ impl<'a> LazyConnection<'a> {
 
     /// Uses the connection of an earlier job, if it leads to the same machine. True then.
     pub(super) async fn take_over(&mut self, kept: Option<Kept>, monitor: &SharedMonitor) -> bool {
-        let Some(Kept { machine, connected }) = kept else { return false };
-        if machine != self.endpoint.clone().with_path(b"") {
+        let Some(Kept { machine, connected, .. }) = kept else { return false };
+        // A keeper is asked again: it has an agent for each run.
+        if machine != self.endpoint.clone().with_path(b"") || connected.connection.is_lent() {
             connected.close().await;
             return false;
         }
@@ -192,7 +321,8 @@ impl<'a> LazyConnection<'a> {
     /// The connection for the next job, if there is one.
     pub(super) fn keep(self) -> Option<Kept> {
         let machine = self.endpoint.clone().with_path(b"");
-        self.connected.into_inner().map(|connected| Kept { machine, connected })
+        let asked = self.asked.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.connected.into_inner().map(|connected| Kept { machine, connected, asked })
     }
 
     /// Uploads `from` to `to` on the other machine; with further sources, all of them into `to`.
@@ -271,7 +401,7 @@ impl<'a> LazyConnection<'a> {
     }
 
     /// The connection, if there is one already.
-    pub(super) fn connection(&self) -> Option<&Connection> {
+    fn connection(&self) -> Option<&Connection> {
         self.connected.get().map(|connected| &connected.connection)
     }
 
@@ -346,6 +476,7 @@ impl<'a> LazyConnection<'a> {
     ) -> Result<Round, SyncError> {
         let options = self.connect_options;
         let request = Request { timeout_ms: millis(options.timeout), ..request };
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(request.clone());
         let (agent, waiting) = Agent::waiting();
         let (up_bytes, down_bytes) = (self.up_bytes.clone(), self.down_bytes.clone());
         let before = self.traffic();
@@ -372,9 +503,14 @@ impl<'a> LazyConnection<'a> {
             // source.
             result = &mut running => result,
             started = starting => {
+                let connection = started?;
                 tokio::select! {
                     result = &mut running => result,
-                    never = opening.run(started?, &options.agent, options.connections, acknowledged) => match never {},
+                    never = opening.run(connection, &options.agent, options.connections, acknowledged) => match never {},
+                    () = self.doubt(connection, before, monitor) => {
+                        connection.goodbye().await;
+                        running.await
+                    }
                 }
             }
         };

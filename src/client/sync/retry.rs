@@ -42,9 +42,10 @@ pub(super) async fn over_connections<'a>(
     let attempt_monitor = Arc::new(AttemptMonitor::new(monitor));
     let (mut attempts, mut backoff) = (Attempts::new(connect_options.retries), Backoff::default());
     let (mut lost, mut last_lost) = (Report::default(), None);
-    let mut is_login_first = false;
+    let (mut is_login_first, mut may_borrow) = (false, true);
     loop {
-        let mut connection = LazyConnection::new(remote, connect_options, Arc::clone(pairing));
+        let connection = LazyConnection::new(remote, connect_options, Arc::clone(pairing));
+        let mut connection = connection.borrowing(may_borrow);
         if is_login_first {
             connection = connection.with_login_first();
         }
@@ -69,6 +70,17 @@ pub(super) async fn over_connections<'a>(
         }
         let (up_bytes, down_bytes) = connection.traffic();
         let went = attempt_monitor.went(down_bytes);
+        if connection.is_lent() && may_be_the_keepers(&error) {
+            // The run goes on as if there had been no keeper.
+            debug!("keeper step=give-up moved_bytes={} error={}", went.moved_bytes, chain(&error));
+            may_borrow = false;
+            attempts.gave_up_lent();
+            kept = connection.give_up().await;
+            lost.summary.tally.sent_bytes += went.moved_bytes;
+            lost.wire_up_bytes += up_bytes;
+            lost.wire_down_bytes += down_bytes;
+            continue;
+        }
         let verdict = attempts.failed(&error, went);
         debug!(
             "lost verdict={verdict:?} moved_bytes={} left_bytes={} error={}",
@@ -137,6 +149,11 @@ impl Attempts {
         Self { max, futile: 0, has_worked: false, left_bytes: u64::MAX, was_lost: false }
     }
 
+    /// Notes that a lent connection was given up. Its agent may hold the destination for a while.
+    fn gave_up_lent(&mut self) {
+        (self.has_worked, self.was_lost) = (true, true);
+    }
+
     /// Decides after a failed attempt.
     pub(super) fn failed(&mut self, error: &SyncError, went: Went) -> Verdict {
         self.has_worked |= went.has_worked || is_late_cut(error);
@@ -168,6 +185,18 @@ impl Attempts {
                 SyncError::Unreachable { source, .. } => source.kind() != ErrorKind::NotAuthorised,
                 _ => false,
             }
+    }
+}
+
+/// True if an error over a lent connection may be due to its keeper, or to an agent that has served
+/// other runs. A fresh agent tells if it is not.
+fn may_be_the_keepers(error: &SyncError) -> bool {
+    match error {
+        SyncError::Remote(_) | SyncError::PerhapsGone { .. } | SyncError::Agent { .. } => true,
+        SyncError::Run(error) => {
+            matches!(error.kind, AbortKind::Connection | AbortKind::Timeout | AbortKind::Protocol)
+        }
+        _ => false,
     }
 }
 

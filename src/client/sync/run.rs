@@ -8,7 +8,7 @@ use futures_util::future::LocalBoxFuture;
 use crate::sync::baseline;
 use crate::sync::endpoint::Endpoint;
 use crate::sync::error::SyncError;
-use crate::sync::job::{Job, SharedMonitor};
+use crate::sync::job::{ConnectOptions, Job, SharedMonitor};
 use crate::sync::limit;
 use crate::sync::local::{self, check_apart};
 use crate::sync::news::{Listener, News};
@@ -38,6 +38,8 @@ pub fn run(job: &Job, monitor: SharedMonitor) -> LocalBoxFuture<'_, Result<Repor
 #[derive(Default)]
 pub struct Runner {
     kept: Option<Kept>,
+    /// The connect options of the last job, if it succeeded.
+    last: Option<ConnectOptions>,
 }
 
 impl Runner {
@@ -54,13 +56,19 @@ impl Runner {
         listener: Listener,
     ) -> LocalBoxFuture<'a, Result<Report, SyncError>> {
         // Boxed, or each crate that calls this would compile all of it once more.
-        Box::pin(run_once(job, after, monitor, listener, &mut self.kept))
+        Box::pin(async move {
+            self.last = None;
+            let report = run_once(job, after, monitor, listener, &mut self.kept).await?;
+            self.last = Some(job.connect_options.clone());
+            Ok(report)
+        })
     }
 
-    /// Closes the connection that is still open.
+    /// Closes the connection that is still open, and leaves a keeper behind if that is wanted.
     pub fn close(self) -> LocalBoxFuture<'static, ()> {
         Box::pin(async move {
             if let Some(kept) = self.kept {
+                self.last.iter().for_each(|connect_options| kept.leave(connect_options));
                 kept.close().await;
             }
         })

@@ -5,8 +5,10 @@ use std::time::Duration;
 use futures_util::future::LocalBoxFuture;
 
 use crate::remote::{Connection, Forwarding, Forwards, Terminal};
+use crate::sync::endpoint::Endpoint;
 use crate::sync::error::SyncError;
 use crate::sync::job::{ConnectOptions, SharedMonitor};
+use crate::sync::keeper::{self, Facts, Purpose};
 use crate::sync::kernel::{KernelSession, LoginTime};
 
 /// A connection to a session's VM.
@@ -27,9 +29,20 @@ impl Visit {
     ) -> LocalBoxFuture<'a, Result<Self, SyncError>> {
         // The futures are boxed, or each crate that calls this would compile all of it once more.
         Box::pin(async move {
-            let (connection, session) =
-                KernelSession::connect(name, connect_options, LoginTime::First, monitor).await?;
-            Ok(Self { connection, session })
+            let dialling = KernelSession::connect(name, connect_options, LoginTime::First, monitor);
+            let facts = connect_options.keep.and_then(|_| Facts::of(&endpoint(name), connect_options));
+            let Some((facts, known)) = facts.as_ref().and_then(|facts| Some((facts, facts.session.as_ref()?)))
+            else {
+                let (connection, session) = dialling.await?;
+                return Ok(Self { connection, session });
+            };
+            match keeper::race(keeper::borrow(facts, Purpose::Command), dialling).await {
+                Ok(connection) => {
+                    let session = KernelSession::lent(known, connect_options, monitor)?;
+                    Ok(Self { connection, session })
+                }
+                Err(dialled) => dialled.map(|(connection, session)| Self { connection, session }),
+            }
         })
     }
 
@@ -74,8 +87,20 @@ impl Visit {
         Box::pin(async move { self.session.explain(self.connection.lost().await.into()).await })
     }
 
+    /// Starts a keeper for the next runs, unless this connection is lent by one.
+    pub fn leave(&self, name: &str, connect_options: &ConnectOptions) {
+        if let Some(keep) = connect_options.keep.filter(|_| !self.connection.is_lent()) {
+            keeper::start(&endpoint(name), connect_options, keep, None);
+        }
+    }
+
     /// Closes the connection.
     pub fn end(self) -> LocalBoxFuture<'static, ()> {
         Box::pin(self.connection.close())
     }
+}
+
+/// The endpoint of a session.
+fn endpoint(name: &str) -> Endpoint {
+    Endpoint::Session { name: name.to_owned(), path: Vec::new() }
 }

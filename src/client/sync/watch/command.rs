@@ -105,9 +105,9 @@ impl AfterRound {
         let (Self::There(command) | Self::Here(command)) = self;
         listener(News::Command(Said::Begins { command, is_again }));
         let mut hear = |line: &[u8]| listener(News::Command(Said::Line(line)));
-        let ended = match (self, connection.and_then(LazyConnection::connection)) {
+        let ended = match (self, connection) {
             (Self::There(command), Some(connection)) => {
-                connection.run(command.as_bytes(), &mut hear).await.map_err(SyncError::from)
+                connection.command(command.as_bytes(), &mut hear).await
             }
             // The first round makes the connection, and commands run only after a round.
             (Self::There(_), None) => Err(SyncError::BothRemote),

@@ -1,0 +1,112 @@
+//! The run's side: asks the keeper for its connection.
+
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::log::debug;
+use crate::remote::relay::{hear, tell};
+use crate::remote::{Connection, Loan, NotLent};
+use crate::sync::keeper::facts::Facts;
+use crate::sync::keeper::message::{Answer, Ask, Purpose, Status};
+use crate::sync::keeper::place::Place;
+
+/// Timeout for answers that need no network. A machine under load takes its time.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+
+/// Time in which a keeper answers, unless the machine is busy.
+const ANSWERS_SOON: Duration = Duration::from_millis(10);
+
+/// Borrows the connection of the keeper; `None` if there is none that lends it. A keeper that is
+/// stopped never answers, so connect by yourself after a while.
+pub(in crate::sync) async fn borrow(facts: &Facts, purpose: Purpose) -> Option<Connection> {
+    let place = Place::of(&facts.name)?;
+    let mut stream = place.connect().await?;
+    tell(&mut stream, &Ask::Borrow(purpose)).await.ok()?;
+    let answer = hear(&mut stream).await.ok()?;
+    debug!("keeper step=borrow name={} answer={answer:?}", facts.name);
+    let Answer::Lent { endpoint, round_trip_us, has_agent } = answer else { return None };
+    let agent = has_agent.then_some(stream);
+    let open = move || {
+        let place = place.clone();
+        Box::pin(async move { open(&place).await }) as _
+    };
+    let loan = Loan {
+        target: facts.target.clone(),
+        endpoint,
+        round_trip: Duration::from_micros(round_trip_us),
+        agent,
+        open: Box::new(open),
+    };
+    Some(Connection::lent(loan))
+}
+
+/// Borrows or dials, whichever is done first. Dialling begins once borrowing takes longer than a
+/// keeper needs.
+pub(in crate::sync) async fn race<T>(
+    borrowing: impl Future<Output = Option<Connection>>,
+    dialling: impl Future<Output = T>,
+) -> Result<Connection, T> {
+    tokio::pin!(borrowing, dialling);
+    let mut is_asked = true;
+    if let Ok(lent) = timeout(ANSWERS_SOON, &mut borrowing).await {
+        match lent {
+            Some(connection) => return Ok(connection),
+            None => is_asked = false,
+        }
+    }
+    loop {
+        tokio::select! {
+            lent = &mut borrowing, if is_asked => match lent {
+                Some(connection) => return Ok(connection),
+                None => is_asked = false,
+            },
+            dialled = &mut dialling => return Err(dialled),
+        }
+    }
+}
+
+async fn open(place: &Place) -> Result<UnixStream, NotLent> {
+    let mut stream = place.connect().await.ok_or(NotLent::Gone)?;
+    let asked = async {
+        tell(&mut stream, &Ask::Channel).await?;
+        hear(&mut stream).await
+    };
+    match asked.await {
+        Ok(Answer::Opened) => Ok(stream),
+        Ok(Answer::Refused) => Err(NotLent::Refused),
+        _ => Err(NotLent::Gone),
+    }
+}
+
+/// The state of the keeper at a place; `None` if it does not answer.
+pub(super) async fn status(place: &Place) -> Option<Status> {
+    let mut stream = place.connect().await?;
+    let asked = async {
+        tell(&mut stream, &Ask::Status).await.ok()?;
+        hear(&mut stream).await.ok()
+    };
+    timeout(ANSWERS_WITHIN, asked).await.ok().flatten()
+}
+
+/// Kills a keeper that takes connections and does not answer: it is stopped, or stuck. Its agents
+/// end with it, and release what they have locked.
+pub(in crate::sync) async fn end_if_silent(facts: &Facts) {
+    let Some(place) = Place::of(&facts.name) else { return };
+    if let Some(stream) = place.connect().await
+        && status(&place).await.is_none()
+    {
+        kill(&stream);
+    }
+}
+
+/// Kills the process at the other end of a stream that is still open, so that its number is its own.
+pub(super) fn kill(stream: &UnixStream) {
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(Pid::from_raw);
+    if let Some(pid) = pid.filter(|pid| *pid != rustix::process::getpid()) {
+        debug!("keeper step=kill pid={}", pid.as_raw_nonzero());
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
