@@ -56,9 +56,8 @@ impl Connection {
     /// The server opens none, or the connection is lost.
     pub async fn spare_channel(&self) -> Result<SpareChannel, RemoteError> {
         let line = self.line().await?;
-        let opening = async {
-            line.session.open().await.map_err(|source| line.channel_error(&self.endpoint, source))
-        };
+        let opening =
+            async { line.session.open().await.map_err(|source| line.channel_error(&self.endpoint, source)) };
         within(self.timeout, "open a channel to", &self.endpoint, opening).await.map(SpareChannel)
     }
 
@@ -83,8 +82,10 @@ impl Connection {
                 Ok(Some(Record::Terminal(text))) => match serde_json::from_slice::<Described>(&text) {
                     Ok(terminal) => {
                         let Described { term, columns, rows, modes } = terminal;
-                        let modes: Vec<_> =
-                            modes.into_iter().filter_map(|(mode, value)| Some((Pty::from_u8(mode)?, value))).collect();
+                        let modes: Vec<_> = modes
+                            .into_iter()
+                            .filter_map(|(mode, value)| Some((Pty::from_u8(mode)?, value)))
+                            .collect();
                         if channel.request_pty(&term, columns, rows, &modes).await.is_err() {
                             return;
                         }

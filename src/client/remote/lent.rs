@@ -59,11 +59,7 @@ pub(super) struct Lent {
 }
 
 impl Lent {
-    pub(super) fn new(
-        open: Opener,
-        agent: Option<UnixStream>,
-        connection_status: ConnectionStatus,
-    ) -> Self {
+    pub(super) fn new(open: Opener, agent: Option<UnixStream>, connection_status: ConnectionStatus) -> Self {
         Self { open, agent: Mutex::new(agent), connection_status, over: watch::Sender::new(false) }
     }
 

@@ -35,5 +35,5 @@ pub use manage::{Kept, list, stop};
 pub(super) use message::Purpose;
 pub use message::Status;
 pub use serve::serve;
-pub use start::{Parameters, detach};
 pub(super) use start::start;
+pub use start::{Parameters, detach};

@@ -11,11 +11,11 @@ use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::{interval, timeout};
 
-use crate::log::debug;
+use crate::kernel::BridgeImage;
 use crate::kernel::KernelError;
+use crate::log::debug;
 use crate::remote::relay::{hear, tell};
 use crate::remote::{self, AgentImage, Connection, RemoteError, SpareChannel, Target};
-use crate::kernel::BridgeImage;
 use crate::sync::job::ConnectOptions;
 use crate::sync::keeper::facts::Facts;
 use crate::sync::keeper::message::{Answer, Ask, Purpose, Status};
@@ -246,7 +246,9 @@ impl Keeper {
         }
         self.note_signs();
         let sign = lock(&self.last_sign).1;
-        purpose == Purpose::Exchange || sign.elapsed() < SIGN_OF_LIFE || self.connection.spare_channel().await.is_ok()
+        purpose == Purpose::Exchange
+            || sign.elapsed() < SIGN_OF_LIFE
+            || self.connection.spare_channel().await.is_ok()
     }
 
     /// Notes if something was received.
