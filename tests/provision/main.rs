@@ -20,4 +20,5 @@ mod bridge;
 mod cleanup;
 mod failures;
 mod first;
+mod nodelay;
 mod official;
