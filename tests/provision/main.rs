@@ -12,6 +12,7 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod host;
+mod platform;
 mod vm;
 #[path = "../world/mod.rs"]
 mod world;
@@ -22,3 +23,4 @@ mod failures;
 mod first;
 mod nodelay;
 mod official;
+mod through_api;
