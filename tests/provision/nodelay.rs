@@ -56,7 +56,8 @@ fn a_setup_sets_nodelay_for_the_official_cli_and_cuts_no_connection() {
                setsid ssh -F /dev/null -i /tmp/theirs -o IdentitiesOnly=yes -o UserKnownHostsFile=/tmp/known_hosts \
                -o 'ProxyCommand=/opt/client/websocat-of-a-client --binary ws://127.0.0.1:2222' root@localhost cat \
                </tmp/typed >/tmp/shown 2>/dev/null & echo before >/tmp/typed");
-        let shown = |lines: &str| wait_for("their output", || (vm.sh("cat /tmp/shown") == lines).then_some(()));
+        let shown =
+            |lines: &str| wait_for("their output", || (vm.sh("cat /tmp/shown") == lines).then_some(()));
         shown("before\n");
         let ran = vm.provision(&ours).ok();
         assert_eq!((ran.told("nodelay"), ran.told("host-key")), (Some("yes"), Some(host_key.as_str())));

@@ -46,7 +46,8 @@ impl<'a> Platform<'a> {
             .expect("an address with a free port");
         let runtime = Runtime::new().expect("a runtime");
         let link = Arc::new(within(vm.first, || Link::to((Ipv4Addr::LOCALHOST, BRIDGE_PORT))));
-        let certificate = rcgen::generate_simple_self_signed(vec![domain.to_string()]).expect("a certificate");
+        let certificate =
+            rcgen::generate_simple_self_signed(vec![domain.to_string()]).expect("a certificate");
         fs::write(vm.world().path("ca.pem"), certificate.cert.pem()).expect("a file");
         let key = PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).expect("a key");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -120,7 +121,8 @@ fn answer(mut stream: &TcpStream, domain: Ipv4Addr, first: i32) {
         }
         head.push(line.trim().to_owned());
     }
-    let length = head.iter().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    let length =
+        head.iter().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
     let mut body = vec![0; length.unwrap_or(0)];
     reader.read_exact(&mut body).expect("a body");
     let request = head.first().map_or("", String::as_str);

@@ -271,12 +271,17 @@ mod tests {
         let facts = of("OpenSSH_8.9p1", "diffie-hellman-group14-sha256,curve25519-sha256").facts(&line);
         let facts = facts.expect("facts");
         assert_eq!((facts.server_id.as_str(), facts.failures), ("SSH-2.0-OpenSSH_8.9p1", 0));
-        assert_eq!((facts.key_exchange.as_str(), facts.host_key.as_str()), ("curve25519-sha256", "ssh-ed25519"));
+        assert_eq!(
+            (facts.key_exchange.as_str(), facts.host_key.as_str()),
+            ("curve25519-sha256", "ssh-ed25519")
+        );
         assert!(facts.user_key.is_some());
         // A VM cannot make ksync offer anything that it would not offer by itself.
-        for (sshd, key_exchanges) in
-            [("OpenSSH_8.9p1", "diffie-hellman-group14-sha256"), ("OpenSSH_6.6", "curve25519-sha256"), ("", "")]
-        {
+        for (sshd, key_exchanges) in [
+            ("OpenSSH_8.9p1", "diffie-hellman-group14-sha256"),
+            ("OpenSSH_6.6", "curve25519-sha256"),
+            ("", ""),
+        ] {
             assert_eq!(of(sshd, key_exchanges).facts(&line), None);
         }
         assert_eq!(Provisioned { key_exchanges: None, ..of("OpenSSH_8.9p1", "") }.facts(&line), None);
