@@ -5,50 +5,98 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::machine::Machine;
-use crate::world::link::Link;
-use crate::world::noise;
+use crate::tls::Tls;
+use crate::world::link::{Conditions, Link};
+use crate::world::{Run, noise};
 
 /// TCP 1, WebSocket 1, key exchange 2, login 3, channel 1, and the agent's answer 1.
 const ROUND_TRIPS: usize = 9;
 
-/// Limit of the upload: the script that starts the agent, and after it the hello and the manifest
-/// in hex.
+/// Limits of the upload. In order there is the script that starts the agent, and after it the hello
+/// and the manifest in hex. A host that is remembered gets a short script, and the rest as it is.
 const UP_BYTES_MAX: u64 = 8000;
+const FAST_UP_BYTES_MAX: u64 = 3000;
 
 const ROUND_TRIP: Duration = Duration::from_millis(300);
 
-#[test]
-fn finding_nothing_to_do_takes_nine_round_trips_and_eight_kilobytes() {
-    let Some(machine) = Machine::start_alone() else { return };
+/// A machine with 300 files.
+fn machine() -> Option<Machine> {
+    let machine = Machine::start_alone()?;
     let mut tree = machine.world.tree("src");
     for number in 0..300 {
         let mut name = String::new();
         write!(name, "dir-{}/file-{number}.bin", number % 7).expect("a name");
         tree = tree.file(name, noise(number, 10_000));
     }
-    let (bridge, _service) = machine.bridge();
-    let bridge: SocketAddr = bridge.trim_start_matches("ws://").parse().expect("an address");
-    let links = [Link::to(bridge), Link::delayed(bridge, ROUND_TRIP / 2)];
-    let sync = |link: &Link| {
-        let endpoint = machine.behind(&format!("ws://{}", link.address()), "dst");
+    Some(machine)
+}
+
+fn sync(machine: &Machine, endpoint: &str) -> Run {
+    let key = std::fs::read_to_string(machine.world.path("host-key.pub")).expect("a key");
+    let ca_cert = machine.world.path("ca.pem").display().to_string();
+    let mut args = vec!["--host-key", &key, "src", endpoint];
+    if endpoint.starts_with("wss:") {
+        args.extend(["--ca-cert", &ca_cert]);
+    }
+    machine.run(args).ok()
+}
+
+/// Finds nothing to do at `endpoint`, which is behind `link`: without a delay, and with one. Asserts
+/// the limits.
+#[track_caller]
+fn assert_takes(round_trips: usize, up_bytes: u64, machine: &Machine, link: &Link, endpoint: &str) {
+    let sync = |round_trip| {
+        link.set(Conditions { round_trip, ..Conditions::default() });
+        link.reset();
         let start = Instant::now();
-        let key = std::fs::read_to_string(machine.world.path("host-key.pub")).expect("a key");
-        let run = machine.run(["--host-key", &key, "src", &endpoint]).ok();
+        let run = sync(machine, endpoint);
         (run.stats(), start.elapsed())
     };
-    sync(&Link::to(bridge));
-    let [(_, near), (far_stats, far)] = [sync(&links[0]), sync(&links[1])];
+    let [(_, near), (far_stats, far)] = [sync(Duration::ZERO), sync(ROUND_TRIP)];
     assert!(far_stats.summary.starts_with("nothing to do"), "{}", far_stats.summary);
     let trips = (far.saturating_sub(near)).as_secs_f64() / ROUND_TRIP.as_secs_f64();
     let seen = format!(
         "{} round trips, {trips:.2} by the clock, {} bytes up, {} of them the exchange's",
-        links[1].round_trips(),
-        links[1].carried().up_bytes,
+        link.round_trips(),
+        link.carried().up_bytes,
         far_stats.wire_up_bytes
     );
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{seen}\n").as_bytes());
-    assert!(links[1].round_trips() <= ROUND_TRIPS, "{seen}");
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{endpoint}: {seen}\n").as_bytes());
+    assert!(link.round_trips() <= round_trips, "{seen}");
     // The clock confirms the count. The work of both sides varies by less than two round trips.
-    assert!(trips < ROUND_TRIPS as f64 + 2.0, "{seen}");
-    assert!(links[1].carried().up_bytes <= UP_BYTES_MAX, "{seen}");
+    assert!(trips < round_trips as f64 + 2.0, "{seen}");
+    assert!(link.carried().up_bytes <= up_bytes, "{seen}");
+}
+
+#[test]
+fn finding_nothing_to_do_takes_four_round_trips_of_a_remembered_host() {
+    let Some(machine) = machine() else { return };
+    let (bridge, _service) = machine.bridge();
+    let tls = Tls::before(&bridge, &machine.world);
+    let port =
+        |url: &str| -> u16 { url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port") };
+    for (scheme, port, round_trips) in
+        [("ws://", port(&bridge), 4), ("wss://", port(&tls.url), 5), ("ssh://", machine.port, 3)]
+    {
+        let link = Link::to(SocketAddr::from(([127, 0, 0, 1], port)));
+        let path = machine.world.path("dst");
+        let endpoint = format!("{scheme}root@localhost:{}{}", link.port, path.display());
+        sync(&machine, &endpoint);
+        assert_takes(round_trips, FAST_UP_BYTES_MAX, &machine, &link, &endpoint);
+    }
+}
+
+#[test]
+fn finding_nothing_to_do_takes_nine_round_trips_in_order() {
+    let Some(machine) = machine() else { return };
+    let (bridge, _service) = machine.bridge();
+    let bridge: SocketAddr = bridge.trim_start_matches("ws://").parse().expect("an address");
+    let link = Link::to(bridge);
+    let endpoint = machine.behind(&format!("ws://{}", link.address()), "dst");
+    sync(&machine, &endpoint);
+    // A directory in place of the file: nothing can be remembered.
+    let facts = machine.world.path("state/ksync/facts");
+    std::fs::remove_file(&facts).expect("facts");
+    std::fs::create_dir(&facts).expect("a directory");
+    assert_takes(ROUND_TRIPS, UP_BYTES_MAX, &machine, &link, &endpoint);
 }

@@ -8,6 +8,7 @@
 
 mod config;
 mod cut;
+mod fast;
 mod forward;
 mod install;
 mod keys;

@@ -248,6 +248,8 @@ impl Link {
     pub(crate) fn reset(&self) {
         self.shared.up.ends.lock().expect("the counts").clear();
         self.shared.down.ends.lock().expect("the counts").clear();
+        self.shared.up.depth.store(0, SeqCst);
+        self.shared.down.depth.store(0, SeqCst);
         self.shared.connections.store(0, SeqCst);
     }
 

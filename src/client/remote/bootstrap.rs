@@ -5,12 +5,15 @@
 //! 2. The client does not wait. Its first bytes to the agent travel in the command line, sealed, as
 //!    the last argument. All further bytes go over the channel, and ksync keeps up to
 //!    [`FLIGHT_BYTES_MAX`] of them. Without a secret to seal with, all bytes go over the channel
-//!    (see [`flight`](crate::wire::flight)).
+//!    (see [`flight`](crate::wire::flight)), and along with the login in the fast order.
 //! 3. If the agent is missing, the shell prints NEED. The client sends a marker line that nobody
 //!    else can know, then the compressed agent, then its bytes to the agent once more. The shell
 //!    skips everything up to the marker, installs the agent and execs it. The shell may print NEED
 //!    again, e.g. if a disk was full, and FAIL if it gives up.
-//! 4. The agent's first bytes are [`MAGIC`]. Everything before them is noise of the login shell.
+//! 4. Where the agent is known to be there, the command holds a short script. It checks and starts
+//!    the agent like the whole one. Otherwise it prints LOAD, skips its input up to the marker, and
+//!    reads the whole script from the next line.
+//! 5. The agent's first bytes are [`MAGIC`]. Everything before them is noise of the login shell.
 //!
 //! An installed agent therefore costs no round trip of its own, and a missing one costs one.
 
@@ -48,8 +51,20 @@ pub(super) const NEEDS_MAX: usize = 4;
 const SECRET_DIGITS: usize = 2 * SECRET_BYTES;
 
 const NEED: &[u8] = b"\0KSYNC-NEED\n";
+const LOAD: &[u8] = b"\0KSYNC-LOAD\n";
 const FAIL: &[u8] = b"\0KSYNC-FAIL ";
 const SCRIPT: &str = include_str!("bootstrap.sh");
+const SHORT_SCRIPT: &str = include_str!("short.sh");
+
+/// The command's form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// It holds the script that can install the agent.
+    Whole,
+    /// It holds a script that finds the agent in the usual directory, and asks for the whole script
+    /// where that fails.
+    Short,
+}
 
 /// Purpose of an agent.
 pub(super) enum Purpose {
@@ -84,13 +99,25 @@ impl fmt::Display for Purpose {
 /// Builds the line that the server executes, where all users can read it. The line holds a constant
 /// script, a hash, a number, the marker, and either the sealed first flight or a token. It holds no
 /// name, no path and no content. If this side logs, the line also asks the agent to log.
-pub(super) fn command(image: &AgentImage, marker: &str, purpose: &Purpose) -> String {
-    let lines = SCRIPT.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let script = lines.collect::<Vec<_>>().join(" ");
+pub(super) fn command(image: &AgentImage, marker: &str, purpose: &Purpose, form: Form) -> String {
+    let script = one_line(match form {
+        Form::Whole => SCRIPT,
+        Form::Short => SHORT_SCRIPT,
+    });
     let blocks = image.gzip.len().div_ceil(BLOCK_BYTES);
     // `env` also works in login shells that have no other way to set a variable for one command.
     let env = if log::is_on() { format!("env {}={} ", log::VARIABLE, log::LEVEL) } else { String::new() };
     format!("exec {env}sh -c '{script}' ksync {} {blocks} {marker} '{purpose}'", image.sha256)
+}
+
+/// The whole script for a short one that asked for it: one line, behind the marker.
+pub(super) fn loaded(marker: &str) -> String {
+    format!("\n{marker}\n{}\n", one_line(SCRIPT))
+}
+
+fn one_line(script: &str) -> String {
+    let lines = script.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.collect::<Vec<_>>().join(" ")
 }
 
 /// Makes a marker: a line that no first flight holds.
@@ -120,6 +147,8 @@ pub(super) enum Found {
     Nothing,
     /// The shell asks for the agent.
     Need,
+    /// The short script asks for the whole one.
+    Load,
     /// The agent could not open the sealed first flight, and waits for a plain copy.
     Again,
     /// The agent reports its secret.
@@ -165,6 +194,10 @@ impl Scanner {
                 let _ = self.buffer.split_to(NEED.len());
                 return Found::Need;
             }
+            if self.buffer.starts_with(LOAD) {
+                let _ = self.buffer.split_to(LOAD.len());
+                return Found::Load;
+            }
             if self.buffer.starts_with(AGAIN) {
                 let _ = self.buffer.split_to(AGAIN.len());
                 return Found::Again;
@@ -187,7 +220,8 @@ impl Scanner {
                 let end = end.unwrap_or(REASON_BYTES_MAX).min(REASON_BYTES_MAX);
                 return Found::Fail(escape(reason.get(..end).unwrap_or(reason)).into_owned());
             }
-            if [&MAGIC[..], NEED, FAIL, AGAIN, SECRET].iter().any(|word| word.starts_with(&self.buffer)) {
+            if [&MAGIC[..], NEED, LOAD, FAIL, AGAIN, SECRET].iter().any(|word| word.starts_with(&self.buffer))
+            {
                 return Found::Nothing;
             }
             if let Some(noise) = self.skip_to(1) {
@@ -268,7 +302,7 @@ mod tests {
         let secret = Secret::new([7; SECRET_BYTES]);
         let flight = b"/root/site .env API_KEY=sk-verysecret".repeat(100);
         let seal = || seal(&secret, &image, &flight).unwrap();
-        let line = command(&image, "feed", &Purpose::Exchange(Some(seal())));
+        let line = command(&image, "feed", &Purpose::Exchange(Some(seal())), Form::Whole);
         let argument = line.rsplit('\'').nth(1).unwrap();
         assert_eq!(
             Sealed::parse(argument).unwrap().open(&secret, &agent_name(&image.sha256)),
@@ -313,7 +347,7 @@ mod tests {
     fn the_command_is_one_line_that_any_login_shell_can_pass_on() {
         let image =
             AgentImage { sha256: "ab".repeat(32).into(), gzip: Bytes::from(vec![0; 2 * BLOCK_BYTES]) };
-        let command = command(&image, "feed", &Purpose::Exchange(None));
+        let command = command(&image, "feed", &Purpose::Exchange(None), Form::Whole);
         let script = command.strip_prefix("exec sh -c '").unwrap();
         let (script, arguments) = script.split_once('\'').unwrap();
         assert_eq!(arguments, format!(" ksync {} 2 feed 'exchange'", "ab".repeat(32)));

@@ -36,9 +36,10 @@ impl Connection {
 
     /// Starts a command, and ends its input.
     async fn start_command(&self, command: &[u8]) -> Result<Channel, RemoteError> {
-        let failed = |source| self.channel_error(source);
+        let line = self.line().await?;
+        let failed = |source| line.channel_error(&self.endpoint, source);
         let opening = async {
-            let channel = self.session.open().await.map_err(failed)?;
+            let channel = line.session.open().await.map_err(failed)?;
             channel.exec(false, command).await.map_err(failed)?;
             channel.eof().await.map_err(failed)?;
             Ok(channel)
@@ -68,13 +69,16 @@ impl Connection {
         self.told(status)
     }
 
+    fn reason(&self) -> Option<DisconnectReason> {
+        self.known_line()?.status.known()
+    }
+
     /// Returns the exit status of a command, or an error if the server reported none.
     pub(super) fn told(&self, status: Option<u32>) -> Result<u32, RemoteError> {
         status.ok_or_else(|| RemoteError::Lost {
             endpoint: self.endpoint.clone(),
             source: self
-                .connection_status
-                .known()
+                .reason()
                 .unwrap_or_else(|| DisconnectReason::Broken("the command's end was not told".into())),
         })
     }

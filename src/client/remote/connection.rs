@@ -1,207 +1,98 @@
 //! An SSH session to a server, and the agents on it.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::Instant;
 
 use crate::log::debug;
 use crate::remote::agent::Agent;
 use crate::remote::agent_image::AgentImage;
-use crate::remote::auth;
-use crate::remote::bootstrap::{self, Purpose};
-use crate::remote::bridge;
-use crate::remote::error::{ConnectionStatus, RemoteError};
-use crate::remote::greeting::{self, Greeted};
-use crate::remote::hostkey::HostKeys;
-use crate::remote::inbound::Inbound;
-use crate::remote::keys::Keys;
+use crate::remote::bootstrap::{self, Form, Purpose};
+use crate::remote::error::RemoteError;
+use crate::remote::facts::{HostFacts, Login, Way};
+use crate::remote::fast::{self, Begun, Job, LoggedIn, Trusted};
+use crate::remote::line::Line;
 use crate::remote::own;
 use crate::remote::probe::Probe;
-use crate::remote::protocol::{Protocol, Wanted};
-use crate::remote::proxies::Proxies;
 use crate::remote::pump::{self, Waiting};
 use crate::remote::secrets::Secrets;
 use crate::remote::session::{Library, Session};
 use crate::remote::spool::Room;
-use crate::remote::ssh::{self, Hooks, Shown};
-use crate::remote::ssh_config::AddressFamily;
-use crate::remote::tcp::{self, ByteStream, GuardedStream};
-use crate::remote::timeout::{GOODBYE_TIMEOUT, within};
-use crate::remote::websocket::Address;
-use crate::tree::path::escape;
+use crate::remote::ssh;
+use crate::remote::target::Target;
+use crate::remote::timeout::within;
 use crate::wire::lanes::Token;
 
 /// Unread bytes that all agents of a connection may have together: one full window. Beyond this
 /// limit the session stops, its sends included, until somebody reads.
 const UNREAD_BYTES_MAX: usize = ssh::WINDOW_BYTES_MAX as usize;
 
-/// Round trips of a TCP connect.
-const TCP_ROUND_TRIPS: u32 = 1;
-
-/// Round trips that a WebSocket adds: one for its own handshake, and one for TLS 1.3.
-const WEBSOCKET_ROUND_TRIPS: u32 = 1;
-const TLS_ROUND_TRIPS: u32 = 1;
-
-/// Round trips of the SSH handshake: one for the algorithm lists, one for the key exchange.
-const HANDSHAKE_ROUND_TRIPS: u32 = 2;
-
-/// Round trips of opening a channel.
-const CHANNEL_ROUND_TRIPS: u32 = 1;
-
-/// The server to connect to, and the connect options.
-///
-/// `Target` has no `Debug`, because it may hold a private key, and a token in the URL.
-#[derive(Clone)]
-pub struct Target {
-    /// The transport that carries the SSH session.
-    pub transport: Transport,
-    /// Login name on the server.
-    pub user: String,
-    /// Proof that the host must give of its identity.
-    pub host_keys: HostKeys,
-    /// The keys to log in with.
-    pub keys: Keys,
-    /// Timeout of each step of connecting.
-    pub connect_timeout: Duration,
-    /// Silence after which ksync gives the connection up.
-    pub silence_timeout: Duration,
-    /// A file (mode 0600) with facts about hosts, which make their next connection fast. Without
-    /// it every connection is made in order.
-    pub facts: Option<PathBuf>,
-}
-
-/// The transport between ksync and the SSH server.
-#[derive(Clone)]
-pub enum Transport {
-    /// A direct TCP connection.
-    Tcp {
-        /// The server's name or address.
-        host: String,
-        /// The server's port.
-        port: u16,
-        /// The kind of addresses to connect to.
-        family: AddressFamily,
-        /// The local address to connect from.
-        from: Option<String>,
-    },
-    /// A bridge that carries the bytes in binary WebSocket messages.
-    WebSocket {
-        /// `wss://…`, or `ws://…` without TLS.
-        url: String,
-        /// A PEM file with roots that ksync trusts in addition to the platform's.
-        ca_cert: Option<PathBuf>,
-        /// The proxies to go through.
-        proxies: Proxies,
-    },
-}
-
-impl Transport {
-    /// A direct TCP connection from any local address to any address of `host`.
-    #[must_use]
-    pub fn tcp(host: String, port: u16) -> Self {
-        Self::Tcp { host, port, family: AddressFamily::Any, from: None }
-    }
-}
-
 /// An SSH session.
+///
+/// With a host that is remembered, a new connection has done no more than prove who the host is.
+/// The login then travels along with whatever is started first.
 pub struct Connection {
-    pub(super) session: Arc<Session>,
-    /// The task that owns the WebSocket; `None` over plain TCP.
-    socket: Option<JoinHandle<()>>,
+    line: OnceCell<Line>,
+    /// A connection whose login has not been sent.
+    trusted: Mutex<Option<Box<Trusted>>>,
     pub(super) endpoint: String,
     pub(super) timeout: Duration,
     budget: Arc<Semaphore>,
-    pub(super) connection_status: ConnectionStatus,
-    /// The shortest round trip so far, in microseconds.
-    round_trip: AtomicU64,
-    /// Round trips from the TCP connect until an agent is started.
-    round_trips: u32,
     /// The target, for a further connection to it.
     pub(super) target: Target,
-    shown: Shown,
-    pub(super) inbound: Inbound,
     /// Room for bytes that nobody here takes, once the connection has forwards.
     pub(super) spool_room: OnceLock<Room>,
-    /// Reports an error once the session has ended.
-    alive: watch::Receiver<()>,
+    facts: Option<Login>,
     secrets: Option<Secrets>,
 }
 
-/// Connects and logs in.
+/// Connects. The login may wait for the first agent or command; it then tells its errors there.
 ///
 /// # Errors
 /// The network failed, the host key is not trusted, or the server refused the login.
 pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
-    match connect_by(Library::Russh, target).await {
-        Err(error) if own::has_what_is_missing(&error) => {
-            debug!("connect step=again client=own why={error:?}");
-            connect_by(Library::Own, target).await
-        }
-        connected => connected,
-    }
+    let facts = Login::of(target);
+    let (line, trusted) = match fast::begin(target, facts.as_ref()).await? {
+        Begun::Trusted(trusted) => (None, Some(trusted)),
+        Begun::LoggedIn(line) => (Some(learnt(line, facts.clone(), Way::Fast).await), None),
+        Begun::InOrder(way) => (Some(in_order(target, facts.clone(), way).await?), None),
+    };
+    Ok(Connection {
+        line: OnceCell::new_with(line),
+        trusted: Mutex::new(trusted),
+        endpoint: target.endpoint()?,
+        timeout: target.connect_timeout,
+        budget: Arc::new(Semaphore::new(UNREAD_BYTES_MAX)),
+        target: target.clone(),
+        spool_room: OnceLock::new(),
+        facts,
+        secrets: None,
+    })
 }
 
-async fn connect_by(library: Library, target: &Target) -> Result<Connection, RemoteError> {
-    let (connection_status, hooks) = (ConnectionStatus::default(), Hooks::default());
-    let timeout = target.connect_timeout;
-    let mut round_trips = TCP_ROUND_TRIPS + HANDSHAKE_ROUND_TRIPS + CHANNEL_ROUND_TRIPS;
-    let (stream, socket, round_trip, endpoint): (Box<dyn ByteStream>, _, _, _) = match &target.transport {
-        Transport::Tcp { host, port, family, from } => {
-            let endpoint = format!("{}:{port}", escape(host.as_bytes()));
-            let begin = Instant::now();
-            let stream =
-                tcp::connect_from(from.as_deref(), *family, (host, *port), &endpoint, timeout).await?;
-            (Box::new(stream), None, begin.elapsed() / TCP_ROUND_TRIPS, endpoint)
+/// Connects and logs in, in order.
+async fn in_order(target: &Target, facts: Option<Login>, way: Way) -> Result<Line, RemoteError> {
+    let line = match Line::in_order(Library::Russh, target).await {
+        Err(error) if own::has_what_is_missing(&error) => {
+            debug!("connect step=again client=own why={error:?}");
+            Line::in_order(Library::Own, target).await
         }
-        Transport::WebSocket { url, ca_cert, proxies } => {
-            let address = Address::parse(url)?;
-            let on_top = WEBSOCKET_ROUND_TRIPS + if address.encrypted { TLS_ROUND_TRIPS } else { 0 };
-            round_trips += on_top;
-            let (silence, begin) = (target.silence_timeout, Instant::now());
-            let (stream, socket) =
-                bridge::open(&address, ca_cert.as_deref(), proxies, timeout, silence, &connection_status)
-                    .await?;
-            let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
-            (Box::new(stream), Some(socket), round_trip, address.endpoint())
-        }
-    };
-    let mut session =
-        handshake(library, target, stream, round_trip, &endpoint, &connection_status, &hooks).await?;
-    let login_round_trips = session.login_round_trips();
-    round_trips += login_round_trips;
-    let begin = Instant::now();
-    auth::authenticate(&mut session, &target.user, &target.keys, &endpoint, timeout, &connection_status)
-        .await?;
-    let budget = Arc::new(Semaphore::new(UNREAD_BYTES_MAX));
-    let round_trip = AtomicU64::new(u64::MAX);
-    let (target, secrets) = (target.clone(), None);
-    let connection = Connection {
-        session: Arc::new(session),
-        socket,
-        endpoint,
-        timeout,
-        budget,
-        connection_status,
-        round_trip,
-        round_trips,
-        target,
-        shown: hooks.shown,
-        inbound: hooks.inbound,
-        spool_room: OnceLock::new(),
-        alive: hooks.alive.subscribe(),
-        secrets,
-    };
-    connection.took(begin.elapsed() / login_round_trips);
-    if let Some(round_trip) = connection.session.round_trip() {
-        connection.took(round_trip);
+        line => line,
+    }?;
+    Ok(learnt(line, facts, way).await)
+}
+
+/// Remembers what a connection has shown.
+async fn learnt(line: Line, facts: Option<Login>, way: Way) -> Line {
+    if let (Some(facts), Some(seen)) = (facts, line.seen.clone()) {
+        let seen = HostFacts { round_trip: Some(line.round_trip()), ..seen };
+        // A lost task has remembered nothing.
+        let _ = tokio::task::spawn_blocking(move || facts.learn(seen, way)).await;
     }
-    debug!("connect ok=true ms={} endpoint={} step=log in", begin.elapsed().as_millis(), connection.endpoint);
-    Ok(connection)
+    line
 }
 
 impl Connection {
@@ -210,8 +101,48 @@ impl Connection {
     /// secret the first bytes arrive one round trip later.
     #[must_use]
     pub fn with_secrets(self, file: PathBuf) -> Self {
-        let secrets = self.shown.get().map(|key| Secrets::of(file, key, &self.target.user));
+        let key = match self.line.get() {
+            Some(line) => line.host_key().cloned(),
+            None => self.trusted().as_ref().and_then(|trusted| trusted.line.host_key().cloned()),
+        };
+        let secrets = key.map(|key| Secrets::of(file, &key, &self.target.user));
         Self { secrets, ..self }
+    }
+
+    fn trusted(&self) -> MutexGuard<'_, Option<Box<Trusted>>> {
+        self.trusted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Logs in now, where the login would travel along with the first agent or command.
+    ///
+    /// # Errors
+    /// The server refused the login, or the connection is lost.
+    pub async fn log_in_now(&self) -> Result<(), RemoteError> {
+        self.line().await.map(drop)
+    }
+
+    /// The session, after the login.
+    pub(super) async fn line(&self) -> Result<&Line, RemoteError> {
+        self.line.get_or_try_init(|| self.log_in(None)).await
+    }
+
+    /// The session, if the login has succeeded.
+    pub(super) fn known_line(&self) -> Option<&Line> {
+        self.line.get()
+    }
+
+    /// Logs in, and starts a job along with that if it can.
+    async fn log_in(&self, job: Option<&mut Job<'_>>) -> Result<Line, RemoteError> {
+        let trusted = self.trusted().take();
+        let (way, facts) = match trusted {
+            Some(trusted) => match trusted.log_in(&self.target, self.facts.as_ref(), job).await? {
+                LoggedIn::Line(line) => return Ok(learnt(line, self.facts.clone(), Way::Fast).await),
+                LoggedIn::InOrder(failure) => (Way::AfterFailure(failure), self.facts.clone()),
+            },
+            // An earlier login failed.
+            None => (Way::InOrder, self.facts.clone()),
+        };
+        in_order(&self.target, facts, way).await
     }
 
     /// Starts the agent `image`, and installs it first if it is missing. Returns without waiting
@@ -219,21 +150,30 @@ impl Connection {
     /// their way.
     ///
     /// # Errors
-    /// The server opens no channel. The agent's reader and its end report every later failure.
+    /// The login failed, or the server opens no channel. The agent's reader and its end report
+    /// every later failure.
     pub async fn agent(&self, image: AgentImage) -> Result<Agent, RemoteError> {
         let (agent, waiting) = Agent::waiting();
         self.start(waiting, image).await?;
         Ok(agent)
     }
 
-    /// Starts the agent for which a reader and a writer already exist. Up to 8 KiB that were
-    /// already written travel in the command line, and so arrive one round trip earlier. They
-    /// travel there only if they can be sealed, because every user of that machine can read its
-    /// command lines.
+    /// Starts the agent for which a reader and a writer already exist. Bytes that were already
+    /// written travel along with the login, if that is still to come. Otherwise up to 8 KiB travel
+    /// in the command line, and so arrive one round trip earlier. They travel there only if they
+    /// can be sealed, because every user of that machine can read its command lines.
     ///
     /// # Errors
     /// The same as [`Connection::agent`].
-    pub async fn start(&self, waiting: Waiting, image: AgentImage) -> Result<(), RemoteError> {
+    pub async fn start(&self, mut waiting: Waiting, image: AgentImage) -> Result<(), RemoteError> {
+        let (marker, form) = (self.marker()?, self.form(&image));
+        let command = bootstrap::command(&image, &marker, &Purpose::Exchange(None), form);
+        let mut job = Job { command, waiting: &mut waiting, started: None };
+        let line = self.line.get_or_try_init(|| self.log_in(Some(&mut job))).await?;
+        if let Some((read, write)) = job.started.take() {
+            waiting.start(read, write, self.agent_on(line, image, marker, form));
+            return Ok(());
+        }
         let secret = self.secrets.as_ref().and_then(Secrets::recall);
         let sealing = image.clone();
         let purpose = move |waiting: &mut Waiting| {
@@ -260,148 +200,102 @@ impl Connection {
         mut waiting: Waiting,
         image: AgentImage,
     ) -> Result<(), RemoteError> {
-        let endpoint = self.endpoint.clone();
-        let marker = bootstrap::marker().ok_or_else(|| RemoteError::NotStarted {
-            endpoint: endpoint.clone(),
-            reason: "this machine gave no random number".into(),
-        })?;
+        let line = self.line().await?;
+        let marker = self.marker()?;
+        let form = if matches!(&*line.session, Session::Own(_)) { self.form(&image) } else { Form::Whole };
         let opening = async {
             let begin = Instant::now();
-            let channel = self.session.open().await?;
-            self.took(begin.elapsed());
+            let channel = line.session.open().await?;
+            line.took(begin.elapsed());
             let purpose = purpose(&mut waiting);
             debug!("agent step=start {}", purpose.kind());
-            let command = bootstrap::command(&image, &marker, &purpose);
+            let command = bootstrap::command(&image, &marker, &purpose, form);
             // Ask for no reply: the agent's own first answer arrives one round trip earlier.
             channel.exec(false, command).await?;
             Ok(channel)
         };
         let opened =
             within(self.timeout, "open a channel to", &self.endpoint, async { Ok(opening.await) }).await?;
-        let channel = opened.map_err(|source: russh::Error| self.channel_error(source))?;
+        let channel = opened.map_err(|source: russh::Error| line.channel_error(&self.endpoint, source))?;
         let (read, write) = channel.split();
-        let (timeout, round_trip) = (self.timeout, self.round_trip());
-        let (budget, connection_status, secrets) =
-            (self.budget.clone(), self.connection_status.clone(), self.secrets.clone());
-        let probe = Some(Probe::new(&self.session, round_trip));
-        let start = pump::Start {
-            image,
-            marker,
-            endpoint,
-            timeout,
-            round_trip,
-            budget,
-            connection_status,
-            secrets,
-            probe,
-        };
-        waiting.start(read, write, start);
+        waiting.start(read, write, self.agent_on(line, image, marker, form));
         Ok(())
     }
 
-    /// Error for a channel that could not be opened or used.
-    pub(super) fn channel_error(&self, source: russh::Error) -> RemoteError {
-        self.connection_status.channel_error(&self.endpoint, source, self.session.is_closed())
+    fn marker(&self) -> Result<String, RemoteError> {
+        bootstrap::marker().ok_or_else(|| RemoteError::NotStarted {
+            endpoint: self.endpoint.clone(),
+            reason: "this machine gave no random number".into(),
+        })
     }
 
-    /// Records that a round trip took `elapsed` or less.
-    fn took(&self, elapsed: Duration) {
-        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-        self.round_trip.fetch_min(micros, Ordering::Relaxed);
+    /// The form of the command that starts this agent: short where it is known to be.
+    fn form(&self, image: &AgentImage) -> Form {
+        let known = self.facts.as_ref().and_then(Login::recall);
+        if known.is_some_and(|known| known.has_agent(&image.sha256)) { Form::Short } else { Form::Whole }
+    }
+
+    /// What the tasks behind an agent on `line` need.
+    fn agent_on(&self, line: &Line, image: AgentImage, marker: String, form: Form) -> pump::Start {
+        let round_trip = line.round_trip();
+        pump::Start {
+            image,
+            marker,
+            form,
+            endpoint: self.endpoint.clone(),
+            timeout: self.timeout,
+            round_trip,
+            budget: self.budget.clone(),
+            connection_status: line.status.clone(),
+            secrets: self.secrets.clone(),
+            facts: self.facts.clone(),
+            probe: Some(Probe::new(&line.session, round_trip)),
+        }
     }
 
     /// Upper bound of a round trip: the shortest one measured among those that connecting needed
     /// anyway.
     #[must_use]
     pub fn round_trip(&self) -> Duration {
-        Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
+        match self.line.get() {
+            Some(line) => line.round_trip(),
+            None => self.trusted().as_ref().map_or(Duration::MAX, |trusted| trusted.line.round_trip()),
+        }
     }
 
     /// Round trips until an agent is started, if the server accepts the first key and TLS is 1.3.
     #[must_use]
     pub fn round_trips(&self) -> u32 {
-        self.round_trips
+        match self.line.get() {
+            Some(line) => line.round_trips,
+            None => self.trusted().as_ref().map_or(0, |trusted| trusted.line.round_trips),
+        }
     }
 
     /// Reports if the session has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.session.is_closed()
+        match self.line.get() {
+            Some(line) => line.session.is_closed(),
+            None => self.trusted().as_ref().is_some_and(|trusted| trusted.line.session.is_closed()),
+        }
     }
 
     /// Waits until the session has ended, and returns the reason.
     pub async fn lost(&self) -> RemoteError {
-        match &*self.session {
-            Session::Russh(_) => drop(self.alive.clone().changed().await),
-            Session::Own(own) => own.ended().await,
+        match self.line().await {
+            Ok(line) => line.lost(&self.endpoint).await,
+            Err(error) => error,
         }
-        self.connection_status.error(&self.endpoint)
     }
 
     /// Ends the session. This cuts off agents that still run, so read to their end first.
     pub async fn close(self) {
-        let goodbye = async {
-            self.session.disconnect().await;
-            if let Some(mut session) = Arc::into_inner(self.session) {
-                session.ended().await;
-            }
-            if let Some(socket) = self.socket {
-                let _ = socket.await;
-            }
-        };
-        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, goodbye).await;
-    }
-}
-
-async fn handshake(
-    library: Library,
-    target: &Target,
-    stream: Box<dyn ByteStream>,
-    round_trip: Duration,
-    endpoint: &str,
-    connection_status: &ConnectionStatus,
-    hooks: &Hooks,
-) -> Result<Session, RemoteError> {
-    // A silent port is asked what it speaks, unless a bridge leads to it.
-    let (wanted, port) = match &target.transport {
-        Transport::Tcp { host, port, .. } => (Wanted::Ssh, Some((host.as_str(), *port))),
-        Transport::WebSocket { .. } => (Wanted::SshBehindBridge, None),
-    };
-    let (stream, greeting) = Greeted::new(stream, wanted);
-    let (host_keys, silence) = (target.host_keys.clone(), target.silence_timeout);
-    let stream: Box<dyn ByteStream> = Box::new(stream);
-    let stream = GuardedStream::new(stream, silence, connection_status.clone());
-    let (connection_status, hooks) = (connection_status.clone(), hooks.clone());
-    let handshake = async {
-        Ok(match library {
-            Library::Russh => Session::Russh(Box::new(
-                ssh::handshake(stream, round_trip, host_keys, silence, endpoint, connection_status, hooks)
-                    .await?,
-            )),
-            Library::Own => Session::Own(
-                own::handshake(
-                    stream,
-                    round_trip,
-                    host_keys,
-                    silence,
-                    endpoint,
-                    connection_status,
-                    hooks.shown,
-                )
-                .await?,
-            ),
-        })
-    };
-    let handshake = within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake);
-    let shaken = tokio::select! {
-        shaken = handshake => shaken,
-        () = greeting::speaks_http(&greeting, port, round_trip) => {
-            let (endpoint, protocol) = (endpoint.into(), Protocol::Http);
-            Err(RemoteError::OtherProtocol { endpoint, wanted, protocol })
+        let trusted = self.trusted().take();
+        match (self.line.into_inner(), trusted) {
+            (Some(line), _) => line.close().await,
+            (None, Some(trusted)) => trusted.line.close().await,
+            (None, None) => {}
         }
-    };
-    match shaken {
-        Ok(session) => Ok(session),
-        Err(error) => Err(greeting::explain(error, &greeting, wanted, port).await),
     }
 }

@@ -17,8 +17,8 @@ use ksync_ssh::{Facts, Guess, KEY_EXCHANGES};
 use russh::keys::PublicKey;
 
 use crate::private;
-use crate::remote::connection::{Target, Transport};
 use crate::remote::hostkey::HostKeys;
+use crate::remote::target::{Target, Transport};
 
 /// First word of each line: the version of its fields.
 const VERSION: &str = "1";
@@ -77,45 +77,42 @@ impl HostFacts {
     /// `kexalgorithms`, and public keys of the host and of the user as lines of OpenSSH. That the
     /// exchange is strict is assumed, and checked. Returns `None` if they allow no fast connection.
     #[must_use]
-    pub fn provisioned(
-        server_id: &str,
-        key_exchanges: &str,
-        host_key: &str,
-        user_key: &str,
-    ) -> Option<Self> {
+    pub fn provisioned(server_id: &str, key_exchanges: &str, host_key: &str, user_key: &str) -> Option<Self> {
         let offered: Vec<&str> = key_exchanges.split(',').map(str::trim).collect();
         let key_exchange = KEY_EXCHANGES.iter().find(|name| offered.contains(name))?;
         let user_key = PublicKey::from_openssh(user_key).ok()?.to_bytes().ok()?;
-        let facts = Self {
-            server_id: server_id.to_owned(),
-            key_exchange: (*key_exchange).to_owned(),
-            host_key: match PublicKey::from_openssh(host_key).ok()?.algorithm().as_str() {
-                "ssh-rsa" => "rsa-sha2-512".to_owned(),
-                name => name.to_owned(),
-            },
-            is_strict: true,
-            is_aead: true,
-            user_key: Some(digest_of(&user_key)),
-            failures: 0,
-            round_trip: None,
-            agent: None,
-        };
+        let host_key = PublicKey::from_openssh(host_key).ok()?.algorithm();
+        let host_key = if host_key.as_str() == "ssh-rsa" { "rsa-sha2-512" } else { host_key.as_str() };
+        let facts = Self::negotiated(key_exchange, host_key, true, true);
+        let facts = Self { server_id: server_id.to_owned(), user_key: Some(digest_of(&user_key)), ..facts };
         facts.allows_fast_order().then_some(facts)
     }
 
-    /// Facts that a connection has shown.
+    /// Facts that a connection by ksync's own client has shown.
     pub(super) fn of(seen: &Facts, is_aead: bool) -> Self {
+        let (guess, user_key) = (&seen.guess, seen.key.as_deref().map(digest_of));
+        let facts = Self::negotiated(&guess.key_exchange, &guess.host_key, seen.is_strict, is_aead);
+        Self { server_id: seen.server_id.clone(), user_key, ..facts }
+    }
+
+    /// Facts that a key exchange has shown.
+    pub(super) fn negotiated(key_exchange: &str, host_key: &str, is_strict: bool, is_aead: bool) -> Self {
         Self {
-            server_id: seen.server_id.clone(),
-            key_exchange: seen.guess.key_exchange.clone(),
-            host_key: seen.guess.host_key.clone(),
-            is_strict: seen.is_strict,
+            server_id: String::new(),
+            key_exchange: key_exchange.to_owned(),
+            host_key: host_key.to_owned(),
+            is_strict,
             is_aead,
-            user_key: seen.key.as_deref().map(digest_of),
-            failures: if seen.is_slow { FAILURES_MAX } else { 0 },
+            user_key: None,
+            failures: 0,
             round_trip: None,
             agent: None,
         }
+    }
+
+    /// Notes the user key that was let in.
+    pub(super) fn admitted(&mut self, key: &[u8]) {
+        self.user_key = Some(digest_of(key));
     }
 
     /// The same in the words of the SSH client.
@@ -135,7 +132,7 @@ impl HostFacts {
         self.as_client().order()
     }
 
-    fn allows_fast_order(&self) -> bool {
+    pub(super) fn allows_fast_order(&self) -> bool {
         self.order() != ksync_ssh::Order::Safe
     }
 
@@ -149,15 +146,23 @@ impl HostFacts {
         self.agent.as_ref().is_some_and(|agent| agent.is_in_cache && agent.sha256 == sha256)
     }
 
-    /// Reports if the server and the algorithms are the same.
+    /// Reports if nothing has changed that could explain a failure.
     fn is_same_server(&self, other: &Self) -> bool {
         self.server_id == other.server_id
             && self.key_exchange == other.key_exchange
             && self.host_key == other.host_key
+            && (self.is_strict, self.is_aead) == (other.is_strict, other.is_aead)
+            && self.user_key == other.user_key
     }
 
     /// What is known after a connection that showed `seen`, where this was known before.
-    fn then(self, seen: Self, way: Way) -> Self {
+    fn then(self, mut seen: Self, way: Way) -> Self {
+        // In order, the client lacks methods that this one has, and does not tell the server's list.
+        let is_gone = matches!(way, Way::Fast | Way::AfterFailure(Failure::Changed));
+        if !is_gone && self.server_id == seen.server_id && rank(&self.key_exchange) < rank(&seen.key_exchange)
+        {
+            seen.key_exchange.clone_from(&self.key_exchange);
+        }
         let failures = match way {
             Way::Fast => 0,
             // In order, nothing speaks for the host or against it.
@@ -166,7 +171,7 @@ impl HostFacts {
             // A fast connection failed, and nothing has changed that explains it.
             Way::AfterFailure(failure) if self.is_same_server(&seen) => match failure {
                 Failure::MayPass => self.failures.saturating_add(1),
-                Failure::Lasting => FAILURES_MAX,
+                Failure::Changed | Failure::Lasting => FAILURES_MAX,
             },
             Way::AfterFailure(_) => 0,
         };
@@ -261,7 +266,9 @@ pub(super) enum Way {
 pub(super) enum Failure {
     /// The connection was cut or silent.
     MayPass,
-    /// The server differs from what was remembered.
+    /// The server has none of the remembered algorithms.
+    Changed,
+    /// The server did not take the fast order.
     Lasting,
 }
 
@@ -310,14 +317,21 @@ impl Login {
         });
     }
 
-    /// Remembers a failed connection before there is another one, for a run that ends now.
+    /// Forgets the user key, because the server has refused it.
     pub(super) fn forget_key(&self) {
         self.change(|known| known.map(|known| HostFacts { user_key: None, ..known }));
     }
 
-    /// Remembers the agent that has answered.
-    pub(super) fn found_agent(&self, agent: InstalledAgent) {
-        self.change(|known| known.map(|known| HostFacts { agent: Some(agent), ..known }));
+    /// Remembers the agent that has answered. Where it is unknown if that is in the cache, what was
+    /// known of the same agent stays.
+    pub(super) fn found_agent(&self, sha256: &str, is_in_cache: Option<bool>) {
+        self.change(|known| {
+            let known = known?;
+            let before = known.agent.as_ref().filter(|agent| agent.sha256 == sha256);
+            let is_in_cache = is_in_cache.or(before.map(|agent| agent.is_in_cache)).unwrap_or(true);
+            let agent = Some(InstalledAgent { sha256: sha256.to_owned(), is_in_cache });
+            Some(HostFacts { agent, ..known })
+        });
     }
 
     /// Changes the facts. Hosts that allow no fast connection whatever happens have none.
@@ -356,6 +370,11 @@ fn fields<'a>(line: &'a str, name: &str) -> Option<&'a str> {
 
 fn find(text: &str, name: &str) -> Option<HostFacts> {
     text.lines().find_map(|line| HostFacts::parse(fields(line, name)?))
+}
+
+/// The place of a key exchange in the order of preference.
+fn rank(key_exchange: &str) -> usize {
+    KEY_EXCHANGES.iter().position(|name| *name == key_exchange).unwrap_or(KEY_EXCHANGES.len())
 }
 
 /// SHA-256 in hex.
@@ -478,15 +497,19 @@ mod tests {
     fn the_agent_outlives_what_connections_show() {
         let folder = tempfile::tempdir().unwrap();
         let login = Login::of(&target(folder.path().join("facts"), "root")).unwrap();
-        login.found_agent(InstalledAgent { sha256: "ab".into(), is_in_cache: true });
+        login.found_agent("ab", None);
         assert_eq!(login.recall(), None, "an agent alone makes nothing fast");
         login.learn(facts(ID), Way::InOrder);
-        login.found_agent(InstalledAgent { sha256: "ab".into(), is_in_cache: true });
+        login.found_agent("ab", None);
         login.learn(facts(ID), Way::Fast);
         let known = login.recall().unwrap();
         assert!(known.has_agent("ab") && !known.has_agent("cd"));
-        login.found_agent(InstalledAgent { sha256: "ab".into(), is_in_cache: false });
-        assert!(!login.recall().unwrap().has_agent("ab"));
+        for is_in_cache in [Some(false), None] {
+            login.found_agent("ab", is_in_cache);
+            assert!(!login.recall().unwrap().has_agent("ab"), "{is_in_cache:?}");
+        }
+        login.found_agent("cd", None);
+        assert!(login.recall().unwrap().has_agent("cd"));
         login.forget_key();
         assert_eq!(login.recall().unwrap().user_key, None);
     }

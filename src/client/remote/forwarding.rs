@@ -20,6 +20,7 @@ use crate::remote::connection::Connection;
 use crate::remote::error::RemoteError;
 use crate::remote::forward::{Bind, Forward, ForwardTarget, Listen, Side};
 use crate::remote::inbound::{Incoming, Listener};
+use crate::remote::line::Line;
 use crate::remote::session::Session;
 use crate::remote::spool::{FILE_BYTES_MAX, Room, Spool};
 use crate::remote::tcp::ByteStream;
@@ -158,24 +159,25 @@ impl Connection {
     /// The server refused to listen, or the connection is lost.
     pub async fn forward(&self, forwards: Forwards) -> Result<Forwarding, RemoteError> {
         let Forwards { forwards, notice } = forwards;
-        if !forwards.is_empty() && self.session.forwarding().is_none() {
+        let line = self.line().await?;
+        if !forwards.is_empty() && line.session.forwarding().is_none() {
             return Err(self.no_forwarding());
         }
         let shared = Shared {
-            session: Arc::clone(&self.session),
+            session: Arc::clone(&line.session),
             permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             room: self.spool_room.get_or_init(|| Room::of(FILE_BYTES_MAX)).clone(),
             is_stall_told: Arc::new(AtomicBool::new(false)),
             notice,
         };
         let is_remote = |(forward, _): &(Forward, _)| forward.side == Side::There;
-        let incoming = forwards.iter().any(is_remote).then(|| self.inbound.listen(WAITING_MAX));
+        let incoming = forwards.iter().any(is_remote).then(|| line.inbound.listen(WAITING_MAX));
         let (mut tasks, mut asked) = (JoinSet::new(), Vec::new());
         let (mut all, mut lines) = (Vec::new(), Vec::new());
         for (forward, listeners) in forwards {
             let port = match forward.side {
                 Side::There => {
-                    let (listener, port) = self.ask(&forward).await?;
+                    let (listener, port) = self.ask(line, &forward).await?;
                     asked.push((listener, forward.target.clone()));
                     port
                 }
@@ -201,16 +203,16 @@ impl Connection {
     }
 
     /// Asks the server to listen. Returns the listener, and its port if that is a TCP one.
-    async fn ask(&self, forward: &Forward) -> Result<(Listener, Option<u16>), RemoteError> {
+    async fn ask(&self, line: &Line, forward: &Forward) -> Result<(Listener, Option<u16>), RemoteError> {
         let failed = |source| match source {
             russh::Error::RequestDenied => RemoteError::ForwardRefused {
                 address: forward.listen.to_string(),
                 endpoint: self.endpoint.clone(),
             },
-            source => self.channel_error(source),
+            source => line.channel_error(&self.endpoint, source),
         };
         let asking = async {
-            let session = self.session.forwarding().ok_or_else(|| self.no_forwarding())?;
+            let session = line.session.forwarding().ok_or_else(|| self.no_forwarding())?;
             match &forward.listen {
                 Listen::Tcp { bind, port } => {
                     let (address, wanted) = (bind.requested().to_owned(), u32::from(*port));

@@ -47,6 +47,14 @@ impl Greeting {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The identification of an SSH server.
+    pub(super) fn ssh_id(&self) -> Option<String> {
+        let bytes = self.bytes();
+        let mut lines = bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+        let line = lines.find(|line| line.starts_with(b"SSH-"))?;
+        Some(String::from_utf8_lossy(line.trim_ascii_end()).into_owned())
+    }
+
     /// Reports if the server has sent nothing so far.
     pub(super) fn is_empty(&self) -> bool {
         self.bytes().is_empty()

@@ -80,6 +80,14 @@ impl Offer {
         (kind, if self.private.is_some() { "ksync" } else { "ssh-agent" })
     }
 
+    /// The key or certificate, as SSH encodes it.
+    pub(super) fn blob(&self) -> Option<Vec<u8>> {
+        match &self.shown {
+            Shown::Key(key) => key.to_bytes().ok(),
+            Shown::Certificate(certificate) => certificate.to_bytes().ok(),
+        }
+    }
+
     pub(super) fn is_rsa(&self) -> bool {
         let algorithm = match &self.shown {
             Shown::Key(key) => key.algorithm(),

@@ -1,4 +1,5 @@
-//! Sessions by ksync's own SSH client, for servers whose algorithms russh lacks: they have no key
+//! Sessions by ksync's own SSH client. It is for hosts that are remembered (see
+//! [`fast`](crate::remote::fast)), and for servers whose algorithms russh lacks: they have no key
 //! exchange but sntrup761, or no MAC but UMAC.
 //!
 //! Everything else is as with russh: the host key's check, the order of keys, the windows, the
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use ksync_ssh::{
     AlgorithmKind, ChannelEvent, ChannelReader, ChannelWriter, Config, ConnectError, HostKey, KEY_EXCHANGES,
-    Keepalive, LoginKey, LoginReply, MACS, OpenError, Request, Session, SshError,
+    Keepalive, LoginKey, LoginReply, MACS, OpenError, Order, Request, Session, SshError,
 };
 use russh::client::AuthResult;
 use russh::keys::agent::AgentIdentity;
@@ -18,10 +19,11 @@ use russh::{ChannelMsg, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
+use crate::remote::facts::HostFacts;
 use crate::remote::hostkey::HostKeys;
 use crate::remote::hostkey_error::HostKeyError;
 use crate::remote::keys::Shown;
-use crate::remote::ssh::{self, KEEPALIVES};
+use crate::remote::ssh::{self, AEADS, KEEPALIVES, certificate_name};
 use crate::remote::tcp::{ByteStream, GuardedStream};
 use crate::tree::path::escape;
 
@@ -49,24 +51,38 @@ pub(super) fn has_what_is_missing(error: &RemoteError) -> bool {
     theirs.iter().any(|name| KEY_EXCHANGES.contains(&name.as_str()) || MACS.contains(&name.as_str()))
 }
 
-/// Opens a session, as [`ssh::handshake`] does it.
+/// Settings of a session.
+pub(super) struct Settings {
+    pub(super) round_trip: Duration,
+    pub(super) silence: Duration,
+    pub(super) host_keys: HostKeys,
+    pub(super) order: Order,
+    /// Offer only ciphers that need no MAC.
+    pub(super) is_lean: bool,
+}
+
+/// Opens a session, as [`ssh::handshake`] does it. In the fast order, the last packet of the key
+/// exchange waits for the login.
 pub(super) async fn handshake(
     stream: GuardedStream<Box<dyn ByteStream>>,
-    round_trip: Duration,
-    host_keys: HostKeys,
-    silence: Duration,
-    endpoint: &str,
+    settings: Settings,
     status: ConnectionStatus,
     shown: ssh::Shown,
-) -> Result<Own, RemoteError> {
-    let known_kinds = host_keys.known_kinds().map_err(|error| ssh::untrusted(endpoint, error))?;
-    let certified = host_keys.has_authority().map_err(|error| ssh::untrusted(endpoint, error))?;
-    let mut config = Config { window_bytes: ssh::window_bytes(round_trip), ..Config::default() };
+) -> Result<Own, ConnectError<HostKeyError>> {
+    let Settings { round_trip, silence, host_keys, order, is_lean } = settings;
+    let known_kinds = host_keys.known_kinds().map_err(ConnectError::HostKey)?;
+    let certified = host_keys.has_authority().map_err(ConnectError::HostKey)?;
+    let mut config = Config { window_bytes: ssh::window_bytes(round_trip), order, ..Config::default() };
     let names = ssh::host_key_order(&known_kinds).into_iter().map(|kind| kind.to_string());
     config.algorithms.host_keys = names.collect();
     if certified {
         let certificates = ssh::host_key_order(&known_kinds).into_iter().map(|kind| certificate_name(&kind));
         config.algorithms.host_keys.splice(..0, certificates.collect::<Vec<_>>());
+    }
+    if is_lean {
+        config.algorithms.ciphers = AEADS.map(str::to_owned).to_vec();
+        // The list must not be empty, but nothing in it is used.
+        config.algorithms.macs.truncate(1);
     }
     let interval = silence / (KEEPALIVES + 1);
     let keepalive = Some(Keepalive { interval, unanswered_max: KEEPALIVES });
@@ -74,16 +90,38 @@ pub(super) async fn handshake(
         let (plain, certificate) = read(key)?;
         ssh::check(&host_keys, plain, certificate, &shown).await
     };
-    match Session::connect(stream, config, keepalive, check).await {
-        Ok(session) => Ok(Own { session, status, silence }),
-        Err(ConnectError::HostKey(error)) => Err(ssh::untrusted(endpoint, error)),
-        Err(ConnectError::Ssh(SshError::NoCommon { kind, ours, theirs })) => {
-            Err(ssh::no_common_algorithm(endpoint, kind_of(kind), ours, &theirs))
+    let session = Session::connect(stream, config, keepalive, check).await?;
+    Ok(Own { session, status, silence })
+}
+
+/// The error for a session that was not opened, as with russh.
+pub(super) fn explain(
+    endpoint: &str,
+    error: ConnectError<HostKeyError>,
+    status: &ConnectionStatus,
+) -> RemoteError {
+    match error {
+        ConnectError::HostKey(error) => ssh::untrusted(endpoint, error),
+        ConnectError::Ssh(SshError::NoCommon { kind, ours, theirs }) => {
+            ssh::no_common_algorithm(endpoint, kind_of(kind), ours, &theirs)
         }
-        Err(ConnectError::Ssh(error)) => Err(match status.known() {
+        ConnectError::Ssh(error) => match status.known() {
             Some(source) => RemoteError::Lost { endpoint: endpoint.into(), source },
             None => RemoteError::Handshake { endpoint: endpoint.into(), source: as_russh(error) },
-        }),
+        },
+    }
+}
+
+/// Reports if a host whose key has this algorithm would be known by it. Otherwise it is asked in
+/// order, with all algorithms.
+pub(super) fn is_known_by(host_keys: &HostKeys, algorithm: &str) -> bool {
+    match algorithm.split_once("-cert-") {
+        Some(_) => host_keys.has_authority().unwrap_or(false),
+        None => {
+            let kind = if algorithm.starts_with("rsa-sha2-") { "ssh-rsa" } else { algorithm };
+            let kinds = host_keys.known_kinds().unwrap_or_default();
+            kinds.iter().any(|known| known.as_str() == kind)
+        }
     }
 }
 
@@ -96,6 +134,12 @@ fn read(key: &HostKey) -> Result<(PublicKey, Option<Certificate>), HostKeyError>
     Ok((PublicKey::from_bytes(&key.blob).map_err(|_| HostKeyError::Malformed)?, None))
 }
 
+/// A login that was signed.
+pub(super) struct Signed {
+    key: LoginKey,
+    signature: Vec<u8>,
+}
+
 const fn kind_of(kind: AlgorithmKind) -> russh::AlgorithmKind {
     match kind {
         AlgorithmKind::KeyExchange => russh::AlgorithmKind::Kex,
@@ -106,11 +150,33 @@ const fn kind_of(kind: AlgorithmKind) -> russh::AlgorithmKind {
     }
 }
 
-/// The name of an algorithm for certificates. For RSA it has the hash, unlike the type.
-fn certificate_name(kind: &Algorithm) -> String {
-    match kind {
-        Algorithm::Rsa { .. } => format!("{kind}-cert-v01@openssh.com"),
-        kind => kind.to_certificate_type(),
+/// The key as a login names it, and as its signer does.
+fn login_key(shown: Shown, hash: Option<HashAlg>) -> Option<(LoginKey, AgentIdentity)> {
+    let with_hash = |kind: Algorithm| if hash.is_some() { Algorithm::Rsa { hash } } else { kind };
+    let comment = String::new();
+    Some(match shown {
+        Shown::Key(key) => {
+            let (algorithm, blob) = (with_hash(key.algorithm()).to_string(), key.to_bytes().ok()?);
+            (LoginKey { algorithm, blob }, AgentIdentity::PublicKey { key, comment })
+        }
+        Shown::Certificate(certificate) => {
+            let algorithm = certificate_name(&with_hash(certificate.algorithm()));
+            let blob = certificate.to_bytes().ok()?;
+            let certificate = *certificate;
+            (LoginKey { algorithm, blob }, AgentIdentity::Certificate { certificate, comment })
+        }
+    })
+}
+
+fn result_of(reply: LoginReply) -> Option<AuthResult> {
+    match reply {
+        LoginReply::Success => Some(AuthResult::Success),
+        LoginReply::Failure { methods, partial } => {
+            let methods: Vec<MethodKind> = methods.iter().filter_map(|name| name.parse().ok()).collect();
+            let remaining_methods = MethodSet::from(methods.as_slice());
+            Some(AuthResult::Failure { remaining_methods, partial_success: partial })
+        }
+        LoginReply::Acceptable => None,
     }
 }
 
@@ -162,7 +228,7 @@ fn signal(name: String) -> Sig {
     }
 }
 
-fn refusal(code: u32, reason: String) -> ChannelOpenFailure {
+pub(super) fn refusal(code: u32, reason: String) -> ChannelOpenFailure {
     match code {
         1 => ChannelOpenFailure::AdministrativelyProhibited,
         2 => ChannelOpenFailure::ConnectFailed,
@@ -219,12 +285,7 @@ impl Own {
 
     pub(super) async fn open(&self) -> Result<OwnChannel, russh::Error> {
         match self.session.open().await {
-            Ok(channel) => {
-                let (reader, writer) = channel.split();
-                let (reader, writer) =
-                    (OwnReader { own: self.clone(), reader }, OwnWriter { own: self.clone(), writer });
-                Ok(OwnChannel { reader, writer })
-            }
+            Ok(channel) => Ok(self.channel(channel)),
             Err(OpenError::Refused { code, message }) => {
                 Err(russh::Error::ChannelOpenFailure(refusal(code, message)))
             }
@@ -274,38 +335,91 @@ impl Own {
         hash: Option<HashAlg>,
         signer: &mut S,
     ) -> Option<AuthResult> {
-        let with_hash = |kind: Algorithm| if hash.is_some() { Algorithm::Rsa { hash } } else { kind };
-        let (key, identity) = match shown {
-            Shown::Key(key) => {
-                let algorithm = with_hash(key.algorithm()).to_string();
-                let blob = key.to_bytes().ok()?;
-                (LoginKey { algorithm, blob }, AgentIdentity::PublicKey { key, comment: String::new() })
-            }
-            Shown::Certificate(certificate) => {
-                let algorithm = certificate_name(&with_hash(certificate.algorithm()));
-                let (blob, comment) = (certificate.to_bytes().ok()?, String::new());
-                (
-                    LoginKey { algorithm, blob },
-                    AgentIdentity::Certificate { certificate: *certificate, comment },
-                )
-            }
-        };
+        let (key, identity) = login_key(shown, hash)?;
         let mut reply = self.session.probe(user, &key).await.ok()?;
         if reply == LoginReply::Acceptable {
-            let data = self.session.client(|client| client.to_sign(user, &key));
-            let signed = signer.auth_sign(&identity, hash, data.clone()).await.ok()?;
-            // The signature follows the data, with its length in front.
-            let signature = signed.strip_prefix(data.as_slice())?.get(LENGTH_BYTES..)?;
-            reply = self.session.login(user, &key, signature).await.ok()?;
+            let signature = self.signature(user, &key, &identity, hash, signer).await?;
+            reply = self.session.login(user, &key, &signature).await.ok()?;
         }
-        match reply {
-            LoginReply::Success => Some(AuthResult::Success),
-            LoginReply::Failure { methods, partial } => {
-                let methods: Vec<MethodKind> = methods.iter().filter_map(|name| name.parse().ok()).collect();
-                let remaining_methods = MethodSet::from(methods.as_slice());
-                Some(AuthResult::Failure { remaining_methods, partial_success: partial })
-            }
-            LoginReply::Acceptable => None,
+        result_of(reply)
+    }
+
+    async fn signature<S: russh::Signer>(
+        &self,
+        user: &str,
+        key: &LoginKey,
+        identity: &AgentIdentity,
+        hash: Option<HashAlg>,
+        signer: &mut S,
+    ) -> Option<Vec<u8>> {
+        let data = self.session.client(|client| client.to_sign(user, key));
+        let signed = signer.auth_sign(identity, hash, data.clone()).await.ok()?;
+        // The signature follows the data, with its length in front.
+        signed.strip_prefix(data.as_slice())?.get(LENGTH_BYTES..).map(<[u8]>::to_vec)
+    }
+
+    /// Signs a login without asking the server if it would accept the key.
+    pub(super) async fn sign<S: russh::Signer>(
+        &self,
+        user: &str,
+        shown: Shown,
+        hash: Option<HashAlg>,
+        signer: &mut S,
+    ) -> Option<Signed> {
+        let (key, identity) = login_key(shown, hash)?;
+        let signature = self.signature(user, &key, &identity, hash, signer).await?;
+        Some(Signed { key, signature })
+    }
+
+    /// Logs in.
+    pub(super) async fn log_in(&self, user: &str, signed: &Signed) -> Result<AuthResult, SshError> {
+        let reply = self.session.login(user, &signed.key, &signed.signature).await?;
+        result_of(reply).ok_or(SshError::Closed)
+    }
+
+    /// Logs in, opens a channel, runs `command` and sends its input, all in one flight. Returns the
+    /// number of bytes of the input that were sent.
+    pub(super) fn start(
+        &self,
+        user: &str,
+        signed: &Signed,
+        command: String,
+        input: &[u8],
+    ) -> Result<(OwnChannel, usize), SshError> {
+        let request = Request::Exec(command.into_bytes());
+        let (channel, sent) = self.session.start(user, &signed.key, &signed.signature, &request, input)?;
+        Ok((self.channel(channel), sent))
+    }
+
+    /// The answer to the login of [`Own::start`].
+    pub(super) async fn login_result(&self) -> Result<AuthResult, SshError> {
+        result_of(self.session.login_reply().await?).ok_or(SshError::Closed)
+    }
+
+    /// The reason why the session has ended, if it has.
+    pub(super) fn end(&self) -> Option<SshError> {
+        self.session.end()
+    }
+
+    /// Reports if a channel was opened, so that a command may have run.
+    pub(super) fn has_opened(&self) -> bool {
+        self.session.client(ksync_ssh::Client::has_opened)
+    }
+
+    /// Facts about the host.
+    pub(super) fn facts(&self) -> Option<HostFacts> {
+        self.session.client(|client| {
+            let ciphers = &client.negotiated()?.ciphers;
+            let is_aead = ciphers.iter().all(|cipher| AEADS.contains(&cipher.as_str()));
+            Some(HostFacts::of(&client.facts()?, is_aead))
+        })
+    }
+
+    fn channel(&self, channel: ksync_ssh::Channel) -> OwnChannel {
+        let (reader, writer) = channel.split();
+        OwnChannel {
+            reader: OwnReader { own: self.clone(), reader },
+            writer: OwnWriter { own: self.clone(), writer },
         }
     }
 }
@@ -359,6 +473,15 @@ impl OwnChannel {
 }
 
 impl OwnReader {
+    /// Waits until a channel of [`Own::start`] is open.
+    pub(super) async fn opened(&mut self) -> Result<(), OpenError> {
+        match self.reader.next().await {
+            Some(ChannelEvent::Opened) => Ok(()),
+            Some(ChannelEvent::Refused { code, message }) => Err(OpenError::Refused { code, message }),
+            _ => Err(OpenError::Ssh(self.own.end().unwrap_or(SshError::Closed))),
+        }
+    }
+
     pub(super) async fn wait(&mut self) -> Option<ChannelMsg> {
         let event = self.reader.next().await;
         if event.is_none() {

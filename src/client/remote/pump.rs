@@ -20,8 +20,11 @@ use crate::remote::agent::{
     Acknowledged, Agent, AgentEnd, AgentReader, AgentWriter, Chunk, End, Heard, Installed, WRITE_BYTES_MAX,
 };
 use crate::remote::agent_image::AgentImage;
-use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner, seal};
+use crate::remote::bootstrap::{
+    self, COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Form, Found, NEEDS_MAX, Scanner, seal,
+};
 use crate::remote::error::{ConnectionStatus, RemoteError, ShellFault};
+use crate::remote::facts::Login;
 use crate::remote::lines::Lines;
 use crate::remote::probe::Probe;
 use crate::remote::secrets::Secrets;
@@ -61,6 +64,8 @@ enum Step {
     Install,
     /// Send the first flight again, because the agent could not open the sealed copy.
     Again,
+    /// Send the whole script.
+    Load,
     /// The agent has answered: drop the copy of the first flight.
     Started,
 }
@@ -69,6 +74,8 @@ enum Step {
 pub(super) struct Start {
     pub(super) image: AgentImage,
     pub(super) marker: String,
+    /// The form of the command.
+    pub(super) form: Form,
     pub(super) endpoint: String,
     /// Timeout of the first answer.
     pub(super) timeout: Duration,
@@ -79,6 +86,8 @@ pub(super) struct Start {
     pub(super) connection_status: ConnectionStatus,
     /// Store of the agent's secret.
     pub(super) secrets: Option<Secrets>,
+    /// Store of facts about the host.
+    pub(super) facts: Option<Login>,
     /// The question to a shell that stays silent.
     pub(super) probe: Option<Probe>,
 }
@@ -96,9 +105,12 @@ struct First {
 pub struct Waiting {
     chunks: mpsc::UnboundedSender<Chunk>,
     writes: mpsc::Receiver<Bytes>,
-    /// Rest of a write of which only the beginning fitted into the command line.
+    /// Bytes to be sent before further writes: the rest of a write of which only the beginning
+    /// fitted into the command line, or what went to a connection that failed.
     surplus: Option<Bytes>,
     first: Option<First>,
+    /// Bytes that were sent along with the login.
+    sent: Bytes,
     end: oneshot::Sender<End>,
     installed: Installed,
     heard: Heard,
@@ -122,6 +134,7 @@ impl Agent {
             writes,
             surplus: None,
             first: None,
+            sent: Bytes::new(),
             end: end_sender,
             installed: Installed::clone(&installed),
             heard: Heard::clone(&heard),
@@ -147,9 +160,39 @@ impl Waiting {
         sealed
     }
 
+    /// Takes the bytes written so far, up to the limit of what can be sent again.
+    pub(super) fn take_queued(&mut self) -> Vec<u8> {
+        let mut queued = Vec::from(self.surplus.take().unwrap_or_default());
+        while queued.len() + WRITE_BYTES_MAX <= FLIGHT_BYTES_MAX
+            && let Ok(bytes) = self.writes.try_recv()
+        {
+            queued.extend_from_slice(&bytes);
+        }
+        queued
+    }
+
+    /// Waits for a write.
+    pub(super) async fn next_write(&mut self) -> Option<Bytes> {
+        self.writes.recv().await
+    }
+
+    /// Takes bytes back that did not arrive. They are sent first.
+    pub(super) fn put_back(&mut self, bytes: Vec<u8>) {
+        self.surplus = Some([bytes, Vec::from(self.surplus.take().unwrap_or_default())].concat().into());
+    }
+
+    /// Notes bytes that have been sent to the agent. They are kept until it answers.
+    pub(super) fn sent(&mut self, bytes: Vec<u8>) {
+        self.sent = bytes.into();
+    }
+
     fn take_first(&mut self) -> Vec<u8> {
-        let mut first = Vec::new();
-        while let Ok(mut bytes) = self.writes.try_recv() {
+        let mut surplus = self.surplus.take().unwrap_or_default();
+        let mut first = Vec::from(surplus.split_to(surplus.len().min(COMMAND_FLIGHT_BYTES_MAX)));
+        self.surplus = Some(surplus).filter(|surplus| !surplus.is_empty());
+        while self.surplus.is_none()
+            && let Ok(mut bytes) = self.writes.try_recv()
+        {
             let room = COMMAND_FLIGHT_BYTES_MAX - first.len();
             first.extend_from_slice(&bytes.split_to(room.min(bytes.len())));
             if !bytes.is_empty() {
@@ -172,6 +215,7 @@ impl Waiting {
             writes: self.writes,
             surplus: self.surplus,
             first: self.first,
+            sent: self.sent,
             steps,
             over,
             image: start.image.clone(),
@@ -189,6 +233,7 @@ impl Waiting {
             scanner: Some(Scanner::default()),
             needs: 0,
             is_again: false,
+            is_loaded: false,
             is_secret_told: false,
             deadline,
             stderr: VecDeque::new(),
@@ -220,6 +265,8 @@ struct Receiving {
     needs: usize,
     /// Set once the agent has asked for the first flight again.
     is_again: bool,
+    /// Set once the short script has asked for the whole one.
+    is_loaded: bool,
     /// Set once the agent has reported its secret.
     is_secret_told: bool,
     deadline: Instant,
@@ -339,6 +386,16 @@ impl Receiving {
                     self.deadline = Instant::now() + self.start.timeout + Duration::from_secs(seconds);
                     let _ = self.steps.send(Step::Install);
                 }
+                Found::Load if self.is_loaded || self.start.form == Form::Whole => {
+                    let reason = "it asked for the script again and again".into();
+                    return Err(RemoteError::NotStarted { endpoint, reason });
+                }
+                Found::Load => {
+                    self.is_loaded = true;
+                    debug!("agent step=load-script why=not-where-it-was");
+                    self.deadline = Instant::now() + self.start.timeout;
+                    let _ = self.steps.send(Step::Load);
+                }
                 Found::Again if self.is_again => {
                     let reason = "it asked for the first flight again and again".into();
                     return Err(RemoteError::NotStarted { endpoint, reason });
@@ -371,6 +428,7 @@ impl Receiving {
                     debug!("agent step=started state={}", if sent > 0 { "installed" } else { "reused" });
                     let _ = self.installed.0.set((sent > 0).then_some(sent));
                     let _ = self.steps.send(Step::Started);
+                    self.remember();
                     self.pass_on(bytes).await;
                     return Ok(());
                 }
@@ -378,6 +436,19 @@ impl Receiving {
                 Found::Noise(beginning) => return Err(RemoteError::Noise { endpoint, beginning }),
             }
         }
+    }
+
+    /// Remembers for the next connection that the agent is there. An agent that was found, but not
+    /// by the short script, is in another directory.
+    fn remember(&self) {
+        let Some(facts) = self.start.facts.clone() else { return };
+        let is_in_cache = match self.start.form {
+            _ if self.needs > 0 => Some(true),
+            Form::Short => Some(!self.is_loaded),
+            Form::Whole => None,
+        };
+        let sha256 = self.start.image.sha256.clone();
+        tokio::task::spawn_blocking(move || facts.found_agent(&sha256, is_in_cache));
     }
 
     /// Hands bytes to the reader. Waits only if the reader is very far behind.
@@ -419,6 +490,8 @@ struct Sending {
     writes: mpsc::Receiver<Bytes>,
     surplus: Option<Bytes>,
     first: Option<First>,
+    /// Bytes that were sent along with the login.
+    sent: Bytes,
     steps: mpsc::UnboundedReceiver<Step>,
     /// Changes when the channel has ended; `true` if the other side closed it.
     over: watch::Receiver<bool>,
@@ -448,6 +521,12 @@ impl Sending {
     /// Sends all writes, then the end of input, until the session takes no more.
     async fn send_all(&mut self) {
         let mut flight: Vec<Bytes> = Vec::new();
+        let sent = std::mem::take(&mut self.sent);
+        if !sent.is_empty() {
+            let _ = self.beginning.set(sent.slice(..sent.len().min(ECHO_BYTES)));
+            self.send_window.admit(sent.len(), sleep).await;
+            flight.push(sent);
+        }
         if let Some(bytes) = self.surplus.take() {
             flight.push(bytes.clone());
             if self.send(bytes).await.is_err() {
@@ -466,6 +545,7 @@ impl Sending {
                     }
                     Some(Step::Install) => self.send_agent(&flight).await,
                     Some(Step::Again) => self.send_again(&flight).await,
+                    Some(Step::Load) => self.send_script(&flight).await,
                     None => return,
                 },
                 bytes = self.writes.recv(), if !ended && (started || room) => match bytes {
@@ -506,6 +586,14 @@ impl Sending {
         let Some(First { marker, bytes }) = &self.first else { return Ok(()) };
         self.send(marker.clone().into()).await?;
         self.send(bytes.clone()).await?;
+        for bytes in flight {
+            self.send(bytes.clone()).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_script(&self, flight: &[Bytes]) -> Result<(), russh::Error> {
+        self.send(bootstrap::loaded(&self.marker).into()).await?;
         for bytes in flight {
             self.send(bytes.clone()).await?;
         }

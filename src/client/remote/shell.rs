@@ -78,9 +78,10 @@ impl Connection {
     /// # Errors
     /// The server opens no channel, or the connection is lost.
     pub async fn shell(&self, command: &[u8], mut terminal: Option<Terminal>) -> Result<u32, RemoteError> {
-        let failed = |source| self.channel_error(source);
+        let line = self.line().await?;
+        let failed = |source| line.channel_error(&self.endpoint, source);
         let opening = async {
-            let channel = self.session.open().await.map_err(failed)?;
+            let channel = line.session.open().await.map_err(failed)?;
             if let Some(Terminal { kind, size, modes, .. }) = &terminal {
                 let (columns, rows) = (size.columns, size.rows);
                 let modes = told(modes);

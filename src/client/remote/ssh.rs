@@ -9,11 +9,12 @@ use russh::client::{
 };
 use russh::keys::ssh_key::Algorithm;
 use russh::keys::{Certificate, EcdsaCurve, HashAlg, PublicKey, PublicKeyOrCertificate};
-use russh::{AlgorithmKind, Channel, Disconnect, Preferred, SshId, cipher, compression, kex, mac};
+use russh::{AlgorithmKind, Channel, Disconnect, Names, Preferred, SshId, cipher, compression, kex, mac};
 use tokio::sync::watch;
 
 use crate::log::debug;
 use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
+use crate::remote::facts::HostFacts;
 use crate::remote::hostkey::HostKeys;
 use crate::remote::hostkey_error::HostKeyError;
 use crate::remote::inbound::{Inbound, Incoming, Listener};
@@ -30,6 +31,10 @@ const CIPHERS: &[cipher::Name] = &[
     cipher::AES_192_CTR,
     cipher::AES_128_CTR,
 ];
+
+/// Ciphers that need no MAC. All OpenSSH servers have them, unless their configuration says no.
+pub(super) const AEADS: [&str; 3] =
+    ["aes256-gcm@openssh.com", "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"];
 
 /// Key exchanges that OpenSSH's client offers, in order of preference. russh has no sntrup761: a
 /// server that has nothing else is met by ksync's own client, see `own`.
@@ -195,6 +200,14 @@ fn config(known_kinds: &[Algorithm], certified: bool, window_size: u32, silence:
     }
 }
 
+/// The name of an algorithm for certificates. For RSA it has the hash, unlike the type.
+pub(super) fn certificate_name(kind: &Algorithm) -> String {
+    match kind {
+        Algorithm::Rsa { .. } => format!("{kind}-cert-v01@openssh.com"),
+        kind => kind.to_certificate_type(),
+    }
+}
+
 /// The type of the key that signs with this algorithm.
 fn key_type(kind: &Algorithm) -> &str {
     match kind {
@@ -218,6 +231,10 @@ pub(super) type Shown = Arc<OnceLock<String>>;
 #[derive(Clone, Default)]
 pub(super) struct Hooks {
     pub(super) shown: Shown,
+    /// What the first key exchange tells about the host, without the server's identification.
+    pub(super) seen: Arc<OnceLock<HostFacts>>,
+    /// The host showed a certificate.
+    is_certified: Arc<OnceLock<()>>,
     pub(super) inbound: Inbound,
     /// Never sent on. Its receivers learn that the session has ended.
     pub(super) alive: watch::Sender<()>,
@@ -237,8 +254,25 @@ impl Handler for Client {
 
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, ClientError> {
         let (plain, certificate) = (key.public_key(), key.certificate().cloned());
+        if certificate.is_some() {
+            let _ = self.hooks.is_certified.set(());
+        }
         check(&self.host_keys, plain, certificate, &self.hooks.shown).await?;
         Ok(true)
+    }
+
+    async fn kex_done(
+        &mut self,
+        _shared_secret: Option<&[u8]>,
+        names: &Names,
+        _session: &mut Session,
+    ) -> Result<(), ClientError> {
+        let is_certified = self.hooks.is_certified.get().is_some();
+        let kind = if is_certified { certificate_name(&names.key) } else { names.key.to_string() };
+        let is_aead = AEADS.contains(&names.cipher.as_ref());
+        let seen = HostFacts::negotiated(names.kex.as_ref(), &kind, names.strict_kex(), is_aead);
+        let _ = self.hooks.seen.set(seen);
+        Ok(())
     }
 
     async fn server_channel_open_forwarded_tcpip(

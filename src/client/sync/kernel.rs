@@ -41,13 +41,17 @@ impl KernelSession {
     /// A session that was used before needs no API. Its name does: another session may have got it
     /// since. The API is asked while the connection is made, and nothing is written before it has
     /// answered.
+    ///
+    /// The login may wait for the first agent, as with [`remote::connect`]. A login that is refused
+    /// there does not lead to the API, but the next connection's login does.
     pub(super) async fn connect(
         name: &str,
         connect_options: &ConnectOptions,
+        login: LoginTime,
         monitor: &SharedMonitor,
     ) -> Result<(Connection, Self), SyncError> {
-        let connector =
-            Connector { access: telling(access(connect_options)?, monitor), connect_options, monitor };
+        let access = telling(access(connect_options)?, monitor);
+        let connector = Connector { access, connect_options, login, monitor };
         let meant = connector.access.meant(name)?;
         let reached = match connector.access.stored(&meant) {
             Some(stored) => connector.again(stored, meant).await?,
@@ -107,10 +111,20 @@ impl KernelSession {
     }
 }
 
+/// The time of the login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LoginTime {
+    /// Before the connection is used.
+    First,
+    /// Along with the first agent, where the host is remembered.
+    WithAgent,
+}
+
 /// Connects to a session: everything that its connections share.
 struct Connector<'a> {
     access: Access,
     connect_options: &'a ConnectOptions,
+    login: LoginTime,
     monitor: &'a SharedMonitor,
 }
 
@@ -264,6 +278,9 @@ impl Connector<'_> {
         // The keep-alive comes first: it wakes a VM that sleeps.
         let alive = self.keep_alive(&stored, is_asked);
         let connection = remote::connect(&target_of(&stored, self.connect_options)).await?;
+        if self.login == LoginTime::First {
+            connection.log_in_now().await?;
+        }
         let has_last_token = self.access.api.is_none();
         Ok(Reached { connection, alive, stored, has_last_token })
     }

@@ -12,13 +12,13 @@ use crate::exchange::lanes::Striped;
 use crate::exchange::rounds::{self, WatchedSource};
 use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending, Timeouts};
 use crate::monitor::Warning;
-use crate::remote::{self, Agent, AgentEnd, Connection};
+use crate::remote::{self, Agent, AgentEnd, Connection, ErrorKind};
 use crate::sync::baseline::{self, Key};
 use crate::sync::emulator::Emulator;
 use crate::sync::endpoint::{Endpoint, name_of};
 use crate::sync::error::{AgentExit, STATE_HINT, SyncError};
 use crate::sync::job::{ConnectOptions, SharedMonitor};
-use crate::sync::kernel::KernelSession;
+use crate::sync::kernel::{KernelSession, LoginTime};
 use crate::sync::lanes;
 use crate::sync::meter::Count;
 use crate::sync::pairing::Pairing;
@@ -42,6 +42,7 @@ type Writer = Striped;
 pub(super) struct LazyConnection<'a> {
     endpoint: &'a Endpoint,
     connect_options: &'a ConnectOptions,
+    login: LoginTime,
     pairing: Arc<Pairing>,
     connected: OnceCell<Connected>,
     up_bytes: Count,
@@ -104,7 +105,22 @@ impl<'a> LazyConnection<'a> {
         pairing: Arc<Pairing>,
     ) -> Self {
         let (up_bytes, down_bytes) = Default::default();
-        Self { endpoint, connect_options, pairing, connected: OnceCell::new(), up_bytes, down_bytes }
+        let (login, connected) = (LoginTime::WithAgent, OnceCell::new());
+        Self { endpoint, connect_options, login, pairing, connected, up_bytes, down_bytes }
+    }
+
+    /// Logs in before the connection is used.
+    pub(super) fn with_login_first(self) -> Self {
+        Self { login: LoginTime::First, ..self }
+    }
+
+    /// True if another connection may get further: one whose login comes first, and asks the API
+    /// what has become of a session that refuses it.
+    pub(super) fn may_log_in_first(&self, error: &SyncError) -> bool {
+        let is_refused =
+            matches!(error, SyncError::Remote(error) if error.kind() == ErrorKind::NotAuthorised);
+        let is_session = matches!(self.connected.get(), Some(Connected { behind: Behind::Kernel(_), .. }));
+        is_refused && is_session && self.login == LoginTime::WithAgent
     }
 
     /// Bytes to and from the other side so far.
@@ -142,7 +158,8 @@ impl<'a> LazyConnection<'a> {
             return Ok(Connected { connection, behind: Behind::Sandbox(emulator) });
         }
         if let Endpoint::Session { name, .. } = self.endpoint {
-            let (connection, session) = KernelSession::connect(name, self.connect_options, monitor).await?;
+            let (connection, session) =
+                KernelSession::connect(name, self.connect_options, self.login, monitor).await?;
             self.pairing.met(session.machine().to_owned());
             return Ok(Connected { connection, behind: Behind::Kernel(Box::new(session)) });
         }

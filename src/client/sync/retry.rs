@@ -42,8 +42,12 @@ pub(super) async fn over_connections<'a>(
     let attempt_monitor = Arc::new(AttemptMonitor::new(monitor));
     let (mut attempts, mut backoff) = (Attempts::new(connect_options.retries), Backoff::default());
     let (mut lost, mut last_lost) = (Report::default(), None);
+    let mut is_login_first = false;
     loop {
         let mut connection = LazyConnection::new(remote, connect_options, Arc::clone(pairing));
+        if is_login_first {
+            connection = connection.with_login_first();
+        }
         let monitor = Arc::clone(&attempt_monitor) as SharedMonitor;
         if connection.take_over(kept.take(), &monitor).await {
             attempts.has_worked = true;
@@ -57,6 +61,12 @@ pub(super) async fn over_connections<'a>(
             Ok(report) => return (connection, Ok(lost.and(report))),
             Err(error) => error,
         };
+        if connection.may_log_in_first(&error) {
+            debug!("connect step=again login=first why=refused error={}", chain(&error));
+            is_login_first = true;
+            connection.close().await;
+            continue;
+        }
         let (up_bytes, down_bytes) = connection.traffic();
         let went = attempt_monitor.went(down_bytes);
         let verdict = attempts.failed(&error, went);

@@ -7,7 +7,7 @@ use futures_util::future::LocalBoxFuture;
 use crate::remote::{Connection, Forwarding, Forwards, Terminal};
 use crate::sync::error::SyncError;
 use crate::sync::job::{ConnectOptions, SharedMonitor};
-use crate::sync::kernel::KernelSession;
+use crate::sync::kernel::{KernelSession, LoginTime};
 
 /// A connection to a session's VM.
 pub struct Visit {
@@ -27,7 +27,8 @@ impl Visit {
     ) -> LocalBoxFuture<'a, Result<Self, SyncError>> {
         // The futures are boxed, or each crate that calls this would compile all of it once more.
         Box::pin(async move {
-            let (connection, session) = KernelSession::connect(name, connect_options, monitor).await?;
+            let (connection, session) =
+                KernelSession::connect(name, connect_options, LoginTime::First, monitor).await?;
             Ok(Self { connection, session })
         })
     }

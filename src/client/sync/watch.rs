@@ -173,7 +173,8 @@ async fn once(
         }
         (Endpoint::Local(_), remote) | (remote, _) => remote,
     };
-    let connection = LazyConnection::new(remote, &job.connect_options, Arc::clone(pairing));
+    let connection =
+        LazyConnection::new(remote, &job.connect_options, Arc::clone(pairing)).with_login_first();
     let counting = Arc::new(Counting::new(monitor));
     let monitor = Arc::clone(&counting) as SharedMonitor;
     let running = async {
