@@ -113,10 +113,13 @@ fn the_bridge_that_runs_is_named_and_not_one_that_lies_there() {
 }
 
 #[test]
-fn the_key_exchanges_are_those_that_sshd_offers() {
+fn what_a_client_would_learn_from_sshd_is_told() {
     on_vm(Image::New, |vm| {
         let key = vm.make_key("one");
-        let all = vm.provision(&key).ok().told("key-exchanges").expect("names").to_owned();
+        let ran = vm.provision(&key).ok();
+        let id = ran.told("server-id").expect("an id");
+        assert_eq!(format!("{id}\r\n"), vm.sh("exec 3<>/dev/tcp/127.0.0.1/22; head -n 1 <&3"));
+        let all = ran.told("key-exchanges").expect("names");
         assert!(all.split(',').any(|name| name == "curve25519-sha256"), "{all}");
         vm.sh("echo 'KexAlgorithms ecdh-sha2-nistp256' >/etc/ssh/sshd_config.d/a.conf; supervisorctl restart sshd");
         assert_eq!(vm.provision(&key).ok().told("key-exchanges"), Some("ecdh-sha2-nistp256"));

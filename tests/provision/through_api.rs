@@ -1,7 +1,14 @@
 //! `ksync` with the platform's API, and the machine behind it.
 
+use std::time::Duration;
+
 use crate::platform::{Platform, SESSION};
 use crate::vm::{Image, on_vm};
+use crate::world::link::Conditions;
+
+/// TCP 1, WebSocket 1, key exchange 1, and login, channel and command 1. The answer is that there is
+/// no agent; its upload and its own answer take 1.
+const ROUND_TRIPS: usize = 5;
 
 #[test]
 fn a_session_is_set_up_and_the_doctor_names_its_bridge() {
@@ -29,5 +36,19 @@ fn the_doctor_names_ksyncs_bridge_on_a_vm_that_had_none() {
         assert!(said.stderr.contains(&format!("{bridge}; installed: ksync-bridge")), "{}", said.stderr);
         let told = platform.ksync(&["doctor", SESSION]).stdout;
         assert!(told.contains(bridge), "{told}");
+    });
+}
+
+#[test]
+fn the_first_connection_to_a_new_vm_is_made_in_the_fast_order() {
+    on_vm(Image::New, |vm| {
+        let platform = Platform::start(vm);
+        platform.link.set(Conditions { round_trip: Duration::from_millis(300), ..Conditions::default() });
+        vm.world().tree("src").file("a", "b");
+        platform.ksync(&["--no-keep-alive", "src", &format!("{SESSION}:/root/there")]).ok();
+        assert_eq!(vm.sh("cat /root/there/a"), "b");
+        let (round_trips, carried) = (platform.link.round_trips(), platform.link.carried());
+        assert_eq!(carried.connections, 1);
+        assert!(round_trips <= ROUND_TRIPS, "{round_trips} round trips, {carried:?}");
     });
 }

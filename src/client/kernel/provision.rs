@@ -48,6 +48,8 @@ pub struct Provisioned {
     pub websocat: Option<String>,
     /// True if the bridge's connections have TCP_NODELAY, as far as is known.
     pub has_nodelay: Option<bool>,
+    /// First line of sshd, if reported.
+    pub server_id: Option<String>,
     /// Names of sshd's key exchanges, separated by commas, if reported.
     pub key_exchanges: Option<String>,
     /// Packages that the script installed.
@@ -69,8 +71,8 @@ impl Provisioned {
     /// Facts for a fast first connection, for the owner of `public_key`, a line of OpenSSH that was
     /// just authorised. They cannot change which host key is trusted.
     pub(super) fn facts(&self, public_key: &str) -> Option<HostFacts> {
-        let server_id = format!("SSH-2.0-{}", self.sshd.as_deref()?);
-        HostFacts::provisioned(&server_id, self.key_exchanges.as_deref()?, &self.host_key, public_key)
+        let (server_id, key_exchanges) = (self.server_id.as_deref()?, self.key_exchanges.as_deref()?);
+        HostFacts::provisioned(server_id, key_exchanges, &self.host_key, public_key)
     }
 }
 
@@ -181,6 +183,7 @@ pub(super) fn read(executed: &Executed) -> Result<Provisioned, ProvisionError> {
             "sshd" => told.sshd = shown(),
             "websocat" => told.websocat = shown(),
             "nodelay" => told.has_nodelay = Some(value == "yes"),
+            "server-id" => told.server_id = shown(),
             "key-exchanges" => told.key_exchanges = shown(),
             "installed" => {
                 told.installed =
@@ -231,7 +234,8 @@ mod tests {
         let told = read(&executed(
             0,
             b"noise\nKSYNC host-key ssh-ed25519 AAAA+/=\nKSYNC sshd OpenSSH_8.9p1\nKSYNC websocat \n\
-              KSYNC nodelay yes\nKSYNC key-exchanges a,b\nKSYNC installed openssh-server websocat \nKSYNC more later\n\xff\n",
+              KSYNC nodelay yes\nKSYNC server-id SSH-2.0-OpenSSH_8.9p1 Ubuntu\nKSYNC key-exchanges a,b\n\
+              KSYNC installed openssh-server websocat \nKSYNC more later\n\xff\n",
             "",
         ));
         let expected = Provisioned {
@@ -239,6 +243,7 @@ mod tests {
             sshd: Some("OpenSSH_8.9p1".to_owned()),
             websocat: None,
             has_nodelay: Some(true),
+            server_id: Some("SSH-2.0-OpenSSH_8.9p1 Ubuntu".to_owned()),
             key_exchanges: Some("a,b".to_owned()),
             installed: vec!["openssh-server".to_owned(), "websocat".to_owned()],
         };
@@ -261,9 +266,9 @@ mod tests {
     #[test]
     fn the_facts_are_those_of_the_authorised_key_and_need_a_known_server() {
         let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
-        let of = |sshd: &str, key_exchanges: &str| Provisioned {
+        let of = |version: &str, key_exchanges: &str| Provisioned {
             host_key: key.to_owned(),
-            sshd: Some(sshd.to_owned()),
+            server_id: Some(format!("SSH-2.0-{version}")),
             key_exchanges: Some(key_exchanges.to_owned()),
             ..Provisioned::default()
         };
@@ -277,12 +282,12 @@ mod tests {
         );
         assert!(facts.user_key.is_some());
         // A VM cannot make ksync offer anything that it would not offer by itself.
-        for (sshd, key_exchanges) in [
+        for (version, key_exchanges) in [
             ("OpenSSH_8.9p1", "diffie-hellman-group14-sha256"),
             ("OpenSSH_6.6", "curve25519-sha256"),
             ("", ""),
         ] {
-            assert_eq!(of(sshd, key_exchanges).facts(&line), None);
+            assert_eq!(of(version, key_exchanges).facts(&line), None);
         }
         assert_eq!(Provisioned { key_exchanges: None, ..of("OpenSSH_8.9p1", "") }.facts(&line), None);
     }
