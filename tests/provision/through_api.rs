@@ -29,6 +29,11 @@ fn a_session_is_set_up_and_the_doctor_names_its_bridge() {
         platform.ksync(&["--no-keep-alive", "src", &there]).ok();
         platform.ksync(&["--no-keep-alive", &there, "back"]).ok();
         vm.world().assert_same("src", "back");
+        // Another setup leaves what connections have shown, such as the agent.
+        let facts = || fs::read_to_string(vm.world().path("state/ksync/facts")).expect("facts");
+        let before = facts();
+        platform.ksync(&["session", "setup", SESSION]).ok();
+        assert_eq!(facts(), before);
     });
 }
 

@@ -332,8 +332,10 @@ impl Access {
         };
         say(Step::SetUp);
         let before = self.store().find(&browser.session_id);
+        let known_host_key = before.as_ref().map(|stored| stored.host_key.clone());
         let mut authorized = before.map(|stored| stored.authorized).unwrap_or_default();
-        if !authorized.contains(&key.public) {
+        let is_authorized = authorized.contains(&key.public);
+        if !is_authorized {
             authorized.push(key.public.clone());
         }
         let executed = api.exec(&browser.session_id, &provision::provision(&key.public, None))?;
@@ -358,7 +360,10 @@ impl Access {
             authorized,
         };
         self.keep(&stored)?;
-        self.remember_facts(&stored, provisioned.facts(&key.public));
+        // Connections to a known VM have shown more than the script tells.
+        if !is_authorized || known_host_key.as_ref() != Some(&stored.host_key) {
+            self.remember_facts(&stored, provisioned.facts(&key.public));
+        }
         Ok(ConnectedVm { stored, provisioned })
     }
 
