@@ -5,12 +5,14 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use ksync::remote::{Agent, AgentImage, Connection, HostFacts, Keys, RemoteError, Target, connect, remember};
+use ksync::remote::{
+    Agent, AgentImage, Connection, ErrorKind, HostFacts, Keys, RemoteError, Target, connect, remember,
+};
 
 use crate::server::{ECHO, Server, echoes, talk};
-use crate::world::link::{Flow, Link};
-use crate::world::noise;
+use crate::world::link::{Cut, Flow, Link};
 use crate::world::service::make_key;
+use crate::world::{noise, wait_for};
 
 /// Round trips until an agent is started, over TCP: TCP and key exchange; in order six more.
 const FAST: u32 = 2;
@@ -68,6 +70,7 @@ async fn a_remembered_host_answers_after_three_round_trips() {
     // The facts of the other address, as if it were this one.
     let here = Target { facts: target.facts.clone(), ..server.target_at(link.address()) };
     round(&here, &image).await.unwrap();
+    wait_for("the end of the last connection", || link.is_quiet().then_some(()));
     link.reset();
     let connection = connect(&here).await.unwrap();
     let mut agent = connection.agent(image).await.unwrap();
@@ -322,4 +325,36 @@ async fn rsa_and_ecdsa_keys_are_remembered() {
         round(&target, &image).await.unwrap();
         assert_eq!(round(&target, &image).await.unwrap(), FAST, "{kind}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fast_login_cut_at_any_byte_goes_on_in_order_or_is_a_lost_connection() {
+    const STEP: usize = 173;
+    let Some((server, link, target, image)) = remembered("").await else { return };
+    let known = facts(&server);
+    let mut went_on = 0;
+    for cuts in [Cut::UpAfter as fn(u64) -> Cut, Cut::DownAfter] {
+        for place in (0..).step_by(STEP) {
+            // Two cuts in a row would count against the host.
+            std::fs::write(server.path("facts"), &known).unwrap();
+            link.reset();
+            link.cut_next(cuts(place));
+            let connection = connect(&target).await.unwrap();
+            let agent = connection.agent(image.clone()).await;
+            let agent = agent.unwrap_or_else(|error| panic!("cut at {place}: {error:?}"));
+            let (heard, end) = talk(agent, noise(1, 100)).await;
+            let is_second = link.carried().connections == 2;
+            went_on += u32::from(is_second);
+            match heard {
+                Ok(_) if !is_second => break,
+                Ok(heard) => assert!(heard.ends_with(&noise(1, 100)), "cut at {place}"),
+                // The command may have run.
+                Err(_) => {
+                    let kind = end.error.expect("an error").kind();
+                    assert!(matches!(kind, ErrorKind::Socket | ErrorKind::Timeout), "{place}: {kind:?}");
+                }
+            }
+        }
+    }
+    assert!(went_on > 10, "{went_on}");
 }

@@ -347,12 +347,14 @@ mod tests {
     fn the_command_is_one_line_that_any_login_shell_can_pass_on() {
         let image =
             AgentImage { sha256: "ab".repeat(32).into(), gzip: Bytes::from(vec![0; 2 * BLOCK_BYTES]) };
-        let command = command(&image, "feed", &Purpose::Exchange(None), Form::Whole);
-        let script = command.strip_prefix("exec sh -c '").unwrap();
-        let (script, arguments) = script.split_once('\'').unwrap();
-        assert_eq!(arguments, format!(" ksync {} 2 feed 'exchange'", "ab".repeat(32)));
-        assert!(!script.contains(['\n', '!', '\'']) && !script.contains("\\\\"), "{script}");
-        assert!(command.len() < 8192);
+        for (form, bytes_max) in [(Form::Whole, 8192), (Form::Short, 600)] {
+            let command = command(&image, "feed", &Purpose::Exchange(None), form);
+            let script = command.strip_prefix("exec sh -c '").unwrap();
+            let (script, arguments) = script.split_once('\'').unwrap();
+            assert_eq!(arguments, format!(" ksync {} 2 feed 'exchange'", "ab".repeat(32)));
+            assert!(!script.contains(['\n', '!', '\'']) && !script.contains("\\\\"), "{script}");
+            assert!(command.len() < bytes_max);
+        }
     }
 
     #[test]

@@ -60,8 +60,8 @@ pub struct HostFacts {
     pub host_key: String,
     /// The key exchange was strict.
     pub is_strict: bool,
-    /// A cipher with a MAC of its own was chosen, so no other one need be offered.
-    pub is_aead: bool,
+    /// The cipher was chosen that most servers have, so no other one need be offered.
+    pub is_lean: bool,
     /// SHA-256 of the user key that was let in, in hex.
     pub user_key: Option<String>,
     /// Fast connections that failed in a row with these facts.
@@ -89,20 +89,20 @@ impl HostFacts {
     }
 
     /// Facts that a connection by ksync's own client has shown.
-    pub(super) fn of(seen: &Facts, is_aead: bool) -> Self {
+    pub(super) fn of(seen: &Facts, is_lean: bool) -> Self {
         let (guess, user_key) = (&seen.guess, seen.key.as_deref().map(digest_of));
-        let facts = Self::negotiated(&guess.key_exchange, &guess.host_key, seen.is_strict, is_aead);
+        let facts = Self::negotiated(&guess.key_exchange, &guess.host_key, seen.is_strict, is_lean);
         Self { server_id: seen.server_id.clone(), user_key, ..facts }
     }
 
     /// Facts that a key exchange has shown.
-    pub(super) fn negotiated(key_exchange: &str, host_key: &str, is_strict: bool, is_aead: bool) -> Self {
+    pub(super) fn negotiated(key_exchange: &str, host_key: &str, is_strict: bool, is_lean: bool) -> Self {
         Self {
             server_id: String::new(),
             key_exchange: key_exchange.to_owned(),
             host_key: host_key.to_owned(),
             is_strict,
-            is_aead,
+            is_lean,
             user_key: None,
             failures: 0,
             round_trip: None,
@@ -151,7 +151,7 @@ impl HostFacts {
         self.server_id == other.server_id
             && self.key_exchange == other.key_exchange
             && self.host_key == other.host_key
-            && (self.is_strict, self.is_aead) == (other.is_strict, other.is_aead)
+            && (self.is_strict, self.is_lean) == (other.is_strict, other.is_lean)
             && self.user_key == other.user_key
     }
 
@@ -201,9 +201,9 @@ impl HostFacts {
             Some(agent) => format!("{}{}", if agent.is_in_cache { "" } else { "elsewhere:" }, agent.sha256),
             None => NONE.to_owned(),
         };
-        let (strict, aead) = (u8::from(self.is_strict), u8::from(self.is_aead));
+        let (strict, lean) = (u8::from(self.is_strict), u8::from(self.is_lean));
         Some(format!(
-            "{VERSION} {name} {} {} {strict} {aead} {} {} {round_trip} {agent} {}",
+            "{VERSION} {name} {} {} {strict} {lean} {} {} {round_trip} {agent} {}",
             self.key_exchange,
             self.host_key,
             self.user_key.as_deref().unwrap_or(NONE),
@@ -224,7 +224,7 @@ impl HostFacts {
             _ => None,
         };
         let (key_exchange, host_key) = (next()?.to_owned(), next()?.to_owned());
-        let (is_strict, is_aead) = (flag(next()?)?, flag(next()?)?);
+        let (is_strict, is_lean) = (flag(next()?)?, flag(next()?)?);
         let user_key = known(next()?);
         let failures = next()?.parse().ok()?;
         let round_trip = match known(next()?) {
@@ -241,7 +241,7 @@ impl HostFacts {
             key_exchange,
             host_key,
             is_strict,
-            is_aead,
+            is_lean,
             user_key,
             failures,
             round_trip,
@@ -423,10 +423,10 @@ mod tests {
             ..facts(ID)
         };
         remember(&root, whole.clone());
-        remember(&me, HostFacts { is_aead: false, user_key: None, ..facts(ID) });
+        remember(&me, HostFacts { is_lean: false, user_key: None, ..facts(ID) });
         assert_eq!(Login::of(&root).unwrap().recall(), Some(whole));
         let mine = Login::of(&me).unwrap().recall().unwrap();
-        assert!(!mine.is_aead && mine.user_key.is_none() && mine.agent.is_none());
+        assert!(!mine.is_lean && mine.user_key.is_none() && mine.agent.is_none());
         assert_eq!(Login::of(&target(file.clone(), "other")).unwrap().recall(), None);
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert!(Login::of(&Target { facts: None, ..root }).is_none());

@@ -101,7 +101,7 @@ pub(super) async fn begin(target: &Target, login: Option<&Login>) -> Result<Begu
         silence: target.silence_timeout,
         host_keys: target.host_keys.clone(),
         order: order.clone(),
-        is_lean: known.is_aead,
+        is_lean: known.is_lean,
     };
     let exchange_begin = Instant::now();
     let shaking = own::handshake(stream, settings, status.clone(), hooks.shown.clone());

@@ -7,7 +7,8 @@
 //!                                                       └─ forwarding ─ carry
 //! ```
 //!
-//! [`connect`] opens an SSH session to a [`Target`]. [`Connection::agent`] starts an [`Agent`] on a
+//! [`connect`] opens an SSH session to a [`Target`]: in order, or in the `fast` order to a host of
+//! which `facts` are remembered; `line` is the connection that either makes. [`Connection::agent`] starts an [`Agent`] on a
 //! channel of that session, any number of times. [`Connection::lane`] starts an agent that is
 //! a further lane of another one. Everything up to the agent is asynchronous. The agent's reader
 //! and writer block, because the engine's driver needs blocking ones. Four rules hold throughout:

@@ -23,7 +23,7 @@ use crate::remote::facts::HostFacts;
 use crate::remote::hostkey::HostKeys;
 use crate::remote::hostkey_error::HostKeyError;
 use crate::remote::keys::Shown;
-use crate::remote::ssh::{self, AEADS, KEEPALIVES, certificate_name};
+use crate::remote::ssh::{self, KEEPALIVES, LEAN_CIPHER, LEAN_MAC, certificate_name};
 use crate::remote::tcp::{ByteStream, GuardedStream};
 use crate::tree::path::escape;
 
@@ -57,7 +57,7 @@ pub(super) struct Settings {
     pub(super) silence: Duration,
     pub(super) host_keys: HostKeys,
     pub(super) order: Order,
-    /// Offer only ciphers that need no MAC.
+    /// Offer one cipher only.
     pub(super) is_lean: bool,
 }
 
@@ -80,9 +80,8 @@ pub(super) async fn handshake(
         config.algorithms.host_keys.splice(..0, certificates.collect::<Vec<_>>());
     }
     if is_lean {
-        config.algorithms.ciphers = AEADS.map(str::to_owned).to_vec();
-        // The list must not be empty, but nothing in it is used.
-        config.algorithms.macs.truncate(1);
+        config.algorithms.ciphers = vec![LEAN_CIPHER.to_owned()];
+        config.algorithms.macs = vec![LEAN_MAC.to_owned()];
     }
     let interval = silence / (KEEPALIVES + 1);
     let keepalive = Some(Keepalive { interval, unanswered_max: KEEPALIVES });
@@ -410,8 +409,8 @@ impl Own {
     pub(super) fn facts(&self) -> Option<HostFacts> {
         self.session.client(|client| {
             let ciphers = &client.negotiated()?.ciphers;
-            let is_aead = ciphers.iter().all(|cipher| AEADS.contains(&cipher.as_str()));
-            Some(HostFacts::of(&client.facts()?, is_aead))
+            let is_lean = ciphers.iter().all(|cipher| cipher == LEAN_CIPHER);
+            Some(HostFacts::of(&client.facts()?, is_lean))
         })
     }
 

@@ -45,6 +45,10 @@ impl Secrets {
 
     /// Stores a secret in place of an earlier one.
     pub(super) fn remember(&self, secret: &Secret) {
+        // An agent that was started without a sealed flight tells its secret each time.
+        if self.recall().as_ref() == Some(secret) {
+            return;
+        }
         let text = private::read(&self.file).unwrap_or_default();
         let mut new = format!("{} {}\n", self.name, secret.to_hex());
         for line in text.lines().filter(|line| !line.starts_with(&self.name)).take(SECRETS_MAX - 1) {

@@ -32,9 +32,10 @@ const CIPHERS: &[cipher::Name] = &[
     cipher::AES_128_CTR,
 ];
 
-/// Ciphers that need no MAC. All OpenSSH servers have them, unless their configuration says no.
-pub(super) const AEADS: [&str; 3] =
-    ["aes256-gcm@openssh.com", "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"];
+/// The cipher of a short offer. All OpenSSH servers have it, unless their configuration says no. It
+/// needs no MAC, but lists must not be empty.
+pub(super) const LEAN_CIPHER: &str = "aes256-gcm@openssh.com";
+pub(super) const LEAN_MAC: &str = "hmac-sha2-256";
 
 /// Key exchanges that OpenSSH's client offers, in order of preference. russh has no sntrup761: a
 /// server that has nothing else is met by ksync's own client, see `own`.
@@ -269,8 +270,8 @@ impl Handler for Client {
     ) -> Result<(), ClientError> {
         let is_certified = self.hooks.is_certified.get().is_some();
         let kind = if is_certified { certificate_name(&names.key) } else { names.key.to_string() };
-        let is_aead = AEADS.contains(&names.cipher.as_ref());
-        let seen = HostFacts::negotiated(names.kex.as_ref(), &kind, names.strict_kex(), is_aead);
+        let is_lean = names.cipher.as_ref() == LEAN_CIPHER;
+        let seen = HostFacts::negotiated(names.kex.as_ref(), &kind, names.strict_kex(), is_lean);
         let _ = self.hooks.seen.set(seen);
         Ok(())
     }
