@@ -12,6 +12,7 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod host;
+mod platform;
 mod vm;
 #[path = "../world/mod.rs"]
 mod world;
@@ -20,4 +21,6 @@ mod bridge;
 mod cleanup;
 mod failures;
 mod first;
+mod nodelay;
 mod official;
+mod through_api;

@@ -84,7 +84,7 @@ pub(crate) struct Vm {
     world: World,
     unshare: Child,
     /// Pid of its first process in the namespace of the machine that runs the tests.
-    first: i32,
+    pub(crate) first: i32,
 }
 
 /// Exit code and output of a command.
@@ -163,20 +163,7 @@ impl Vm {
 
     /// A command on the machine, with the environment of a service.
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args([
-            "--target",
-            &self.first.to_string(),
-            "--mount",
-            "--pid",
-            "--net",
-            "--root",
-            "--wd",
-            "--",
-        ]);
-        command.args(args).env_clear().env("PATH", VM_PATH).env("HOME", "/root");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
+        command_at(self.first, args)
     }
 
     /// Runs a command until it has ended and no process holds its output, like the platform's exec.
@@ -334,6 +321,15 @@ impl Drop for Vm {
         }
         let _ = self.unshare.wait();
     }
+}
+
+/// A command on the machine whose first process this is.
+pub(crate) fn command_at(first: i32, args: &[&str]) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(["--target", &first.to_string(), "--mount", "--pid", "--net", "--root", "--wd", "--"]);
+    command.args(args).env_clear().env("PATH", VM_PATH).env("HOME", "/root");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
 }
 
 /// Builds the platform's call of a script.

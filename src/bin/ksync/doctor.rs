@@ -170,9 +170,9 @@ fn examine(args: &DoctorArgs, connect_options: &ConnectOptions, checks: &mut Che
     let _ = checks.step("keep-alive", || keep_alive(&browser, connect_options));
     let ConnectedVm { stored, .. } = checks.step("VM", || {
         let reached = access.set_up(&api, &browser, |_| ())?;
-        let version = |version: &Option<String>| version.clone().unwrap_or_else(|| "?".to_owned());
         let told = &reached.provisioned;
-        let detail = format!("sshd {}, bridge {}", version(&told.sshd), version(&told.websocat));
+        let sshd = told.sshd.as_deref().unwrap_or("of an unknown version");
+        let detail = format!("sshd {sshd}, bridge {}", told.bridge());
         Ok((reached, detail))
     })?;
     checks.step("connection", || connection(&stored, connect_options))?;

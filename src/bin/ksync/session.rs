@@ -192,12 +192,11 @@ fn setup(access: &Access, session: &str, proxy: &str, json: bool) -> Result<u8, 
         });
         out::result(&told.to_string());
     } else {
-        let version = |version: Option<String>| version.unwrap_or_else(|| "of an unknown version".to_owned());
         out::result(&format!("{} answers at {}", stored.session_id, stored.bridge_url()));
         out::note(&format!(
             "ksync: sshd {}, bridge {}; installed: {}",
-            version(provisioned.sshd),
-            version(provisioned.websocat),
+            provisioned.sshd.as_deref().unwrap_or("of an unknown version"),
+            provisioned.bridge(),
             if provisioned.installed.is_empty() {
                 "nothing".to_owned()
             } else {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::kernel::api::Api;
 use crate::kernel::bridge_image::BridgeImage;
@@ -16,6 +17,7 @@ use crate::kernel::settings::Settings;
 use crate::kernel::types::Browser;
 use crate::kernel::waits::Waits;
 use crate::private;
+use crate::remote::{self, HostFacts, HostKeys, Keys, Proxies, Target, Transport};
 use crate::tree::path::escape;
 
 /// Name of the current session.
@@ -330,8 +332,10 @@ impl Access {
         };
         say(Step::SetUp);
         let before = self.store().find(&browser.session_id);
+        let known_host_key = before.as_ref().map(|stored| stored.host_key.clone());
         let mut authorized = before.map(|stored| stored.authorized).unwrap_or_default();
-        if !authorized.contains(&key.public) {
+        let is_authorized = authorized.contains(&key.public);
+        if !is_authorized {
             authorized.push(key.public.clone());
         }
         let executed = api.exec(&browser.session_id, &provision::provision(&key.public, None))?;
@@ -356,7 +360,27 @@ impl Access {
             authorized,
         };
         self.keep(&stored)?;
+        // Connections to a known VM have shown more than the script tells.
+        if !is_authorized || known_host_key.as_ref() != Some(&stored.host_key) {
+            self.remember_facts(&stored, provisioned.facts(&key.public));
+        }
         Ok(ConnectedVm { stored, provisioned })
+    }
+
+    /// Remembers what makes the first connection to a VM fast.
+    fn remember_facts(&self, stored: &StoredSession, facts: Option<HostFacts>) {
+        let Some(facts) = facts else { return };
+        let url = stored.bridge_url();
+        let target = Target {
+            transport: Transport::WebSocket { url, ca_cert: None, proxies: Proxies::of_environment() },
+            user: "root".to_owned(),
+            host_keys: HostKeys::Exactly(stored.host_key.clone()),
+            keys: Keys::default(),
+            connect_timeout: Duration::ZERO,
+            silence_timeout: Duration::ZERO,
+            facts: Some(self.directory.join("facts")),
+        };
+        remote::remember(&target, facts);
     }
 
     /// Asks a session's VM, through the API, which of the services for SSH run there. This takes

@@ -4,6 +4,7 @@
 //! VM can make ksync trust another host than the one that the API names.
 
 use crate::kernel::types::{Exec, Executed};
+use crate::remote::HostFacts;
 use crate::tree::path::escape;
 
 /// Script that sets a VM up.
@@ -37,7 +38,7 @@ const NO_SSHD: i32 = 74;
 const LINE_BYTES_MAX: usize = 4 << 10;
 
 /// Facts about a VM that has been set up.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Provisioned {
     /// The VM's host key, as a line of OpenSSH: `ssh-ed25519 AAAA…`.
     pub host_key: String,
@@ -45,8 +46,34 @@ pub struct Provisioned {
     pub sshd: Option<String>,
     /// Version of the VM's bridge, if reported.
     pub websocat: Option<String>,
+    /// True if the bridge's connections have TCP_NODELAY, as far as is known.
+    pub has_nodelay: Option<bool>,
+    /// First line of sshd, if reported.
+    pub server_id: Option<String>,
+    /// Names of sshd's key exchanges, separated by commas, if reported.
+    pub key_exchanges: Option<String>,
     /// Packages that the script installed.
     pub installed: Vec<String>,
+}
+
+impl Provisioned {
+    /// Version of the bridge for display, and how it sends small packets.
+    #[must_use]
+    pub fn bridge(&self) -> String {
+        let version = self.websocat.as_deref().unwrap_or("of an unknown version");
+        match self.has_nodelay {
+            Some(true) => format!("{version} with TCP_NODELAY"),
+            Some(false) => format!("{version} without TCP_NODELAY, which makes each connection slower"),
+            None => version.to_owned(),
+        }
+    }
+
+    /// Facts for a fast first connection, for the owner of `public_key`, a line of OpenSSH that was
+    /// just authorised. They cannot change which host key is trusted.
+    pub(super) fn facts(&self, public_key: &str) -> Option<HostFacts> {
+        let (server_id, key_exchanges) = (self.server_id.as_deref()?, self.key_exchanges.as_deref()?);
+        HostFacts::provisioned(server_id, key_exchanges, &self.host_key, public_key)
+    }
 }
 
 /// Reason why a VM could not be set up.
@@ -143,7 +170,7 @@ pub(super) fn read(executed: &Executed) -> Result<Provisioned, ProvisionError> {
             });
         }
     }
-    let mut told = Provisioned { host_key: String::new(), sshd: None, websocat: None, installed: Vec::new() };
+    let mut told = Provisioned::default();
     let lines = executed.stdout.split(|&byte| byte == b'\n').filter(|line| line.len() <= LINE_BYTES_MAX);
     for line in lines.filter_map(|line| std::str::from_utf8(line).ok()) {
         let Some((what, value)) = line.strip_prefix("KSYNC ").and_then(|line| line.split_once(' ')) else {
@@ -155,6 +182,9 @@ pub(super) fn read(executed: &Executed) -> Result<Provisioned, ProvisionError> {
             "host-key" if is_host_key(value) => value.clone_into(&mut told.host_key),
             "sshd" => told.sshd = shown(),
             "websocat" => told.websocat = shown(),
+            "nodelay" => told.has_nodelay = Some(value == "yes"),
+            "server-id" => told.server_id = shown(),
+            "key-exchanges" => told.key_exchanges = shown(),
             "installed" => {
                 told.installed =
                     value.split_whitespace().map(|name| escape(name.as_bytes()).into_owned()).collect();
@@ -204,6 +234,7 @@ mod tests {
         let told = read(&executed(
             0,
             b"noise\nKSYNC host-key ssh-ed25519 AAAA+/=\nKSYNC sshd OpenSSH_8.9p1\nKSYNC websocat \n\
+              KSYNC nodelay yes\nKSYNC server-id SSH-2.0-OpenSSH_8.9p1 Ubuntu\nKSYNC key-exchanges a,b\n\
               KSYNC installed openssh-server websocat \nKSYNC more later\n\xff\n",
             "",
         ));
@@ -211,9 +242,54 @@ mod tests {
             host_key: "ssh-ed25519 AAAA+/=".to_owned(),
             sshd: Some("OpenSSH_8.9p1".to_owned()),
             websocat: None,
+            has_nodelay: Some(true),
+            server_id: Some("SSH-2.0-OpenSSH_8.9p1 Ubuntu".to_owned()),
+            key_exchanges: Some("a,b".to_owned()),
             installed: vec!["openssh-server".to_owned(), "websocat".to_owned()],
         };
         assert_eq!(told, Ok(expected));
+    }
+
+    #[test]
+    fn the_bridge_is_named_with_its_way_of_sending() {
+        let of = |has_nodelay| Provisioned {
+            websocat: Some("websocat 1.14.1".to_owned()),
+            has_nodelay,
+            ..Provisioned::default()
+        };
+        assert_eq!(of(Some(true)).bridge(), "websocat 1.14.1 with TCP_NODELAY");
+        assert!(of(Some(false)).bridge().starts_with("websocat 1.14.1 without TCP_NODELAY, "));
+        assert_eq!(of(None).bridge(), "websocat 1.14.1");
+        assert_eq!(Provisioned::default().bridge(), "of an unknown version");
+    }
+
+    #[test]
+    fn the_facts_are_those_of_the_authorised_key_and_need_a_known_server() {
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
+        let of = |version: &str, key_exchanges: &str| Provisioned {
+            host_key: key.to_owned(),
+            server_id: Some(format!("SSH-2.0-{version}")),
+            key_exchanges: Some(key_exchanges.to_owned()),
+            ..Provisioned::default()
+        };
+        let line = format!("{key} ksync");
+        let facts = of("OpenSSH_8.9p1", "diffie-hellman-group14-sha256,curve25519-sha256").facts(&line);
+        let facts = facts.expect("facts");
+        assert_eq!((facts.server_id.as_str(), facts.failures), ("SSH-2.0-OpenSSH_8.9p1", 0));
+        assert_eq!(
+            (facts.key_exchange.as_str(), facts.host_key.as_str()),
+            ("curve25519-sha256", "ssh-ed25519")
+        );
+        assert!(facts.user_key.is_some());
+        // A VM cannot make ksync offer anything that it would not offer by itself.
+        for (version, key_exchanges) in [
+            ("OpenSSH_8.9p1", "diffie-hellman-group14-sha256"),
+            ("OpenSSH_6.6", "curve25519-sha256"),
+            ("", ""),
+        ] {
+            assert_eq!(of(version, key_exchanges).facts(&line), None);
+        }
+        assert_eq!(Provisioned { key_exchanges: None, ..of("OpenSSH_8.9p1", "") }.facts(&line), None);
     }
 
     #[test]

@@ -14,7 +14,8 @@ use crate::world::ABSENT;
 
 /// Emulates a VM's supervisor. The SSH server and its bridge run from the start, and are no
 /// services of this machine, so the script reports them as running.
-const SUPERVISORCTL: &str = "#!/bin/sh\n[ \"$1\" != status ] || echo \"$2 RUNNING pid 1, uptime 0:00:01\"\n";
+const SUPERVISORCTL: &str = "#!/bin/sh\n[ \"$1\" = status ] || exit 0\nshift\n\
+                             for name; do echo \"$name RUNNING pid 1, uptime 0:00:01\"; done\n";
 
 /// Installs the supervisor of a VM with a world.
 pub(super) fn install_supervisorctl(root: &Root) -> io::Result<()> {
