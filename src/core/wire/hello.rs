@@ -136,6 +136,18 @@ impl Request {
     pub fn with_further(self, paths: &[Vec<u8>]) -> Self {
         Self { further: paths.iter().map(|path| ByteBuf::from(path.clone())).collect(), ..self }
     }
+
+    /// Decodes a request that stands alone.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, HelloError> {
+        let request: Self = postcard::from_bytes(bytes).map_err(|_| HelloError::Malformed)?;
+        if request.is_within_limits() { Ok(request) } else { Err(HelloError::Malformed) }
+    }
+
+    fn is_within_limits(&self) -> bool {
+        let Options { rules, consent, .. } = &self.options;
+        let pattern_bytes = rules.iter().map(|rule| rule.pattern.len()).sum::<usize>();
+        rules.len() <= RULES_MAX && pattern_bytes <= RULES_BYTES_MAX && consent.force_in.len() <= FORCED_MAX
+    }
 }
 
 /// A sender's way to watch its tree.
@@ -206,17 +218,8 @@ pub fn read(reader: &mut impl Read) -> Result<Hello, HelloError> {
         return Err(HelloError::Version(version));
     }
     let hello: Hello = postcard::from_bytes(&bytes).map_err(|_| HelloError::Malformed)?;
-    let is_too_long = |options: &Options| {
-        let pattern_bytes = options.rules.iter().map(|rule| rule.pattern.len()).sum::<usize>();
-        options.rules.len() > RULES_MAX
-            || pattern_bytes > RULES_BYTES_MAX
-            || options.consent.force_in.len() > FORCED_MAX
-    };
-    if hello.request.as_ref().is_some_and(|request| is_too_long(&request.options)) {
-        Err(HelloError::Malformed)
-    } else {
-        Ok(hello)
-    }
+    let is_valid = hello.request.as_ref().is_none_or(Request::is_within_limits);
+    if is_valid { Ok(hello) } else { Err(HelloError::Malformed) }
 }
 
 #[cfg(test)]

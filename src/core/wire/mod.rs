@@ -102,10 +102,15 @@
 //! opens further channels. It then spreads its stream over them: see [`lanes`]. The agent's answers
 //! stay in one stream. The client uses a lane only after the agent has answered that it joined, so
 //! nobody waits for a lane that never comes. A lane that breaks breaks the connection.
+//!
+//! # Kept agents
+//! An agent may serve one run after another. The streams of its runs then follow each other on one
+//! channel, cut into records: see [`keep`].
 
 pub mod flight;
 pub mod frame;
 pub mod hello;
+pub mod keep;
 pub mod lanes;
 pub mod message;
 mod want;
