@@ -1,42 +1,38 @@
 //! The agent: one side of an exchange over stdin and stdout, on the machine where `ksync` installed
 //! it. Its argument may hold the first bytes of its input, sealed, so that they arrive a round trip
 //! earlier (see [`flight`]). With the argument `lane:TOKEN` the process is only a further lane of
-//! such an agent.
+//! such an agent. With the argument `keep` it serves one run after another (see [`keep`]).
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Cursor, Read};
+use std::io::{self, Cursor, Read, Write};
 use std::os::fd::AsFd;
-use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
-use ksync_core::disk::baseline::Baseline;
-use ksync_core::disk::expand_home;
 use ksync_core::disk::secret::secret_of;
-use ksync_core::engine::{Config, Receiver, RunError, Sender, Summary};
-use ksync_core::exchange::lanes::Lane;
-use ksync_core::exchange::rounds::{self, WatchedSource};
-use ksync_core::exchange::{FileReceiver, FileSender, Incoming, Link, Receiving, Sending, Timeouts, run};
+use ksync_core::engine::{RunError, Summary};
+use ksync_core::exchange::lanes::{Lane, Outlet};
+use ksync_core::exchange::runs::{Run, Runs};
 use ksync_core::log;
-use ksync_core::monitor::Quiet;
-use ksync_core::rendezvous::{Rendezvous, serve_lane};
+use ksync_core::rendezvous::serve_lane;
 use ksync_core::wire::flight::{self, Sealed};
-use ksync_core::wire::hello::{self, Request, Role};
+use ksync_core::wire::hello::MAGIC;
+use ksync_core::wire::keep;
 use ksync_core::wire::lanes::Token;
 use ksync_core::wire::message::AbortKind;
+
+use serve::serve;
+
+mod serve;
 
 /// Maximum bytes that a client sent before it learns to repeat them: more than it keeps for
 /// repetition.
 const SKIPPED_BYTES_MAX: usize = 256 * 1024;
 
-/// Variable that the VM emulator sets to its directory where it has no file system of its own.
-const CONFINED_TO: &str = "KSYNC_SANDBOX_CONFINED_TO";
-
 fn main() -> ExitCode {
     let argument = std::env::args().nth(1).unwrap_or_default();
     if argument == "--version" {
-        let answered = io::Write::write_all(&mut io::stdout(), b"ksync-agent\n");
+        let answered = io::stdout().write_all(b"ksync-agent\n");
         return if answered.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     if let Some(token) = argument.strip_prefix("lane:") {
@@ -51,17 +47,19 @@ fn main() -> ExitCode {
     if std::env::var_os(log::VARIABLE).is_some_and(|level| level == log::LEVEL) {
         log::begin(|_, text| {
             let line = format!("{}{text}\n", log::MARK);
-            let _ = io::Write::write_all(&mut io::stderr(), line.as_bytes());
+            let _ = io::stderr().write_all(line.as_bytes());
         });
     }
-    match serve(&argument) {
+    if argument == keep::ARGUMENT {
+        return if serve_runs().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    match serve_once(&argument) {
         Ok(Ok(_)) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             // The peer knows the reason of a failure already, unless the connection itself failed.
             if matches!(error.kind, AbortKind::Connection | AbortKind::Timeout) {
                 let text = error.text.as_bytes();
-                let _ =
-                    unbuffered(io::stderr()).and_then(|mut stderr| io::Write::write_all(&mut stderr, text));
+                let _ = unbuffered(io::stderr()).and_then(|mut stderr| stderr.write_all(text));
             }
             ExitCode::FAILURE
         }
@@ -69,77 +67,24 @@ fn main() -> ExitCode {
     }
 }
 
-/// Sends hello, reads the request, and runs it.
-fn serve(argument: &str) -> io::Result<Result<Summary, RunError>> {
-    let (mut input, mut writer) = (unbuffered(io::stdin())?, unbuffered(io::stdout())?);
-    let first = first_flight(argument, &mut input, &mut writer)?;
-    let mut reader = Cursor::new(first).chain(input);
-    hello::write(&mut writer, None)?;
-    let request = hello::read(&mut reader).map_err(io::Error::other)?.request;
-    let Some(Request { role, path, further, options, baseline_key, watch, timeout_ms }) = request else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no request"));
-    };
-    // Messages name the absolute path.
-    let path = expand_home(&path);
-    let path = std::path::absolute(&path).unwrap_or(path);
-    let baseline = || baseline_key.and_then(|key| Some(Baseline::new(baselines()?, &key)));
-    let compress = options.compress;
-    let config = Config { options: options.clone(), relay: true, ..Config::default() };
-    let timeouts = Timeouts::of_agent(Duration::from_millis(timeout_ms.into()));
-    let incoming =
-        Incoming { main: Lane::new(reader), joiner: Some(Box::new(Rendezvous)), timeouts, carried: None };
-    let further: Vec<_> = further.iter().map(|path| expand_home(path)).collect();
-    if let Err(error) = further.iter().chain([&path]).try_for_each(|path| permit(path)) {
-        return Ok(Err(match role {
-            Role::Sender => Link::<FileSender>::new(incoming, writer, false, compress).refuse(error),
-            Role::Receiver => Link::<FileReceiver>::new(incoming, writer, false, compress).refuse(error),
-        }));
-    }
-    if let Some(watch_options) = watch {
-        return Ok(Err(match role {
-            Role::Sender => {
-                let link = Link::new(incoming, writer, false, compress);
-                match WatchedSource::new(&path, watch_options, Instant::now) {
-                    Ok(source) => {
-                        let error = source.send(&link, &config, baseline, &Quiet, &mut drop);
-                        link.close();
-                        error
-                    }
-                    Err(error) => link.refuse(error),
-                }
-            }
-            Role::Receiver => {
-                let link = Link::new(incoming, writer, false, compress);
-                let error = rounds::receive(&link, &path, &config, baseline, &Quiet, &mut drop);
-                link.close();
-                error
-            }
-        }));
-    }
-    Ok(match role {
-        Role::Sender => {
-            let disk = Sending::new(path, options).with_baseline(baseline()).with_further(further);
-            run(incoming, writer, Sender::new(&config), disk, false, compress, &Quiet)
-        }
-        Role::Receiver => {
-            let disk = Receiving::new(path, options).with_baseline(baseline());
-            run(incoming, writer, Receiver::new(&config), disk, false, compress, &Quiet)
-        }
-    })
+/// Serves the one run of a fresh agent.
+fn serve_once(argument: &str) -> io::Result<Result<Summary, RunError>> {
+    let (mut input, mut output) = (unbuffered(io::stdin())?, unbuffered(io::stdout())?);
+    let first = first_flight(argument, &mut input, &mut output)?;
+    serve(Lane::new(Cursor::new(first).chain(input)), Outlet::new(output))
 }
 
-/// Refuses a path outside of the VM emulator's directory, if it has no file system of its own.
-fn permit(path: &Path) -> Result<(), RunError> {
-    let Some(directory) = std::env::var_os(CONFINED_TO).map(PathBuf::from) else { return Ok(()) };
-    let climbs = path.components().any(|component| component == Component::ParentDir);
-    if path.starts_with(&directory) && !climbs {
-        return Ok(());
+/// Serves one run after another, until stdin ends.
+fn serve_runs() -> io::Result<()> {
+    let (input, mut output) = (unbuffered(io::stdin())?, unbuffered(io::stdout())?);
+    output.write_all(&MAGIC)?;
+    let runs = Runs::new(Lane::new(input), Outlet::new(output), drop);
+    while let Some(Run { input, output }) = runs.next()? {
+        // The peer of a run that failed knows the reason, or is gone.
+        let _ = serve(input, output);
+        runs.finish()?;
     }
-    let (path, directory) = (path.display(), directory.display());
-    let text = format!(
-        "{path} is a path of this machine: the emulated VM has no files of its own here, except in {directory}"
-    );
-    Err(RunError { kind: AbortKind::Selection, by_peer: false, text })
+    Ok(())
 }
 
 /// The first bytes of the input, if our argument holds them and our secret opens them. Otherwise
@@ -160,7 +105,7 @@ fn first_flight(argument: &str, input: &mut File, output: &mut File) -> io::Resu
     if sealed.is_some() {
         said.extend_from_slice(flight::AGAIN);
     }
-    io::Write::write_all(output, &said)?;
+    output.write_all(&said)?;
     if let Some(sealed) = sealed {
         skip(input, &sealed.marker())?;
     }
@@ -182,12 +127,6 @@ fn skip(input: &mut File, marker: &[u8]) -> io::Result<()> {
         }
     }
     Err(io::ErrorKind::InvalidData.into())
-}
-
-/// The directory of baselines: beside our own binary, in the private directory where the client
-/// installed it.
-fn baselines() -> Option<PathBuf> {
-    Some(std::env::current_exe().ok()?.parent()?.join("offers"))
 }
 
 /// A standard stream without a buffer: frames are read and written whole.

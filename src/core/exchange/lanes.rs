@@ -13,10 +13,12 @@
 
 pub(super) mod lane;
 mod merged;
+mod outlet;
 mod striped;
 #[cfg(test)]
 mod tests;
 
 pub use lane::Lane;
 pub use merged::{JoinLanes, Joining, Merged};
+pub use outlet::Outlet;
 pub use striped::{Entrance, OpenLanes, Striped};

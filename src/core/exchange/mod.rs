@@ -4,7 +4,7 @@
 //! [`Write`](std::io::Write). It does not know how the bytes travel, so it is the same on both
 //! sides and between two threads of one process. [`Sending`] and [`Receiving`] perform the works of
 //! the two engines. Where a tree is watched, exchanges follow each other on one [`Link`]: see
-//! [`rounds`].
+//! [`rounds`]. A kept agent serves one exchange after another over one channel: see [`runs`].
 
 mod adaptive_level;
 mod common;
@@ -18,6 +18,7 @@ mod receiver_session;
 mod receiving;
 pub mod rounds;
 mod run;
+pub mod runs;
 mod send_queue;
 mod sending;
 mod several;

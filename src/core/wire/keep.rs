@@ -19,11 +19,13 @@
 //! There is one run at a time. The first `Data` of a run begins it. A run may end before its client
 //! closes: the agent then skips what is left of it, up to the client's `End`. The next run begins
 //! after both `End`s. A client that died leaves an `End` too: whoever holds the channel writes it.
+//! Each `End` of the client has one answer, also the `End` of a run that sent nothing.
 //!
 //! `Warm` holds a request that somebody is likely to make. The agent lists that tree, watches it,
-//! and answers nothing. `Ping` may come at any time, and `Pong` answers it with the same payload. A
-//! record of an unknown kind, or in the wrong direction, ends the channel. The agent exits when the
-//! channel ends.
+//! and answers nothing. `Ping` may come at any time, and `Pong` answers it with the same payload:
+//! at once between two runs, later during a run whose agent has no room for more input. A record of
+//! an unknown kind, or in the wrong direction, ends the channel. The agent exits when the channel
+//! ends.
 
 use crate::wire::hello::{HelloError, Request};
 
