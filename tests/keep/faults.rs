@@ -51,9 +51,9 @@ fn a_keeper_that_is_stopped_does_not_delay_a_run() {
     change(&kept, "changed");
     // A connection takes much less, a timeout much more.
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
-    assert!(keeper.is_alive());
-    Run::of(kept.ksync(["keep", "stop"])).ok();
+    // The run leaves another one in its place.
     kept.ends(&keeper);
+    assert_ne!(kept.keeper().pid, keeper.pid);
 }
 
 #[test]
@@ -123,14 +123,14 @@ fn a_silent_connection_is_replaced_by_a_fresh_one() {
 fn an_agent_that_is_killed_is_replaced() {
     let Some(kept) = Kept::start() else { return };
     begin(&kept);
-    for content in ["changed", "changed again"] {
-        let agents = agents(&kept);
-        assert!(!agents.is_empty());
-        for agent in agents {
-            let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(agent).unwrap(), Signal::KILL);
-        }
-        change(&kept, content);
+    let agents = agents(&kept);
+    assert!(!agents.is_empty());
+    for agent in agents {
+        let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(agent).unwrap(), Signal::KILL);
     }
+    change(&kept, "changed");
+    change(&kept, "changed again");
+    assert!(kept.keeper().served > 0);
 }
 
 /// Kept agents of the machine: programs below its home.

@@ -41,7 +41,7 @@ impl Visit {
                     let session = KernelSession::lent(known, connect_options, monitor)?;
                     Ok(Self { connection, session })
                 }
-                Err(dialled) => dialled.map(|(connection, session)| Self { connection, session }),
+                Err(dialled) => dialled.result.map(|(connection, session)| Self { connection, session }),
             }
         })
     }
@@ -90,7 +90,7 @@ impl Visit {
     /// Starts a keeper for the next runs, unless this connection is lent by one.
     pub fn leave(&self, name: &str, connect_options: &ConnectOptions) {
         if let Some(keep) = connect_options.keep.filter(|_| !self.connection.is_lent()) {
-            keeper::start(&endpoint(name), connect_options, keep, None);
+            keeper::start(&endpoint(name), connect_options, keep, None, false);
         }
     }
 

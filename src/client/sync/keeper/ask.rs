@@ -43,12 +43,19 @@ pub(in crate::sync) async fn borrow(facts: &Facts, purpose: Purpose) -> Option<C
     Some(Connection::lent(loan))
 }
 
+/// A connection that was dialled.
+pub(in crate::sync) struct Dialled<T> {
+    pub(in crate::sync) result: T,
+    /// True if a keeper was asked, and had not answered by then.
+    pub(in crate::sync) is_keeper_silent: bool,
+}
+
 /// Borrows or dials, whichever is done first. Dialling begins once borrowing takes longer than a
 /// keeper needs.
 pub(in crate::sync) async fn race<T>(
     borrowing: impl Future<Output = Option<Connection>>,
     dialling: impl Future<Output = T>,
-) -> Result<Connection, T> {
+) -> Result<Connection, Dialled<T>> {
     tokio::pin!(borrowing, dialling);
     let mut is_asked = true;
     if let Ok(lent) = timeout(ANSWERS_SOON, &mut borrowing).await {
@@ -63,7 +70,7 @@ pub(in crate::sync) async fn race<T>(
                 Some(connection) => return Ok(connection),
                 None => is_asked = false,
             },
-            dialled = &mut dialling => return Err(dialled),
+            result = &mut dialling => return Err(Dialled { result, is_keeper_silent: is_asked }),
         }
     }
 }
@@ -94,12 +101,19 @@ pub(super) async fn status(place: &Place) -> Option<Status> {
 /// Kills a keeper that takes connections and does not answer: it is stopped, or stuck. Its agents
 /// end with it, and release what they have locked.
 pub(in crate::sync) async fn end_if_silent(facts: &Facts) {
-    let Some(place) = Place::of(&facts.name) else { return };
-    if let Some(stream) = place.connect().await
-        && status(&place).await.is_none()
-    {
+    if let Some(place) = Place::of(&facts.name) {
+        end_silent(&place).await;
+    }
+}
+
+/// The same at a place. True if there is no keeper that answers.
+pub(super) async fn end_silent(place: &Place) -> bool {
+    let Some(stream) = place.connect().await else { return true };
+    let is_silent = status(place).await.is_none();
+    if is_silent {
         kill(&stream);
     }
+    is_silent
 }
 
 /// Kills the process at the other end of a stream that is still open, so that its number is its own.
