@@ -8,15 +8,18 @@ use std::fs::File;
 use std::io::{self, Cursor, Read, Write};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
 
 use ksync_core::disk::secret::secret_of;
 use ksync_core::engine::{RunError, Summary};
+use ksync_core::exchange::kept_trees::{ENTRIES_MIN, KeptTrees};
 use ksync_core::exchange::lanes::{Lane, Outlet};
 use ksync_core::exchange::runs::{Run, Runs};
 use ksync_core::log;
 use ksync_core::rendezvous::serve_lane;
 use ksync_core::wire::flight::{self, Sealed};
-use ksync_core::wire::hello::MAGIC;
+use ksync_core::wire::hello::{MAGIC, Request};
 use ksync_core::wire::keep;
 use ksync_core::wire::lanes::Token;
 use ksync_core::wire::message::AbortKind;
@@ -71,18 +74,22 @@ fn main() -> ExitCode {
 fn serve_once(argument: &str) -> io::Result<Result<Summary, RunError>> {
     let (mut input, mut output) = (unbuffered(io::stdin())?, unbuffered(io::stdout())?);
     let first = first_flight(argument, &mut input, &mut output)?;
-    serve(Lane::new(Cursor::new(first).chain(input)), Outlet::new(output))
+    serve(Lane::new(Cursor::new(first).chain(input)), Outlet::new(output), None)
 }
 
 /// Serves one run after another, until stdin ends.
 fn serve_runs() -> io::Result<()> {
     let (input, mut output) = (unbuffered(io::stdin())?, unbuffered(io::stdout())?);
     output.write_all(&MAGIC)?;
-    let runs = Runs::new(Lane::new(input), Outlet::new(output), drop);
+    let kept = KeptTrees::new(ENTRIES_MIN, Instant::now);
+    let warming = Arc::clone(&kept);
+    let warm = move |request: Request| serve::warm(&warming, &request);
+    let runs = Runs::new(Lane::new(input), Outlet::new(output), warm);
     while let Some(Run { input, output }) = runs.next()? {
         // The peer of a run that failed knows the reason, or is gone.
-        let _ = serve(input, output);
+        let _ = serve(input, output, Some(&kept));
         runs.finish()?;
+        kept.settle();
     }
     Ok(())
 }

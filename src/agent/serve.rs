@@ -2,11 +2,13 @@
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ksync_core::disk::baseline::Baseline;
 use ksync_core::disk::expand_home;
 use ksync_core::engine::{Config, Receiver, RunError, Sender, Summary};
+use ksync_core::exchange::kept_trees::KeptTrees;
 use ksync_core::exchange::lanes::{Lane, Outlet};
 use ksync_core::exchange::rounds::{self, WatchedSource};
 use ksync_core::exchange::{FileReceiver, FileSender, Incoming, Link, Receiving, Sending, Timeouts, run};
@@ -19,15 +21,18 @@ use ksync_core::wire::message::AbortKind;
 const CONFINED_TO: &str = "KSYNC_SANDBOX_CONFINED_TO";
 
 /// Sends hello, reads the request, and runs it.
-pub(crate) fn serve(mut reader: Lane, mut writer: Outlet) -> io::Result<Result<Summary, RunError>> {
+/// Scans are kept in `kept`, if there is one.
+pub(crate) fn serve(
+    mut reader: Lane,
+    mut writer: Outlet,
+    kept: Option<&Arc<KeptTrees>>,
+) -> io::Result<Result<Summary, RunError>> {
     hello::write(&mut writer, None)?;
     let request = hello::read(&mut reader).map_err(io::Error::other)?.request;
     let Some(Request { role, path, further, options, baseline_key, watch, timeout_ms }) = request else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no request"));
     };
-    // Messages name the absolute path.
-    let path = expand_home(&path);
-    let path = std::path::absolute(&path).unwrap_or(path);
+    let path = absolute(&path);
     let baseline = || baseline_key.and_then(|key| Some(Baseline::new(baselines()?, &key)));
     let compress = options.compress;
     let config = Config { options: options.clone(), relay: true, ..Config::default() };
@@ -63,14 +68,32 @@ pub(crate) fn serve(mut reader: Lane, mut writer: Outlet) -> io::Result<Result<S
     }
     Ok(match role {
         Role::Sender => {
-            let disk = Sending::new(path, options).with_baseline(baseline()).with_further(further);
+            let disk = Sending::new(path, options)
+                .with_baseline(baseline())
+                .with_further(further)
+                .keeping(kept.cloned());
             run(incoming, writer, Sender::new(&config), disk, false, compress, &Quiet)
         }
         Role::Receiver => {
-            let disk = Receiving::new(path, options).with_baseline(baseline());
+            let disk = Receiving::new(path, options).with_baseline(baseline()).keeping(kept.cloned());
             run(incoming, writer, Receiver::new(&config), disk, false, compress, &Quiet)
         }
     })
+}
+
+/// Keeps the tree of a request that is likely to come.
+pub(crate) fn warm(kept: &Arc<KeptTrees>, request: &Request) {
+    let Request { role, path, further, options, watch, .. } = request;
+    let path = absolute(path);
+    if permit(&path).is_ok() && further.is_empty() && watch.is_none() {
+        kept.warm(*role, &path, options);
+    }
+}
+
+/// The path of a request. Messages name the absolute path.
+fn absolute(path: &[u8]) -> PathBuf {
+    let path = expand_home(path);
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 /// Refuses a path outside of the VM emulator's directory, if it has no file system of its own.

@@ -96,6 +96,11 @@ impl Identities {
         same.find(|&at| self.get(manifest, at).is_some_and(|identity| identity == *wanted))
     }
 
+    /// The inode number of each entry, in order.
+    pub fn inode_numbers(&self) -> impl Iterator<Item = u64> + '_ {
+        self.rows.iter().map(Row::ino)
+    }
+
     /// The identities in another order of entries: `order` lists each entry's previous position.
     #[must_use]
     pub fn reordered(&self, order: &[u32]) -> Self {

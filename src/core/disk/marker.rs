@@ -132,7 +132,8 @@ impl Marker {
         self.stale.filter(|stale| *stale <= ctime).map(|_| Doubt::Unverified)
     }
 
-    fn is_settled(&self) -> bool {
+    /// True if no file is doubted under the present mount.
+    pub(crate) fn is_settled(&self) -> bool {
         self.failed.is_none() && self.stale.is_none()
     }
 

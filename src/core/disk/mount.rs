@@ -54,6 +54,24 @@ pub(crate) fn mount_of(directory: impl AsFd) -> Option<Mount> {
     Some(Mount { boot: boot?, id })
 }
 
+/// All mounts of this process, as text; `None` if the system does not tell.
+pub(crate) fn mounts() -> Option<Vec<u8>> {
+    std::fs::read("/proc/self/mountinfo").ok()
+}
+
+/// True if a filesystem tells all changes to inotify: nobody changes its files but this kernel.
+#[cfg(target_os = "linux")]
+pub(crate) fn tells_changes(directory: impl AsFd) -> bool {
+    use crate::disk::magic::{BCACHEFS, BTRFS, EXT, F2FS, OVERLAY, RAMFS, TMPFS, XFS, ZFS, magic_of};
+
+    matches!(magic_of(directory), Some(EXT | XFS | BTRFS | F2FS | OVERLAY | ZFS | BCACHEFS | TMPFS | RAMFS))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn tells_changes(_directory: impl AsFd) -> bool {
+    false
+}
+
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn nature(_directory: impl AsFd) -> Nature {
     Nature::Lasting

@@ -110,6 +110,10 @@ pub struct Skipped {
 /// Maximum number of files whose holes are kept one by one.
 const SPARSE_FILES_MAX: usize = 1 << 10;
 
+/// Maximum number of files with several names that are told. A tree with more is a copy that was made
+/// of links, as package managers make them.
+const LINKED_MAX: usize = 1 << 10;
+
 /// Files that occupy less space than their length.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sparse {
@@ -138,9 +142,9 @@ impl Sparse {
 #[derive(Debug, Default)]
 pub struct Scanned {
     /// All entries.
-    pub manifest: Manifest,
+    pub manifest: Arc<Manifest>,
     /// The identity of each entry, which tells later if it is still the same.
-    pub identities: Identities,
+    pub identities: Arc<Identities>,
     /// Files that a power cut may have damaged, if the options asked for them.
     pub doubts: Doubts,
     /// The markers that these files are doubted for.
@@ -163,6 +167,11 @@ pub struct Scanned {
     pub skipped: Skipped,
     /// Files with holes.
     pub sparse: Sparse,
+    /// The first files that have further names, perhaps outside of the tree.
+    pub linked: Vec<TreePath>,
+    /// True if this is an earlier scan that still holds. A file that got a further name since has
+    /// another ctime by now.
+    pub is_kept: bool,
 }
 
 /// Scans `subject` below `root`, without the entries that `filter` excludes. The filter takes in
@@ -190,6 +199,7 @@ pub fn scan(
         bytes: 0,
         covers: None,
         tree: Builder::default(),
+        identities: Identities::default(),
         overflow: None,
         scanned: Scanned::default(),
     };
@@ -224,6 +234,7 @@ struct Scanner<'a> {
     /// The marker state of the current directory: decides which of its files are doubted.
     covers: Option<Arc<Covers>>,
     tree: Builder,
+    identities: Identities,
     /// The reason why the tree takes no more entries.
     overflow: Option<DiskError>,
     scanned: Scanned,
@@ -361,6 +372,8 @@ impl Scanner<'_> {
         }
         if is_closed {
             self.scanned.skipped.excluded += 1;
+            let filter = self.filter.as_deref();
+            self.look.exclude(path.as_bytes(), &|| filter?.reason(Some(&path), true));
             return Ok(None);
         }
         let is_other = is_destination && stat.identity.dev != parent_dev;
@@ -393,6 +406,9 @@ impl Scanner<'_> {
     fn add(&mut self, path: &TreePath, kind: Kind<&[u8]>, stat: &Stat) {
         if matches!(kind, Kind::File { .. }) {
             self.scanned.sparse.add(path, stat);
+            if stat.nlink > 1 && self.scanned.linked.len() <= LINKED_MAX {
+                self.scanned.linked.push(path.clone());
+            }
         }
         let mode = match (&kind, self.options.set_id_owner) {
             (Kind::Symlink { .. }, _) => 0o777,
@@ -409,7 +425,7 @@ impl Scanner<'_> {
         }
         if let Err(error) = self.tree.add(entry) {
             self.overflow = Some(DiskError::new("list", path.as_bytes(), DiskErrorKind::Tree(error)));
-        } else if !self.scanned.identities.push(&stat.identity) {
+        } else if !self.identities.push(&stat.identity) {
             self.overflow = Some(DiskError::new("list", path.as_bytes(), DiskErrorKind::OutOfRange));
         }
         if self.tree.len().is_multiple_of(REPORT_ENTRIES) {
@@ -418,8 +434,9 @@ impl Scanner<'_> {
     }
 
     fn finish(mut self) -> Result<Scanned, DiskError> {
-        self.scanned.manifest = self.tree.finish();
-        self.scanned.identities.shrink();
+        self.scanned.manifest = Arc::new(self.tree.finish());
+        self.identities.shrink();
+        self.scanned.identities = Arc::new(self.identities);
         self.overflow.map_or(Ok(self.scanned), Err)
     }
 
@@ -596,5 +613,6 @@ fn sorted_names(directory: &OwnedFd) -> rustix::io::Result<Vec<Name>> {
     Ok(names)
 }
 
+pub mod snapshot;
 #[cfg(test)]
 mod tests;

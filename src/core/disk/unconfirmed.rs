@@ -126,6 +126,21 @@ impl Covers {
     }
 }
 
+/// The markers of a root and above it, if no file is doubted because of them.
+pub(crate) fn undoubted(root: &Root) -> Option<Seen> {
+    let mut seen = Seen::default();
+    let directory = root.open_directory(None).ok()?;
+    let covers = Arc::new(Covers::above(root)).enter(&directory, None, root.dev(), &mut seen);
+    covers.markers.iter().all(Marker::is_settled).then_some(seen)
+}
+
+impl Seen {
+    /// True if only the root itself has a marker.
+    pub(crate) fn is_at_root_only(&self) -> bool {
+        self.places.iter().all(|(path, _)| path.is_none())
+    }
+}
+
 /// The markers of a run, by filesystem.
 #[derive(Debug, Default)]
 pub(crate) struct Unconfirmed(Mutex<State>);

@@ -9,6 +9,7 @@
 mod adaptive_level;
 mod common;
 mod found;
+pub mod kept_trees;
 pub mod lanes;
 mod liveness;
 mod mailbox;

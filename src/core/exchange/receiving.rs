@@ -24,6 +24,7 @@ use crate::disk::baseline::Baseline;
 use crate::engine::transfer::receive::{look, step_all};
 use crate::engine::{Query, Receiver, ReceiverOutcome, ReceiverWork, ReportOrder};
 use crate::exchange::common::store_baseline;
+use crate::exchange::kept_trees::KeptTrees;
 use crate::exchange::prefetch::{Prehashes, Priority, candidates};
 use crate::exchange::receiver_session::ReceiverSession;
 use crate::exchange::run::Perform;
@@ -39,6 +40,7 @@ pub struct Receiving {
     options: Options,
     baseline: Option<Baseline>,
     session: Option<Arc<ReceiverSession>>,
+    kept: Option<Arc<KeptTrees>>,
     prehashes: Arc<Prehashes>,
     ancestors: NewAncestors,
 }
@@ -48,13 +50,19 @@ impl Receiving {
     #[must_use]
     pub fn new(path: PathBuf, options: Options) -> Self {
         let (prehashes, ancestors) = (Arc::default(), NewAncestors::default());
-        Self { path, options, baseline: None, session: None, prehashes, ancestors }
+        Self { path, options, baseline: None, session: None, kept: None, prehashes, ancestors }
     }
 
     /// Sets the store of the baseline, if there is one.
     #[must_use]
     pub fn with_baseline(self, baseline: Option<Baseline>) -> Self {
         Self { baseline, ..self }
+    }
+
+    /// Sets where scans are kept for the next run, if they are.
+    #[must_use]
+    pub fn keeping(self, kept: Option<Arc<KeptTrees>>) -> Self {
+        Self { kept, ..self }
     }
 
     /// Makes this one of several rounds.

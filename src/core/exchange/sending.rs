@@ -31,6 +31,7 @@ use crate::engine::{
 };
 use crate::exchange::common::{chain, renamed, scan_options, store_baseline, work_error};
 use crate::exchange::found::{self, Found, Part, listing_problems};
+use crate::exchange::kept_trees::{KeptTrees, View};
 use crate::exchange::prefetch::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
 use crate::exchange::run::Perform;
 use crate::exchange::several::{self, FoundSeveral, ListedSeveral};
@@ -46,7 +47,7 @@ use crate::tree::path::{TreePath, escape};
 use crate::tree::record;
 use crate::tree::subtrees::SubtreeSet;
 use crate::watch::Watch;
-use crate::wire::hello::Options;
+use crate::wire::hello::{Options, Role};
 use crate::wire::message::{
     AbortKind, HOLES_MAX, Holes, LIST_MAX, Op, PUSHED_BYTES_MAX, SAMPLED_MAX, SMALL_BYTES_MAX, Subject,
 };
@@ -62,6 +63,7 @@ pub struct Sending {
     options: Options,
     baseline: Option<Baseline>,
     round: Option<RoundContext>,
+    kept: Option<Arc<KeptTrees>>,
 }
 
 /// A watched tree.
@@ -97,8 +99,8 @@ enum Sources {
 /// Sources as they were listed.
 struct Listed {
     parts: Vec<Part>,
-    manifest: Manifest,
-    identities: Identities,
+    manifest: Arc<Manifest>,
+    identities: Arc<Identities>,
     ignores: Vec<IgnoreFile>,
     problems: Vec<Problem>,
     is_complete: bool,
@@ -114,7 +116,7 @@ pub struct Listing {
     /// The sources, in the order of their entries.
     parts: Vec<Part>,
     manifest: Arc<Manifest>,
-    identities: Identities,
+    identities: Arc<Identities>,
     prehashes: Prehashes,
     tails: Tails,
 }
@@ -226,13 +228,19 @@ impl Sending {
     /// Makes a sender of the tree at `path`.
     #[must_use]
     pub fn new(path: PathBuf, options: Options) -> Self {
-        Self { path, further: Vec::new(), options, baseline: None, round: None }
+        Self { path, further: Vec::new(), options, baseline: None, round: None, kept: None }
     }
 
     /// Sets the store of the baseline, if there is one.
     #[must_use]
     pub fn with_baseline(self, baseline: Option<Baseline>) -> Self {
         Self { baseline, ..self }
+    }
+
+    /// Sets where scans are kept for the next run, if they are.
+    #[must_use]
+    pub fn keeping(self, kept: Option<Arc<KeptTrees>>) -> Self {
+        Self { kept, ..self }
     }
 
     /// Sends these entries too. All of them go into the destination by their names.
@@ -293,7 +301,6 @@ impl Sending {
             Sources::Several(found) => self.list_several(found)?,
         };
         let Listed { parts, manifest, identities, ignores, problems, is_complete, skipped, .. } = listed;
-        let manifest = Arc::new(manifest);
         debug!(
             "scan role=sender entries={} bytes={} excluded={} problems={} ms={}",
             manifest.len(),
@@ -349,8 +356,8 @@ impl Sending {
         let ListedSeveral { parts, manifest, identities, ignores, problems, skipped, .. } = listed;
         Ok(Listed {
             parts,
-            manifest,
-            identities,
+            manifest: Arc::new(manifest),
+            identities: Arc::new(identities),
             ignores,
             problems,
             is_complete: listed.is_complete,
@@ -384,8 +391,16 @@ impl Sending {
                 ..scan::Scanned::default()
             }
         } else {
-            scan(&found.root, &subject, &self.scan_options(&subject), Some(&mut filter), &mut entering)
-                .map_err(|error| WorkError::Fatal(AbortKind::Selection, chain(&error)))?
+            let options = self.scan_options(&subject);
+            let is_kept = subject == scan::Subject::Whole && self.round.is_none();
+            match self.kept.as_ref().filter(|_| is_kept) {
+                Some(kept) => {
+                    let view = View::new(Role::Sender, &self.options);
+                    kept.list(&found.root, view, &mut filter, &mut entering)
+                }
+                None => scan(&found.root, &subject, &options, Some(&mut filter), &mut entering),
+            }
+            .map_err(|error| WorkError::Fatal(AbortKind::Selection, chain(&error)))?
         };
         if let Some(round) = self.round.as_ref().filter(|_| !scanned.unclear.is_empty()) {
             // A touched name leads to an entry with another name, so scan its whole directory.
@@ -394,6 +409,7 @@ impl Sending {
         self.check_still_there()?;
         if let Some(single) = &found.single {
             scanned.manifest = renamed(&scanned.manifest, &single.offered)
+                .map(Arc::new)
                 .map_err(|error| WorkError::Fatal(AbortKind::Selection, error.to_string()))?;
         }
         let ignores = filter.files().to_vec();

@@ -91,17 +91,22 @@ impl Manifest {
     /// The id of the entry at `path`, by binary search.
     #[must_use]
     pub fn position<'p>(&self, path: impl Into<PathRef<'p>>) -> Option<u32> {
-        let path = path.into();
+        self.search(path.into()).ok()
+    }
+
+    /// The id of the entry at `path`, or the id that it would have.
+    pub(crate) fn search(&self, path: PathRef<'_>) -> Result<u32, u32> {
         let (mut begin, mut end) = (0, self.end());
         while begin < end {
             let middle = begin + (end - begin) / 2;
-            match self.path(middle)?.cmp(&path) {
-                Ordering::Less => begin = middle + 1,
-                Ordering::Greater => end = middle,
-                Ordering::Equal => return Some(middle),
+            // Every id below the end has a path.
+            match self.path(middle).map(|other| other.cmp(&path)) {
+                Some(Ordering::Equal) => return Ok(middle),
+                Some(Ordering::Greater) | None => end = middle,
+                Some(Ordering::Less) => begin = middle + 1,
             }
         }
-        None
+        Err(begin)
     }
 
     /// The wire form, block by block. Equal manifests have equal blocks.
@@ -119,7 +124,7 @@ impl Manifest {
     }
 
     /// One more than the last id.
-    fn end(&self) -> u32 {
+    pub(crate) fn end(&self) -> u32 {
         // `ENTRIES_MAX` fits in 32 bits.
         u32::try_from(self.len()).unwrap_or(u32::MAX)
     }

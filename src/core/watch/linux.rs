@@ -14,8 +14,8 @@ use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch,
 use rustix::io::Errno;
 
 use super::settle::How;
-use super::shared::Shared;
-use crate::tree::path::TreePath;
+use super::shared::{Policy, Shared};
+use crate::tree::path::{PathError, TreePath};
 
 /// The events that matter. Opening and reading do not.
 const FLAGS: WatchFlags = WatchFlags::CREATE
@@ -50,6 +50,7 @@ struct Inner {
     /// Held while events are read, so its holder knows of all earlier events.
     reading: Mutex<()>,
     shared: Arc<Shared>,
+    policy: Policy,
 }
 
 #[derive(Default)]
@@ -60,17 +61,29 @@ struct State {
 }
 
 impl EventSource {
-    /// Creates an instance without watches.
+    /// Creates an instance without watches, and a thread that reads its events.
     pub(super) fn begin(_root: &Path, shared: Arc<Shared>) -> io::Result<Self> {
+        let source = Self::unattended(shared, Policy::Rounds)?;
+        let watching = Arc::clone(&source.inner);
+        thread::Builder::new().name("watch".to_owned()).spawn(move || watching.run())?;
+        Ok(source)
+    }
+
+    /// Creates an instance without watches, whose events wait until `catch_up`.
+    pub(super) fn unattended(shared: Arc<Shared>, policy: Policy) -> io::Result<Self> {
         let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|error| match error {
             Errno::MFILE => io::Error::other("fs.inotify.max_user_instances is too small"),
             error => error.into(),
         })?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let inner =
-            Arc::new(Inner { inotify, bell, state: Mutex::default(), reading: Mutex::default(), shared });
-        let watching = Arc::clone(&inner);
-        thread::Builder::new().name("watch".to_owned()).spawn(move || watching.run())?;
+        let inner = Arc::new(Inner {
+            inotify,
+            bell,
+            state: Mutex::default(),
+            reading: Mutex::default(),
+            shared,
+            policy,
+        });
         Ok(Self { inner })
     }
 
@@ -81,6 +94,9 @@ impl EventSource {
         let handle = format!("/proc/self/fd/{}", directory.as_raw_fd());
         // Locked first: an event of the new watch must find its directory.
         let mut state = self.inner.state();
+        if state.directories.len() >= self.inner.policy.directories_max() {
+            return self.inner.shared.blind("too many directories".to_owned());
+        }
         match add_watch(&self.inner.inotify, handle, flags) {
             Ok(number) => drop(state.directories.insert(number, path.cloned())),
             Err(Errno::NOSPC) => {
@@ -98,8 +114,10 @@ impl EventSource {
 
     /// Reads all pending events, and waits if the thread is reading some.
     pub(super) fn catch_up(&self) {
-        // If the read fails, the thread finds that out, too.
-        let _ = self.inner.read(&mut vec![MaybeUninit::uninit(); BUFFER_BYTES]);
+        if let Err(error) = self.inner.read(&mut vec![MaybeUninit::uninit(); BUFFER_BYTES]) {
+            self.inner.shared.blind(format!("reading what was touched: {error}"));
+            self.inner.shared.everything();
+        }
     }
 
     /// Wakes the thread to check the time.
@@ -185,10 +203,16 @@ impl Inner {
             (Some(name), None) => TreePath::new(name),
             // The directory's own metadata. Those of the root come with every round.
             (None, Some(directory)) => Ok(directory.clone()),
-            (None, None) => return self.shared.everything(),
+            (None, None) if self.policy == Policy::Rounds => return self.shared.everything(),
+            (None, None) => return,
         };
-        // Paths that no tree can hold do not matter, above all those in our own state directory.
-        let Ok(path) = path else { return };
+        let path = match (path, self.policy) {
+            (Ok(path), _) => path,
+            // Paths that no tree can hold do not matter, above all those in our own state directory.
+            (Err(_), Policy::Rounds) => return,
+            (Err(PathError::Reserved), Policy::Scan { is_source: false, .. }) => return,
+            (Err(_), Policy::Scan { .. }) => return self.shared.everything(),
+        };
         let is_directory = flags.contains(ReadFlags::ISDIR);
         if is_directory && flags.contains(ReadFlags::MOVED_FROM) {
             self.forget(&mut state, &path);

@@ -8,6 +8,7 @@
 //! If the system cannot watch a directory, or not that many, the watch is blind. The caller must
 //! then scan the whole tree at intervals.
 
+pub mod changes;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(any(not(target_os = "linux"), test))]
@@ -17,8 +18,8 @@ mod shared;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 #[cfg(target_os = "linux")]
 use linux::EventSource;
@@ -26,8 +27,8 @@ use linux::EventSource;
 use portable::EventSource;
 
 use crate::tree::path::TreePath;
-use settle::{How, Settle, Touched};
-use shared::{Shared, State};
+use settle::{How, Touched};
+use shared::Shared;
 
 /// The settings of a watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,14 +51,7 @@ impl Watch {
     /// `enter`.
     #[must_use]
     pub fn new(root: &std::path::Path, options: Options) -> Self {
-        let state = State {
-            settle: Settle::new(options.quiet),
-            due: None,
-            is_asked: false,
-            blind: None,
-            waker: None,
-        };
-        let shared = Arc::new(Shared { begun: Instant::now(), state: Mutex::new(state) });
+        let shared = Shared::new(options.quiet);
         let source = if options.poll {
             shared.blind("--poll was given".to_owned());
             None

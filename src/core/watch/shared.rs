@@ -1,10 +1,33 @@
 //! State shared by the watching thread and its user.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::tree::path::TreePath;
 use crate::watch::settle::{How, Settle, Touched};
+
+/// The handling of events that are about no entry of a tree, and the limit of directories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Policy {
+    /// Rounds of a watch: each takes the root's metadata along.
+    Rounds,
+    /// Changes to a scan, which lists no root. Other names than a tree can hold are problems of a
+    /// scan.
+    Scan {
+        /// State directories are reported in a source.
+        is_source: bool,
+        directories_max: usize,
+    },
+}
+
+impl Policy {
+    pub(super) fn directories_max(self) -> usize {
+        match self {
+            Self::Rounds => usize::MAX,
+            Self::Scan { directories_max, .. } => directories_max,
+        }
+    }
+}
 
 /// State shared by the watching thread and its user.
 pub(super) struct Shared {
@@ -24,6 +47,13 @@ pub(super) struct State {
 }
 
 impl Shared {
+    /// Nothing was touched yet. `quiet` is the debounce.
+    pub(super) fn new(quiet: Duration) -> Arc<Self> {
+        let settle = Settle::new(quiet);
+        let state = State { settle, due: None, is_asked: false, blind: None, waker: None };
+        Arc::new(Self { begun: Instant::now(), state: Mutex::new(state) })
+    }
+
     pub(super) fn now(&self) -> Duration {
         self.begun.elapsed()
     }

@@ -166,9 +166,7 @@ fn a_polling_watch_reports_that_it_is_blind() {
 fn the_portable_watcher_reports_written_and_created_entries() {
     let fixture = Fixture::new();
     two_directories(&fixture);
-    let state =
-        State { settle: Settle::new(settle::QUIET), due: None, is_asked: false, blind: None, waker: None };
-    let shared = Arc::new(Shared { begun: Instant::now(), state: Mutex::new(state) });
+    let shared = Shared::new(settle::QUIET);
     let (wake, woken) = mpsc::channel();
     shared.state().waker = Some(Box::new(move || wake.send(()).unwrap_or_default()));
     let source = portable::EventSource::begin(fixture.root.path(), Arc::clone(&shared)).unwrap();

@@ -22,6 +22,7 @@ use crate::disk::writable::WritableRoot;
 use crate::disk::{clear_leftovers, staged};
 use crate::engine::{Destination, Opened, WorkError};
 use crate::exchange::common::{chain, metadata_error, renamed, retry_while_busy, scan_options};
+use crate::exchange::kept_trees::View;
 use crate::exchange::receiving::Receiving;
 use crate::exchange::receiving::tree::{OpenTree, PlannedTree};
 use crate::exchange::unusable;
@@ -36,7 +37,7 @@ use crate::tree::path::{TreePath, escape};
 use crate::tree::subtrees::SubtreeSet;
 use crate::tree::time_rule::TimeRule;
 use crate::tree::tree_id::Pair;
-use crate::wire::hello::Options;
+use crate::wire::hello::{Options, Role};
 use crate::wire::message::{AbortKind, Subject};
 
 impl Receiving {
@@ -89,7 +90,7 @@ impl Receiving {
                 let _ = root.give_owner_access(directory);
             }
             let listed = self.list(root, tree.single.as_ref(), subject, scope, &mut opened)?;
-            (tree.identities, tree.doubted, tree.is_whole) = listed;
+            (tree.identities, tree.is_kept, tree.doubted, tree.is_whole) = listed;
             let staged = staged(root).map_err(|error| destination_error(&error))?;
             opened.has_staged = staged.files > 0;
             if !self.options.dry_run {
@@ -168,7 +169,7 @@ impl Receiving {
         subject: &Subject,
         scope: Option<SubtreeSet>,
         opened: &mut Opened,
-    ) -> Result<(Identities, HashSet<u32>, bool), WorkError> {
+    ) -> Result<(Arc<Identities>, bool, HashSet<u32>, bool), WorkError> {
         let which = match (single, scope) {
             (Some(single), _) => scan::Subject::One(single.clone()),
             (None, Some(scope)) => {
@@ -180,16 +181,23 @@ impl Receiving {
         let options =
             ScanOptions { doubts: true, is_destination: true, ..scan_options(self.options.checksum, &which) };
         let mut filter = Filter::anchored(&self.options.rules, &self.options.anchor);
-        // The user named a single file explicitly, so rules do not apply to it.
-        let filter = Some(&mut filter).filter(|_| single.is_none());
-        let mut scanned =
-            scan(root, &which, &options, filter, &mut Away).map_err(|error| destination_error(&error))?;
+        let is_kept = which == scan::Subject::Whole && self.session.is_none();
+        let mut scanned = match self.kept.as_ref().filter(|_| is_kept) {
+            Some(kept) => kept.list(root, View::new(Role::Receiver, &self.options), &mut filter, &mut Away),
+            None => {
+                // The user named a single file explicitly, so rules do not apply to it.
+                let filter = Some(&mut filter).filter(|_| single.is_none());
+                scan(root, &which, &options, filter, &mut Away)
+            }
+        }
+        .map_err(|error| destination_error(&error))?;
         root.seen_markers(std::mem::take(&mut scanned.markers));
         if let Subject::File { name } = subject {
             // Compare the file under its offered name.
             let name = TreePath::new(name.as_slice())
                 .map_err(|error| WorkError::Fatal(AbortKind::Protocol, error.to_string()))?;
             scanned.manifest = renamed(&scanned.manifest, &name)
+                .map(Arc::new)
                 .map_err(|error| WorkError::Fatal(AbortKind::Protocol, error.to_string()))?;
             scanned.doubts.truncate(1);
         }
@@ -212,7 +220,7 @@ impl Receiving {
         }));
         opened.inaccessible = scanned.inaccessible;
         opened.unclear = Arc::new(scanned.unclear);
-        opened.manifest = Arc::new(scanned.manifest);
+        opened.manifest = scanned.manifest;
         opened.time_rule = self.time_rule(root, &opened.manifest);
         opened.doubts = scanned.doubts;
         if opened.time_rule != TimeRule::Exact {
@@ -226,7 +234,8 @@ impl Receiving {
             opened.doubts.add_unverified(suspects);
         }
         let doubted = opened.doubts.positions().collect();
-        Ok((scanned.identities, doubted, is_complete && which == scan::Subject::Whole))
+        let is_whole = is_complete && which == scan::Subject::Whole;
+        Ok((scanned.identities, scanned.is_kept, doubted, is_whole))
     }
 
     /// The rule for times on the destination's filesystem. Only times that are all coarse need a

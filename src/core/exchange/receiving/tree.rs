@@ -35,7 +35,9 @@ pub struct OpenTree {
     /// The absolute path, for display.
     pub(super) shown: PathBuf,
     /// Identities in the order in which the destination was listed.
-    pub(super) identities: Identities,
+    pub(super) identities: Arc<Identities>,
+    /// True if the identities are those of an earlier scan that still holds.
+    pub(super) is_kept: bool,
     /// Files that a power cut may have damaged.
     pub(super) doubted: HashSet<u32>,
     /// True if everything was listed.
@@ -46,8 +48,8 @@ pub struct OpenTree {
 impl OpenTree {
     /// A destination that is not listed yet.
     pub(super) fn new(root: Option<Arc<WritableRoot>>, single: Option<TreePath>, shown: PathBuf) -> Self {
-        let (identities, doubted) = (Identities::default(), HashSet::new());
-        Self { root, single, shown, identities, doubted, is_whole: false, reserve: None }
+        let (identities, doubted) = (Arc::default(), HashSet::new());
+        Self { root, single, shown, identities, is_kept: false, doubted, is_whole: false, reserve: None }
     }
 }
 
@@ -137,9 +139,17 @@ impl PlannedTree {
         Ok((self.open.single.clone().unwrap_or_else(|| path.to_path()), seen))
     }
 
-    /// Identity of a present entry when it was listed.
+    /// Identity of a present entry when it was listed. In an earlier scan that still holds, a
+    /// further name may have changed the ctime: `cp -al` gives one to each file.
     pub(super) fn identity(&self, at: u32) -> Option<Identity> {
-        self.identities().get(&self.present, at)
+        let listed = self.identities().get(&self.present, at)?;
+        if !self.open.is_kept {
+            return Some(listed);
+        }
+        let path = self.open.single.clone().or_else(|| Some(self.present.path(at)?.to_path()))?;
+        let now = self.root.stat(&path).ok().flatten().map(|stat| stat.identity);
+        let is_same = |now: &Identity| Identity { ctime: listed.ctime, ..*now } == listed;
+        Some(now.filter(is_same).unwrap_or(listed))
     }
 
     fn identities(&self) -> &Identities {
