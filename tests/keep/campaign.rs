@@ -57,7 +57,8 @@ fn forced_faults_change_no_result_and_fail_no_run() {
             force();
         }
         let mut command = kept.copy(&[]);
-        let running = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let running =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         if !is_before {
             std::thread::sleep(delay);
             force();

@@ -140,7 +140,8 @@ fn agents(kept: &Kept) -> Vec<i32> {
     processes
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
         .filter(|pid| {
-            let is_kept = fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0keep\0"));
+            let is_kept =
+                fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0keep\0"));
             is_kept && fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.starts_with(&home))
         })
         .collect()

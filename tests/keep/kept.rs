@@ -32,7 +32,8 @@ impl Keeper {
 
     /// True if the process runs, and is none of another program.
     pub(crate) fn is_alive(&self) -> bool {
-        std::fs::read(format!("/proc/{}/cmdline", self.pid)).is_ok_and(|line| line.ends_with(b"keep\0serve\0"))
+        std::fs::read(format!("/proc/{}/cmdline", self.pid))
+            .is_ok_and(|line| line.ends_with(b"keep\0serve\0"))
     }
 }
 
@@ -105,7 +106,8 @@ impl Kept {
 
     /// The socket of the keeper.
     pub(crate) fn socket(&self) -> PathBuf {
-        let mut entries = std::fs::read_dir(self.runtime.join("ksync")).unwrap().map(|entry| entry.unwrap().path());
+        let mut entries =
+            std::fs::read_dir(self.runtime.join("ksync")).unwrap().map(|entry| entry.unwrap().path());
         entries.find(|path| path.extension().is_some_and(|suffix| suffix == "sock")).expect("a socket")
     }
 

@@ -104,13 +104,18 @@ fn a_keeper_is_small_and_ends_when_it_is_idle() {
     let status = fs::read_to_string(format!("/proc/{}/status", keeper.pid)).unwrap();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     let kilobytes: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{kilobytes} kB resident\n").as_bytes());
+    let _ =
+        std::io::Write::write_all(&mut std::io::stderr(), format!("{kilobytes} kB resident\n").as_bytes());
     assert!(kilobytes <= MEMORY_KB_MAX, "{kilobytes}");
     let files: Vec<_> = fs::read_dir(format!("/proc/{}/fd", keeper.pid))
         .unwrap()
         .map(|entry| fs::read_link(entry.unwrap().path()).unwrap_or_default())
         .collect();
-    let foreign = |path: &std::path::PathBuf| !path.starts_with("/dev") && path.starts_with("/") && !path.starts_with(kept.machine.world.path("run"));
+    let foreign = |path: &std::path::PathBuf| {
+        !path.starts_with("/dev")
+            && path.starts_with("/")
+            && !path.starts_with(kept.machine.world.path("run"))
+    };
     assert!(!files.iter().any(foreign), "{files:?}");
     assert_eq!(fs::read_link(format!("/proc/{}/cwd", keeper.pid)).unwrap(), std::path::Path::new("/"));
     kept.ends(&keeper);

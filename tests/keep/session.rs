@@ -94,7 +94,10 @@ fn another_api_key_finds_no_kept_connection() {
     sessions.run(&["src", &sessions.there()]).ok();
     sessions.keeper();
     let mut command = sessions.platform.ksync(&sessions.world, &["src", &sessions.there()]);
-    command.env("KSYNC_KEEP", "1").env("XDG_RUNTIME_DIR", sessions.world.path("tmp")).env("KERNEL_API_KEY", "sk_wrong");
+    command
+        .env("KSYNC_KEEP", "1")
+        .env("XDG_RUNTIME_DIR", sessions.world.path("tmp"))
+        .env("KERNEL_API_KEY", "sk_wrong");
     Run::of(command).fails(40);
     assert_eq!(sessions.keeper().1, 0);
 }

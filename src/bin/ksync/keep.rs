@@ -24,11 +24,13 @@ fn list(is_json: bool) -> Result<u8, CliError> {
     for status in kept.iter().filter_map(|kept| kept.status.as_ref()) {
         let Status { endpoint, pid, age_seconds, idle_seconds, served, keep_seconds } = status;
         if is_json {
-            out::result(&json!({
-                "v": 1, "endpoint": endpoint, "pid": pid, "age_seconds": age_seconds,
-                "idle_seconds": idle_seconds, "served": served, "keep_seconds": keep_seconds,
-            })
-            .to_string());
+            out::result(
+                &json!({
+                    "v": 1, "endpoint": endpoint, "pid": pid, "age_seconds": age_seconds,
+                    "idle_seconds": idle_seconds, "served": served, "keep_seconds": keep_seconds,
+                })
+                .to_string(),
+            );
         } else {
             out::result(&format!(
                 "{}  pid {pid}, connected for {}, idle for {} of {}, {served} served",
@@ -41,7 +43,11 @@ fn list(is_json: bool) -> Result<u8, CliError> {
     }
     let silent = kept.iter().filter(|kept| kept.status.is_none()).count();
     if silent > 0 {
-        let noun = if silent == 1 { "process that keeps a connection does" } else { "processes that keep connections do" };
+        let noun = if silent == 1 {
+            "process that keeps a connection does"
+        } else {
+            "processes that keep connections do"
+        };
         out::note(&format!("ksync: {silent} {noun} not answer\n  hint: Run ksync keep stop: it ends them."));
     }
     Ok(0)

@@ -78,8 +78,10 @@ impl Connection {
                 Ok(Some(Record::Terminal(text))) => match serde_json::from_slice::<Described>(&text) {
                     Ok(terminal) => {
                         let Described { term, columns, rows, modes } = terminal;
-                        let modes: Vec<_> =
-                            modes.into_iter().filter_map(|(mode, value)| Some((Pty::from_u8(mode)?, value))).collect();
+                        let modes: Vec<_> = modes
+                            .into_iter()
+                            .filter_map(|(mode, value)| Some((Pty::from_u8(mode)?, value)))
+                            .collect();
                         if channel.request_pty(&term, columns, rows, &modes).await.is_err() {
                             return;
                         }

@@ -62,11 +62,7 @@ pub(super) struct Lent {
 }
 
 impl Lent {
-    pub(super) fn new(
-        open: Opener,
-        agent: Option<UnixStream>,
-        connection_status: ConnectionStatus,
-    ) -> Self {
+    pub(super) fn new(open: Opener, agent: Option<UnixStream>, connection_status: ConnectionStatus) -> Self {
         Self { open, agent: Mutex::new(agent), connection_status, over: watch::Sender::new(false) }
     }
 
@@ -140,7 +136,9 @@ impl Lent {
                 while let Some(record) = queue.recv().await {
                     // What waits goes in one piece: it becomes one packet.
                     let mut piece = record.encode().to_vec();
-                    while piece.len() < PIECE_BYTES && let Ok(next) = queue.try_recv() {
+                    while piece.len() < PIECE_BYTES
+                        && let Ok(next) = queue.try_recv()
+                    {
                         piece.extend_from_slice(&next.encode());
                     }
                     if to.write_all(&piece).await.is_err() {

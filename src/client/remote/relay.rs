@@ -123,7 +123,9 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Op
 
 /// True if these bytes begin with a whole record of stdin.
 pub(crate) fn begins_with_data(bytes: &[u8]) -> bool {
-    let Some((&[kind, a, b, c, d], payload)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return false };
+    let Some((&[kind, a, b, c, d], payload)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+        return false;
+    };
     kind == b'd' && payload.len() >= u32::from_be_bytes([a, b, c, d]) as usize
 }
 

@@ -31,7 +31,8 @@ impl Visit {
         Box::pin(async move {
             let dialling = KernelSession::connect(name, connect_options, monitor);
             let facts = connect_options.keep.and_then(|_| Facts::of(&endpoint(name), connect_options));
-            let Some((facts, known)) = facts.as_ref().and_then(|facts| Some((facts, facts.session.as_ref()?)))
+            let Some((facts, known)) =
+                facts.as_ref().and_then(|facts| Some((facts, facts.session.as_ref()?)))
             else {
                 let (connection, session) = dialling.await?;
                 return Ok(Self { connection, session });

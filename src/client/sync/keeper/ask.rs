@@ -116,7 +116,8 @@ pub(super) async fn end_silent(place: &Place) -> bool {
     is_silent
 }
 
-/// Kills the process at the other end of a stream that is still open, so that its number is its own.
+/// Kills the process at the other end of a stream. The stream is still open, so the number is that
+/// of this process.
 pub(super) fn kill(stream: &UnixStream) {
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(Pid::from_raw);
     if let Some(pid) = pid.filter(|pid| *pid != rustix::process::getpid()) {

@@ -28,9 +28,8 @@ fn directories() -> impl Iterator<Item = PathBuf> {
 
 /// True if a directory is one, belongs to this user, and is closed to others. A link is none.
 fn is_private(directory: &Path) -> bool {
-    fs::symlink_metadata(directory).is_ok_and(|data| {
-        data.is_dir() && data.uid() == geteuid().as_raw() && data.mode() & 0o077 == 0
-    })
+    fs::symlink_metadata(directory)
+        .is_ok_and(|data| data.is_dir() && data.uid() == geteuid().as_raw() && data.mode() & 0o077 == 0)
 }
 
 /// The place of a keeper's socket.
@@ -99,8 +98,13 @@ impl Place {
     pub(super) fn lock(&self) -> io::Result<Option<Lock>> {
         let path = self.lock_file();
         loop {
-            let file =
-                OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(fs::TryLockError::WouldBlock) => return Ok(None),

@@ -11,11 +11,11 @@ use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::{interval, timeout};
 
-use crate::log::debug;
+use crate::kernel::BridgeImage;
 use crate::kernel::KernelError;
+use crate::log::debug;
 use crate::remote::relay::{hear, tell};
 use crate::remote::{self, AgentImage, Connection, RemoteError, SpareChannel, Target};
-use crate::kernel::BridgeImage;
 use crate::sync::job::ConnectOptions;
 use crate::sync::keeper::ask::end_silent;
 use crate::sync::keeper::facts::Facts;
@@ -158,8 +158,8 @@ pub async fn serve(parameters: Parameters, agent: AgentImage, bridge: BridgeImag
     Ok(())
 }
 
-/// Takes the lock of a place, and kills a keeper that has it and does not answer. `None` if there is
-/// one that does.
+/// Takes the lock of a place, and kills a keeper that has it and does not answer. `None` if one has
+/// it that does.
 async fn lock_or_replace(place: &Place) -> io::Result<Option<Lock>> {
     for _ in 0..LOCK_ATTEMPTS {
         let taken = place.lock()?;
@@ -267,7 +267,9 @@ impl Keeper {
         }
         self.note_signs();
         let sign = lock(&self.last_sign).1;
-        purpose == Purpose::Exchange || sign.elapsed() < SIGN_OF_LIFE || self.connection.spare_channel().await.is_ok()
+        purpose == Purpose::Exchange
+            || sign.elapsed() < SIGN_OF_LIFE
+            || self.connection.spare_channel().await.is_ok()
     }
 
     /// Notes if something was received.
