@@ -57,6 +57,21 @@ fn a_keeper_that_is_stopped_does_not_delay_a_run() {
 }
 
 #[test]
+fn a_run_whose_keeper_is_stopped_goes_on_by_itself() {
+    let Some(kept) = Kept::start() else { return };
+    let keeper = begin(&kept);
+    kept.machine.world.tree("src").file("large", noise(1, 30_000_000));
+    kept.link.reset();
+    let mut command = kept.copy(&[]);
+    let running = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the transfer", || (kept.link.carried().up_bytes > 200_000).then_some(()));
+    keeper.signal(Signal::STOP);
+    Run::end_of(running).ok();
+    kept.is_same();
+    kept.ends(&keeper);
+}
+
+#[test]
 fn a_run_whose_keeper_is_killed_goes_on_by_itself() {
     let Some(kept) = Kept::start() else { return };
     let keeper = begin(&kept);

@@ -1,5 +1,6 @@
 //! Exchanges with another machine: a connection to it, and exchanges with an agent on it.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -201,7 +202,8 @@ impl<'a> LazyConnection<'a> {
     }
 
     /// Connects beside a lent connection whose agent does not answer. Returns once that has
-    /// succeeded or failed, and the agent still has not answered.
+    /// succeeded or failed, and the agent still has not answered. After an answer, looks after the
+    /// keeper.
     async fn doubt(&self, connection: &Connection, before: (u64, u64), monitor: &SharedMonitor) {
         let answered = || self.traffic().1 > before.1;
         if connection.is_lent() {
@@ -219,14 +221,24 @@ impl<'a> LazyConnection<'a> {
                 }
             }
         }
-        std::future::pending().await
+        match self.look_after(connection).await {}
+    }
+
+    /// Looks after the keeper of a lent connection. Never ends.
+    async fn look_after(&self, connection: &Connection) -> Infallible {
+        match self.facts().filter(|_| connection.is_lent()) {
+            Some(facts) => keeper::look_after(&facts).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Gives a lent connection that broke up. Returns the one that was made beside it, if any.
     pub(super) async fn give_up(self) -> Option<Kept> {
         let machine = self.endpoint.clone().with_path(b"");
         if let Some(facts) = self.facts() {
-            keeper::end_if_silent(&facts).await;
+            // Its agent may hold the destination, so a keeper that is stuck ends. Meanwhile the run
+            // goes on.
+            tokio::spawn(async move { keeper::end_if_silent(&facts).await });
         }
         if let Some(lent) = self.connected.into_inner() {
             lent.close().await;
@@ -249,7 +261,11 @@ impl<'a> LazyConnection<'a> {
             is_heard = true;
             hear(line);
         };
-        match connection.run(command, &mut hearing).await {
+        let ended = tokio::select! {
+            ended = connection.run(command, &mut hearing) => ended,
+            never = self.look_after(connection) => match never {},
+        };
+        match ended {
             Err(error) if connection.is_lent() && !is_heard => {
                 debug!("keeper step=give-up for=command error={error}");
                 let own = self.dial(&(Arc::new(Quiet) as SharedMonitor)).await?;

@@ -29,7 +29,7 @@ mod pool;
 mod serve;
 mod start;
 
-pub(super) use ask::{Dialled, borrow, end_if_silent, race};
+pub(super) use ask::{Dialled, borrow, end_if_silent, look_after, race};
 pub(super) use facts::Facts;
 pub use manage::{Kept, list, stop};
 pub(super) use message::Purpose;
