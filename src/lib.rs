@@ -57,6 +57,7 @@
 //! - **hole**: zeros of a file that take no space, at least 32 KiB of them.
 //! - **round**: one exchange of a watch: *full* or, about touched paths only, *incremental*.
 //! - **scope**: the paths that an incremental round is about.
+//! - **keeper**: a process on this machine that keeps a connection and lends it to the next runs.
 //! - **lane**: one of several SSH channels that carry one exchange.
 //! - **hello**: the first message of each side: version, role, path and options.
 //! - **first flight**: the bytes that the client sends without waiting for an answer.

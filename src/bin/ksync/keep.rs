@@ -43,9 +43,12 @@ fn list(is_json: bool) -> Result<u8, CliError> {
     }
     let silent = kept.iter().filter(|kept| kept.status.is_none()).count();
     if silent > 0 {
-        out::note(&format!(
-            "ksync: {silent} kept connections do not answer\n  hint: ksync keep stop ends them."
-        ));
+        let noun = if silent == 1 {
+            "process that keeps a connection does"
+        } else {
+            "processes that keep connections do"
+        };
+        out::note(&format!("ksync: {silent} {noun} not answer\n  hint: Run ksync keep stop: it ends them."));
     }
     Ok(0)
 }

@@ -143,10 +143,10 @@ pub(crate) struct KeepArgs {
     /// Keep the connection this long for the next run: 10; 0 is not at all
     #[arg(long, value_name = "MINUTES", env = "KSYNC_KEEP", hide_env_values = true, default_value_t = 10.0,
           hide_default_value = true, value_parser = number(0.0..=1440.0, "minutes, 0 to 1440"),
-          allow_negative_numbers = true, overrides_with = "no_keep")]
+          allow_negative_numbers = true)]
     keep: f64,
     /// Do not keep the connection, and use none that is kept
-    #[arg(long, overrides_with = "keep")]
+    #[arg(long)]
     no_keep: bool,
 }
 

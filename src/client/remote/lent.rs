@@ -21,6 +21,9 @@ use crate::tree::path::escape;
 /// Messages that wait for their reader, and records that wait to be written.
 const QUEUED: usize = 16;
 
+/// Bytes that are written at once, beside one record.
+const PIECE_BYTES: usize = 32 << 10;
+
 /// RFC 4254's number of stderr.
 const STDERR: u32 = 1;
 
@@ -131,7 +134,14 @@ impl Lent {
         tokio::spawn(async move {
             let writing = async {
                 while let Some(record) = queue.recv().await {
-                    if to.write_all(&record.encode()).await.is_err() {
+                    // What waits goes in one piece: it becomes one packet.
+                    let mut piece = record.encode().to_vec();
+                    while piece.len() < PIECE_BYTES
+                        && let Ok(next) = queue.try_recv()
+                    {
+                        piece.extend_from_slice(&next.encode());
+                    }
+                    if to.write_all(&piece).await.is_err() {
                         return;
                     }
                 }

@@ -121,6 +121,14 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Op
     record.map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an unknown record"))
 }
 
+/// True if these bytes begin with a whole record of stdin.
+pub(crate) fn begins_with_data(bytes: &[u8]) -> bool {
+    let Some((&[kind, a, b, c, d], payload)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+        return false;
+    };
+    kind == b'd' && payload.len() >= u32::from_be_bytes([a, b, c, d]) as usize
+}
+
 /// Writes a question or an answer.
 ///
 /// # Errors
@@ -176,6 +184,14 @@ mod tests {
             assert_eq!(read(&mut reader).await.unwrap(), Some(record));
         }
         assert_eq!(read(&mut reader).await.unwrap(), None);
+    }
+
+    #[test]
+    fn only_a_whole_record_of_stdin_can_be_read_at_once() {
+        let whole = Record::Data(Bytes::from_static(b"ab")).encode();
+        assert!(begins_with_data(&whole) && begins_with_data(&[&whole[..], b"x"].concat()));
+        assert!((0..whole.len()).all(|length| !begins_with_data(&whole[..length])));
+        assert!(!begins_with_data(&Record::Close.encode()));
     }
 
     #[tokio::test]

@@ -1,8 +1,8 @@
 //! An SSH session and its channels, by one of two clients.
 //!
 //! russh is the usual one. ksync's own client is for servers that have no algorithm in common with
-//! russh: see [`own`](crate::remote::own). Both speak in russh's messages and errors. A third kind is
-//! a session that another process keeps: see [`lent`](crate::remote::lent).
+//! russh: see [`own`](crate::remote::own). Both speak in russh's messages and errors. A
+//! third kind is a session that another process keeps: see [`lent`](crate::remote::lent).
 
 use std::time::Duration;
 

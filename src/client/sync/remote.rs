@@ -1,6 +1,8 @@
 //! Exchanges with another machine: a connection to it, and exchanges with an agent on it.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +13,7 @@ use crate::engine::{Config, Engine, Receiver, RunError, Sender, Summary};
 use crate::exchange::lanes::Striped;
 use crate::exchange::rounds::{self, WatchedSource};
 use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending, Timeouts};
-use crate::log::debug;
+use crate::log::{self, debug};
 use crate::monitor::{Quiet, Warning};
 use crate::remote::{self, Agent, AgentEnd, Connection, ErrorKind};
 use crate::sync::baseline::{self, Key};
@@ -19,7 +21,7 @@ use crate::sync::emulator::Emulator;
 use crate::sync::endpoint::{Endpoint, name_of};
 use crate::sync::error::{AgentExit, STATE_HINT, SyncError};
 use crate::sync::job::{ConnectOptions, SharedMonitor};
-use crate::sync::keeper::{self, Facts, Purpose};
+use crate::sync::keeper::{self, Dialled, Facts, Purpose};
 use crate::sync::kernel::{KernelSession, LoginTime};
 use crate::sync::lanes;
 use crate::sync::meter::Count;
@@ -40,7 +42,7 @@ const FOR_EVER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Round trips within which the agent of a lent connection answers, and the time that a busy
 /// machine adds. After that, a connection of our own is made beside it.
 const ANSWER_ROUND_TRIPS: u32 = 2;
-const ANSWER_GRACE: Duration = Duration::from_millis(20);
+const ANSWER_GRACE: Duration = Duration::from_millis(50);
 
 type Writer = Striped;
 
@@ -60,6 +62,8 @@ pub(super) struct LazyConnection<'a> {
     asked: Mutex<Option<Request>>,
     /// A connection that was made because the lent one did not answer.
     spare: Mutex<Option<Connected>>,
+    /// Set if there is a keeper that did not answer.
+    is_keeper_silent: AtomicBool,
 }
 
 /// The open connection of a job that is over, for the next job on the same machine.
@@ -68,6 +72,8 @@ pub(super) struct Kept {
     machine: Endpoint,
     connected: Connected,
     asked: Option<Request>,
+    /// True if there is a keeper that did not answer.
+    is_keeper_silent: bool,
 }
 
 impl Kept {
@@ -80,7 +86,8 @@ impl Kept {
     /// one cannot move to its process.
     pub(super) fn leave(&self, connect_options: &ConnectOptions) {
         if let Some(keep) = connect_options.keep.filter(|_| !self.connected.connection.is_lent()) {
-            keeper::start(&self.machine, connect_options, keep, self.asked.clone());
+            let (asked, is_silent) = (self.asked.clone(), self.is_keeper_silent);
+            keeper::start(&self.machine, connect_options, keep, asked, is_silent);
         }
     }
 }
@@ -126,7 +133,7 @@ impl<'a> LazyConnection<'a> {
         connect_options: &'a ConnectOptions,
         pairing: Arc<Pairing>,
     ) -> Self {
-        let (up_bytes, down_bytes, asked, spare) = Default::default();
+        let (up_bytes, down_bytes, asked, spare, is_keeper_silent) = Default::default();
         let (login, connected, may_borrow) = (LoginTime::WithAgent, OnceCell::new(), false);
         Self {
             endpoint,
@@ -139,6 +146,7 @@ impl<'a> LazyConnection<'a> {
             may_borrow,
             asked,
             spare,
+            is_keeper_silent,
         }
     }
 
@@ -182,10 +190,15 @@ impl<'a> LazyConnection<'a> {
     /// Borrows the connection of a keeper, or connects.
     async fn connect(&self, monitor: &SharedMonitor) -> Result<Connected, SyncError> {
         let Some(facts) = self.facts() else { return self.dial(monitor).await };
-        let borrowing = keeper::borrow(&facts, Purpose::Exchange);
+        // A kept agent does not log, so a run that logs starts one of its own.
+        let purpose = if log::is_on() { Purpose::Command } else { Purpose::Exchange };
+        let borrowing = keeper::borrow(&facts, purpose);
         let connection = match keeper::race(borrowing, self.dial(monitor)).await {
             Ok(connection) => connection,
-            Err(dialled) => return dialled,
+            Err(Dialled { result, is_keeper_silent }) => {
+                self.is_keeper_silent.store(is_keeper_silent, Ordering::Relaxed);
+                return result;
+            }
         };
         let behind = match &facts.session {
             None => Behind::Host,
@@ -204,37 +217,50 @@ impl<'a> LazyConnection<'a> {
         is_wanted.then(|| Facts::of(self.endpoint, self.connect_options)).flatten()
     }
 
-    /// Connects beside a lent connection whose agent does not answer, and returns once the new
-    /// connection stands and the agent still has not answered.
+    /// Connects beside a lent connection whose agent does not answer. Returns once that has
+    /// succeeded or failed, and the agent still has not answered. After an answer, looks after the
+    /// keeper.
     async fn doubt(&self, connection: &Connection, before: (u64, u64), monitor: &SharedMonitor) {
         let answered = || self.traffic().1 > before.1;
         if connection.is_lent() {
             tokio::time::sleep(ANSWER_ROUND_TRIPS * connection.round_trip() + ANSWER_GRACE).await;
             if !answered() {
                 debug!("keeper step=doubt why=no-answer");
-                if let Ok(fresh) = self.dial(monitor).await {
-                    if !answered() {
-                        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(fresh);
-                        return;
-                    }
+                let dialled = self.dial(monitor).await;
+                if !answered() {
+                    // After an error, the next attempt has it too: the host or its key has gone.
+                    *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = dialled.ok();
+                    return;
+                }
+                if let Ok(fresh) = dialled {
                     fresh.close().await;
                 }
             }
         }
-        std::future::pending().await
+        match self.look_after(connection).await {}
+    }
+
+    /// Looks after the keeper of a lent connection. Never ends.
+    async fn look_after(&self, connection: &Connection) -> Infallible {
+        match self.facts().filter(|_| connection.is_lent()) {
+            Some(facts) => keeper::look_after(&facts).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Gives a lent connection that broke up. Returns the one that was made beside it, if any.
     pub(super) async fn give_up(self) -> Option<Kept> {
         let machine = self.endpoint.clone().with_path(b"");
         if let Some(facts) = self.facts() {
-            keeper::end_if_silent(&facts).await;
+            // Its agent may hold the destination, so a keeper that is stuck ends. Meanwhile the run
+            // goes on.
+            tokio::spawn(async move { keeper::end_if_silent(&facts).await });
         }
         if let Some(lent) = self.connected.into_inner() {
             lent.close().await;
         }
         let spare = self.spare.into_inner().unwrap_or_else(PoisonError::into_inner)?;
-        Some(Kept { machine, connected: spare, asked: None })
+        Some(Kept { machine, connected: spare, asked: None, is_keeper_silent: false })
     }
 
     /// Runs a command on the other machine. If a keeper's connection breaks before the command has
@@ -251,7 +277,11 @@ impl<'a> LazyConnection<'a> {
             is_heard = true;
             hear(line);
         };
-        match connection.run(command, &mut hearing).await {
+        let ended = tokio::select! {
+            ended = connection.run(command, &mut hearing) => ended,
+            never = self.look_after(connection) => match never {},
+        };
+        match ended {
             Err(error) if connection.is_lent() && !is_heard => {
                 debug!("keeper step=give-up for=command error={error}");
                 let own = self.dial(&(Arc::new(Quiet) as SharedMonitor)).await?;
@@ -322,7 +352,9 @@ impl<'a> LazyConnection<'a> {
     pub(super) fn keep(self) -> Option<Kept> {
         let machine = self.endpoint.clone().with_path(b"");
         let asked = self.asked.into_inner().unwrap_or_else(PoisonError::into_inner);
-        self.connected.into_inner().map(|connected| Kept { machine, connected, asked })
+        let is_keeper_silent = self.is_keeper_silent.into_inner();
+        let connected = self.connected.into_inner()?;
+        Some(Kept { machine, connected, asked, is_keeper_silent })
     }
 
     /// Uploads `from` to `to` on the other machine; with further sources, all of them into `to`.

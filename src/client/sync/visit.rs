@@ -15,6 +15,8 @@ use crate::sync::kernel::{KernelSession, LoginTime};
 pub struct Visit {
     connection: Connection,
     session: KernelSession,
+    /// The facts by which a keeper lends the connection, if one does.
+    facts: Option<Facts>,
 }
 
 impl Visit {
@@ -31,18 +33,19 @@ impl Visit {
         Box::pin(async move {
             let dialling = KernelSession::connect(name, connect_options, LoginTime::First, monitor);
             let facts = connect_options.keep.and_then(|_| Facts::of(&endpoint(name), connect_options));
-            let Some((facts, known)) =
-                facts.as_ref().and_then(|facts| Some((facts, facts.session.as_ref()?)))
-            else {
+            let lendable = facts.as_ref().and_then(|facts| Some((facts, facts.session.as_ref()?)));
+            let Some((lender, known)) = lendable else {
                 let (connection, session) = dialling.await?;
-                return Ok(Self { connection, session });
+                return Ok(Self { connection, session, facts: None });
             };
-            match keeper::race(keeper::borrow(facts, Purpose::Command), dialling).await {
+            match keeper::race(keeper::borrow(lender, Purpose::Command), dialling).await {
                 Ok(connection) => {
                     let session = KernelSession::lent(known, connect_options, monitor)?;
-                    Ok(Self { connection, session })
+                    Ok(Self { connection, session, facts })
                 }
-                Err(dialled) => dialled.map(|(connection, session)| Self { connection, session }),
+                Err(dialled) => {
+                    dialled.result.map(|(connection, session)| Self { connection, session, facts: None })
+                },
             }
         })
     }
@@ -57,7 +60,17 @@ impl Visit {
         terminal: Option<Terminal>,
     ) -> LocalBoxFuture<'a, Result<u32, SyncError>> {
         Box::pin(async move {
-            match self.connection.shell(command, terminal).await {
+            let looking_after = async {
+                match &self.facts {
+                    Some(facts) => keeper::look_after(facts).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let ended = tokio::select! {
+                ended = self.connection.shell(command, terminal) => ended,
+                never = looking_after => match never {},
+            };
+            match ended {
                 Ok(status) => Ok(status),
                 Err(error) => Err(self.session.explain(error.into()).await),
             }
@@ -91,7 +104,7 @@ impl Visit {
     /// Starts a keeper for the next runs, unless this connection is lent by one.
     pub fn leave(&self, name: &str, connect_options: &ConnectOptions) {
         if let Some(keep) = connect_options.keep.filter(|_| !self.connection.is_lent()) {
-            keeper::start(&endpoint(name), connect_options, keep, None);
+            keeper::start(&endpoint(name), connect_options, keep, None, false);
         }
     }
 

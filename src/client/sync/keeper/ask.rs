@@ -1,5 +1,6 @@
 //! The run's side: asks the keeper for its connection.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,8 +14,12 @@ use crate::sync::keeper::facts::Facts;
 use crate::sync::keeper::message::{Answer, Ask, Purpose, Status};
 use crate::sync::keeper::place::Place;
 
-/// Timeout for answers that need no network. A machine under load takes its time.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+/// Silence after which a keeper counts as stuck. Its answers need no network, but a machine under
+/// load takes its time.
+const STUCK_AFTER: Duration = Duration::from_secs(5);
+
+/// Interval at which a run looks after its keeper.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Time in which a keeper answers, unless the machine is busy.
 const ANSWERS_SOON: Duration = Duration::from_millis(10);
@@ -43,12 +48,19 @@ pub(in crate::sync) async fn borrow(facts: &Facts, purpose: Purpose) -> Option<C
     Some(Connection::lent(loan))
 }
 
+/// A connection that was dialled.
+pub(in crate::sync) struct Dialled<T> {
+    pub(in crate::sync) result: T,
+    /// True if a keeper was asked, and had not answered by then.
+    pub(in crate::sync) is_keeper_silent: bool,
+}
+
 /// Borrows or dials, whichever is done first. Dialling begins once borrowing takes longer than a
 /// keeper needs.
 pub(in crate::sync) async fn race<T>(
     borrowing: impl Future<Output = Option<Connection>>,
     dialling: impl Future<Output = T>,
-) -> Result<Connection, T> {
+) -> Result<Connection, Dialled<T>> {
     tokio::pin!(borrowing, dialling);
     let mut is_asked = true;
     if let Ok(lent) = timeout(ANSWERS_SOON, &mut borrowing).await {
@@ -63,7 +75,7 @@ pub(in crate::sync) async fn race<T>(
                 Some(connection) => return Ok(connection),
                 None => is_asked = false,
             },
-            dialled = &mut dialling => return Err(dialled),
+            result = &mut dialling => return Err(Dialled { result, is_keeper_silent: is_asked }),
         }
     }
 }
@@ -82,27 +94,44 @@ async fn open(place: &Place) -> Result<UnixStream, NotLent> {
 }
 
 /// The state of the keeper at a place; `None` if it does not answer.
-pub(super) async fn status(place: &Place) -> Option<Status> {
+pub(super) async fn status(place: &Place, within: Duration) -> Option<Status> {
     let mut stream = place.connect().await?;
     let asked = async {
         tell(&mut stream, &Ask::Status).await.ok()?;
         hear(&mut stream).await.ok()
     };
-    timeout(ANSWERS_WITHIN, asked).await.ok().flatten()
+    timeout(within, asked).await.ok().flatten()
+}
+
+/// Looks after the keeper of a lent connection, as long as this is polled: if it stops answering,
+/// it is killed, and what it has lent breaks.
+pub(in crate::sync) async fn look_after(facts: &Facts) -> Infallible {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        end_if_silent(facts).await;
+    }
 }
 
 /// Kills a keeper that takes connections and does not answer: it is stopped, or stuck. Its agents
 /// end with it, and release what they have locked.
 pub(in crate::sync) async fn end_if_silent(facts: &Facts) {
-    let Some(place) = Place::of(&facts.name) else { return };
-    if let Some(stream) = place.connect().await
-        && status(&place).await.is_none()
-    {
-        kill(&stream);
+    if let Some(place) = Place::of(&facts.name) {
+        end_silent(&place).await;
     }
 }
 
-/// Kills the process at the other end of a stream that is still open, so that its number is its own.
+/// The same at a place. True if there is no keeper that answers.
+pub(super) async fn end_silent(place: &Place) -> bool {
+    let Some(stream) = place.connect().await else { return true };
+    let is_silent = status(place, STUCK_AFTER).await.is_none();
+    if is_silent {
+        kill(&stream);
+    }
+    is_silent
+}
+
+/// Kills the process at the other end of a stream. The stream is still open, so the number is that
+/// of this process.
 pub(super) fn kill(stream: &UnixStream) {
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(Pid::from_raw);
     if let Some(pid) = pid.filter(|pid| *pid != rustix::process::getpid()) {

@@ -13,6 +13,9 @@ use crate::sync::keeper::facts::Facts;
 use crate::sync::keeper::message::{Ask, Status};
 use crate::sync::keeper::place::Place;
 
+/// Timeout for the state of a keeper.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+
 /// Timeout for the end of a keeper that was asked to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(3);
 
@@ -27,7 +30,7 @@ pub struct Kept {
 pub async fn list() -> Vec<Kept> {
     let mut kept = Vec::new();
     for place in Place::all() {
-        let status = status(&place).await;
+        let status = status(&place, ANSWERS_WITHIN).await;
         // A killed keeper leaves its socket, and no lock.
         if status.is_some() || place.is_taken() {
             kept.push(Kept { place, status });

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The keeper is not the process of the first run. TLS state cannot move between processes, a fork
-//! needs `unsafe`, and the first run must neither wait nor fail for the keeper. So a run that had to
-//! connect by itself starts a process as it ends, and that process connects anew, in the background.
+//! needs `unsafe`, and the first run must neither wait nor fail for the keeper. So a run that had
+//! to connect by itself starts a process as it ends. That process connects anew, in the background.
 //! Later runs do everything by themselves (arguments, scan, output, signals, exit code), and borrow
 //! a stream to an agent from the keeper, or a channel, as OpenSSH's ControlMaster lends them.
 //!
@@ -29,7 +29,7 @@ mod pool;
 mod serve;
 mod start;
 
-pub(super) use ask::{borrow, end_if_silent, race};
+pub(super) use ask::{Dialled, borrow, end_if_silent, look_after, race};
 pub(super) use facts::Facts;
 pub use manage::{Kept, list, stop};
 pub(super) use message::Purpose;

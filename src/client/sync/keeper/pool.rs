@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
@@ -31,6 +31,9 @@ const TAKEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Bytes that the other side has read, from which on the run is told.
 const TOLD_BYTES_MIN: usize = 64 << 10;
+
+/// Bytes that are read from a run at once.
+const READ_BYTES: usize = 32 << 10;
 
 /// The agents over one connection.
 pub(super) struct Pool {
@@ -70,14 +73,20 @@ impl Pool {
         Self { connection, image, state: Arc::default() }
     }
 
-    /// Starts the first agent, which watches the tree of a request that is likely to come.
-    pub(super) async fn warm(&self, request: Option<&Request>) {
-        let Some(mut reserved) = self.reserve() else { return };
-        let Some(kept) = reserved.start().await else { return };
+    /// Starts the first agent, which watches the tree of a request that is likely to come. False if
+    /// the agent does not run.
+    pub(super) async fn warm(&self, request: Option<&Request>) -> bool {
+        let Some(mut reserved) = self.reserve() else { return false };
+        let Some(mut kept) = reserved.start().await else { return false };
+        while kept.magic_left > 0 {
+            let Some(bytes) = kept.agent.reader.next().await else { return false };
+            kept.magic_left = kept.magic_left.saturating_sub(bytes.len());
+        }
         if let Some(warm) = request.and_then(keep::encode_warm) {
             kept.agent.writer.send(warm.into()).await;
         }
         reserved.give_back(kept);
+        true
     }
 
     /// Reserves an agent; `None` if too many are in use.
@@ -162,7 +171,8 @@ async fn serve_run(kept: &mut Kept, from: &mut OwnedReadHalf, to: &mut OwnedWrit
     let to = &tokio::sync::Mutex::new(to);
     let up = async {
         let (before, mut told, mut sent) = (acknowledged.bytes(), 0, 0);
-        while let Ok(Some(Record::Data(bytes))) = relay::read(from).await {
+        let mut from = BufReader::with_capacity(READ_BYTES, from);
+        while let Some(bytes) = read_data(&mut from).await {
             sent += bytes.len();
             if !writer.send(keep::encode_data(&bytes).into()).await {
                 return;
@@ -214,6 +224,19 @@ async fn serve_run(kept: &mut Kept, from: &mut OwnedReadHalf, to: &mut OwnedWrit
     tokio::select! {
         () = &mut up => timeout(ENDS_WITHIN, down).await.unwrap_or(false),
         is_over = &mut down => is_over && timeout(ENDS_WITHIN, up).await.is_ok(),
+    }
+}
+
+/// Reads the next bytes of a run, with those that have arrived behind them: each packet costs 40
+/// bytes of its own. `None` at the end of the run's stream.
+async fn read_data(from: &mut BufReader<&mut OwnedReadHalf>) -> Option<Vec<u8>> {
+    let mut all = Vec::new();
+    loop {
+        let Ok(Some(Record::Data(bytes))) = relay::read(from).await else { return None };
+        all.extend_from_slice(&bytes);
+        if !relay::begins_with_data(from.buffer()) || all.len() >= READ_BYTES {
+            return Some(all);
+        }
     }
 }
 

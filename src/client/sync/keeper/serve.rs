@@ -17,9 +17,10 @@ use crate::log::debug;
 use crate::remote::relay::{hear, tell};
 use crate::remote::{self, AgentImage, Connection, RemoteError, SpareChannel, Target};
 use crate::sync::job::ConnectOptions;
+use crate::sync::keeper::ask::end_silent;
 use crate::sync::keeper::facts::Facts;
 use crate::sync::keeper::message::{Answer, Ask, Purpose, Status};
-use crate::sync::keeper::place::{Place, is_ours};
+use crate::sync::keeper::place::{Lock, Place, is_ours};
 use crate::sync::keeper::pool::Pool;
 use crate::sync::keeper::start::Parameters;
 use crate::sync::kernel::{Session, access};
@@ -47,6 +48,10 @@ const SLEPT_MIN: Duration = Duration::from_secs(10);
 
 /// Timeout for the question of a process that has connected.
 const ASKS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Attempts to take the lock, and the time between two.
+const LOCK_ATTEMPTS: u32 = 10;
+const LOCK_WAIT: Duration = Duration::from_millis(200);
 
 /// The state of a keeper.
 struct Keeper {
@@ -80,7 +85,7 @@ pub async fn serve(parameters: Parameters, agent: AgentImage, bridge: BridgeImag
     let facts = Facts::of(&parameters.endpoint, &connect_options);
     let Some(facts) = facts.filter(|facts| facts.name == parameters.name) else { return Ok(()) };
     let place = Place::of(&facts.name).ok_or(io::ErrorKind::NotFound)?;
-    let Some(lock) = place.lock()? else { return Ok(()) };
+    let Some(lock) = lock_or_replace(&place).await? else { return Ok(()) };
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let target = Target { silence_timeout: SILENCE_MAX, ..facts.target };
@@ -108,7 +113,9 @@ pub async fn serve(parameters: Parameters, agent: AgentImage, bridge: BridgeImag
         waiting: Mutex::default(),
         parameters,
     });
-    keeper.pool.warm(keeper.parameters.request.as_ref()).await;
+    if !keeper.pool.warm(keeper.parameters.request.as_ref()).await {
+        return Ok(());
+    }
     keeper.refill().await;
     let listening = lock.listen()?;
     debug!("keeper step=listen name={}", facts.name);
@@ -149,6 +156,20 @@ pub async fn serve(parameters: Parameters, agent: AgentImage, bridge: BridgeImag
     drop(lock);
     connection.goodbye().await;
     Ok(())
+}
+
+/// Takes the lock of a place, and kills a keeper that has it and does not answer. `None` if one has
+/// it that does.
+async fn lock_or_replace(place: &Place) -> io::Result<Option<Lock>> {
+    for _ in 0..LOCK_ATTEMPTS {
+        let taken = place.lock()?;
+        if taken.is_some() || !end_silent(place).await {
+            return Ok(taken);
+        }
+        // A keeper that starts does not listen yet, and one that was killed takes a moment to end.
+        tokio::time::sleep(LOCK_WAIT).await;
+    }
+    Ok(None)
 }
 
 /// Tells a sleep of this machine by its two clocks.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::{BridgeImage, Settings};
-use crate::log::debug;
+use crate::log::{self, debug};
 use crate::remote::AgentImage;
 use crate::sync::endpoint::Endpoint;
 use crate::sync::job::ConnectOptions;
@@ -70,13 +70,14 @@ impl Parameters {
     }
 }
 
-/// Starts a keeper for the next runs to `endpoint`, unless there is one. Errors are ignored: the
-/// next run connects by itself.
+/// Starts a keeper for the next runs to `endpoint`, unless there is one, or in place of one that
+/// does not answer. Errors are ignored: the next run connects by itself.
 pub(in crate::sync) fn start(
     endpoint: &Endpoint,
     connect_options: &ConnectOptions,
     keep: Duration,
     request: Option<Request>,
+    is_keeper_silent: bool,
 ) {
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
     let mut connect_options = connect_options.clone();
@@ -84,7 +85,7 @@ pub(in crate::sync) fn start(
     connect_options.ca_cert = connect_options.ca_cert.as_ref().map(absolute);
     let Some(facts) = Facts::of(endpoint, &connect_options) else { return };
     let Some(place) = Place::of(&facts.name) else { return };
-    if place.is_taken() {
+    if place.is_taken() && !is_keeper_silent {
         return;
     }
     let parameters = Parameters {
@@ -109,6 +110,7 @@ fn spawn(parameters: &Parameters) -> io::Result<()> {
     let mut child = Command::new(std::env::current_exe()?)
         .args(ARGUMENTS)
         .current_dir("/")
+        .env_remove(log::VARIABLE)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
