@@ -17,6 +17,7 @@ mod config;
 mod emulator;
 mod forward;
 mod lanes;
+mod lossy;
 mod login;
 mod own;
 mod private;

@@ -45,6 +45,9 @@ pub(crate) struct Conditions {
     pub(crate) up_rate: Option<u64>,
     pub(crate) down_rate: Option<u64>,
     pub(crate) round_trip: Duration,
+    /// Share of the packets that get lost each way, from 0 to 1. Only a
+    /// [`Network`](super::network::Network) has packets.
+    pub(crate) loss: f64,
     /// Breaks a connection.
     pub(crate) cut: Option<Cut>,
 }

@@ -31,6 +31,7 @@ use crate::remote::spool::Room;
 use crate::remote::ssh::{self, Hooks, Shown};
 use crate::remote::ssh_config::AddressFamily;
 use crate::remote::tcp::{self, ByteStream, GuardedStream};
+use crate::remote::tcp_sender::{self, TcpSender};
 use crate::remote::timeout::{GOODBYE_TIMEOUT, within};
 use crate::remote::websocket::Address;
 use crate::tree::path::escape;
@@ -249,6 +250,28 @@ impl Connection {
         let (agent, waiting) = Agent::waiting();
         self.start_for(|_| Purpose::Lane(token), waiting, image).await?;
         Ok(agent)
+    }
+
+    /// Connects once more to the same server, which must show the same host key.
+    ///
+    /// # Errors
+    /// The same as [`connect`].
+    pub async fn another(&self) -> Result<Connection, RemoteError> {
+        let mut target = self.target.clone();
+        if let Some(key) = self.shown.get() {
+            target.host_keys = HostKeys::Exactly(key.clone());
+        }
+        connect(&target).await
+    }
+
+    /// The TCP sender below this connection, where the system shows it.
+    #[must_use]
+    pub fn tcp_sender(&self) -> Option<TcpSender> {
+        let port = match &self.target.transport {
+            Transport::Tcp { port, .. } => *port,
+            Transport::WebSocket { url, .. } => Address::parse(url).ok()?.port,
+        };
+        tcp_sender::look(port)
     }
 
     async fn start_for(

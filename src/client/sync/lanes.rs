@@ -1,4 +1,5 @@
-//! Opens further lanes for an upload, over channels of its SSH connection.
+//! Opens further lanes for an upload: over channels of its SSH connection where OpenSSH's window
+//! limits it, and over further connections where losses do.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -10,9 +11,10 @@ use tokio::sync::mpsc;
 use crate::exchange::lanes::{Entrance, OpenLanes};
 use crate::log::debug;
 use crate::remote::{self, Acknowledged, Agent, AgentImage, Connection};
+use crate::sync::congestion::Losses;
 use crate::sync::meter::Count;
 use crate::wire::hello::MAGIC;
-use crate::wire::lanes::{Announcement, LANES_MAX, Token};
+use crate::wire::lanes::{Announcement, CHANNELS_MAX, FURTHER_CONNECTIONS_MAX, LANES_MAX, Token};
 
 /// Round-trip time for which one lane pays. OpenSSH's window of 2 MiB per 12.5 ms is more than 1
 /// Gbit/s, and a lane reaches two thirds of that.
@@ -30,13 +32,17 @@ const READ_BYTES_MIN: f64 = (1 << 20) as f64;
 /// over a slow link a megabyte seems to be read at once.
 const PACE_SPAN_MIN: Duration = Duration::from_millis(250);
 
+/// Shortest and longest time between two looks at the TCP sender.
+const LOOK_SPAN_MIN: Duration = Duration::from_millis(100);
+const LOOK_SPAN_MAX: Duration = Duration::from_millis(500);
+
 /// The number of lanes that pay at this round trip.
 fn worthwhile(round_trip: Duration) -> usize {
     if round_trip < ROUND_TRIP_MIN {
         return 1;
     }
     let lanes = round_trip.as_micros().div_ceil(ROUND_TRIP_PER_LANE.as_micros());
-    usize::try_from(lanes).unwrap_or(LANES_MAX).min(LANES_MAX)
+    usize::try_from(lanes).unwrap_or(CHANNELS_MAX).min(CHANNELS_MAX)
 }
 
 /// A request for lanes.
@@ -75,6 +81,8 @@ impl OpenLanes for Asking {
     fn open(&self, entrance: Entrance) -> Option<Announcement> {
         let (token, lanes) = (remote::token()?, self.worthwhile());
         self.requests.send(Request { token, lanes, entrance }).ok()?;
+        // Whether further connections pay will show, so they may join too.
+        let lanes = (lanes + FURTHER_CONNECTIONS_MAX).min(LANES_MAX);
         Some(Announcement { token, lanes: u8::try_from(lanes).ok()? })
     }
 }
@@ -90,7 +98,7 @@ impl Opening {
         acknowledged: Acknowledged,
     ) -> std::convert::Infallible {
         let lanes =
-            chosen.map_or_else(|| worthwhile(connection.round_trip()), |lanes| lanes.clamp(1, LANES_MAX));
+            chosen.map_or_else(|| worthwhile(connection.round_trip()), |lanes| lanes.clamp(1, CHANNELS_MAX));
         debug!(
             "lanes worthwhile={lanes} round_trip_us={} chosen={}",
             connection.round_trip().as_micros(),
@@ -104,11 +112,34 @@ impl Opening {
                     window_limits(&acknowledged, pace, connection.round_trip()).await;
                 }
             };
-            let lanes = (1..request.lanes).map(|_| self.open_one(connection, image, &request, &pays));
-            // A server may allow no more sessions; then the open lanes must suffice.
-            let opened = futures_util::future::join_all(lanes).await;
-            debug!("lanes asked={} joined={}", opened.len(), opened.iter().flatten().count());
+            let channels = async {
+                let lanes = (1..request.lanes).map(|_| self.open_one(connection, image, &request, &pays));
+                // A server may allow no more sessions; then the open lanes must suffice.
+                let opened = futures_util::future::join_all(lanes).await;
+                debug!("lanes asked={} joined={}", opened.len(), opened.iter().flatten().count());
+            };
+            let connections = async {
+                // The chosen number is a number of channels.
+                if chosen.is_none() {
+                    losses_limit(connection).await;
+                    self.open_connections(connection, image, &request).await;
+                }
+            };
+            tokio::join!(channels, connections);
         }
+        std::future::pending().await
+    }
+
+    /// Opens further connections with a lane each, and keeps them. A connection that fails, or that
+    /// leads to another machine, is left out.
+    async fn open_connections(&self, connection: &Connection, image: &AgentImage, request: &Request) {
+        let open = async || {
+            let another = connection.another().await.ok()?;
+            self.open_one(&another, image, request, &async || ()).await?;
+            Some(another)
+        };
+        let opened = futures_util::future::join_all((0..FURTHER_CONNECTIONS_MAX).map(|_| open())).await;
+        debug!("connections asked={} joined={}", opened.len(), opened.iter().flatten().count());
         std::future::pending().await
     }
 
@@ -160,6 +191,25 @@ async fn window_limits(acknowledged: &Acknowledged, begin: Pace, round_trip: Dur
     }
 }
 
+/// Waits until losses limit the connection's TCP sender, and not the link.
+async fn losses_limit(connection: &Connection) {
+    let round_trip = connection.round_trip();
+    let span = round_trip.clamp(LOOK_SPAN_MIN, LOOK_SPAN_MAX);
+    let mut losses = Losses::over(u64::try_from(round_trip.as_millis()).unwrap_or(u64::MAX));
+    let mut last = Instant::now();
+    loop {
+        tokio::time::sleep(span).await;
+        let passed = last.elapsed();
+        last += passed;
+        let Some(sender) = connection.tcp_sender() else { continue };
+        let passed_ms = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
+        debug!("sender {sender:?}");
+        if losses.limit(sender, passed_ms) {
+            return;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,7 +221,7 @@ mod tests {
         {
             assert_eq!(worthwhile(Duration::from_millis(round_trip_ms)), lanes, "{round_trip_ms}");
         }
-        assert_eq!(worthwhile(Duration::MAX), LANES_MAX);
+        assert_eq!(worthwhile(Duration::MAX), CHANNELS_MAX);
     }
 
     #[test]
