@@ -18,6 +18,7 @@ const LOSSY: Conditions = Conditions {
     down_rate: Some(100_000_000),
     round_trip: Duration::from_millis(40),
     loss: 0.02,
+    is_real_tcp: true,
     cut: None,
 };
 

@@ -63,3 +63,63 @@ impl Losses {
         self.losses >= LOSSES && self.milli_packets / 1000 / self.losses <= PACKETS_PER_LOSS_MAX
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROUND_TRIP_MS: u64 = 100;
+
+    /// Samples a sender each 100 ms, from its threshold and round trip, until losses limit it.
+    fn samples_until_limited(
+        window_packets: u64,
+        samples: impl IntoIterator<Item = (Option<u64>, u64)>,
+    ) -> Option<usize> {
+        let mut losses = Losses::over(ROUND_TRIP_MS);
+        samples.into_iter().position(|(threshold_packets, round_trip_ms)| {
+            let unacknowledged_bytes = 1 << 20;
+            let sender =
+                TcpSender { unacknowledged_bytes, window_packets, threshold_packets, round_trip_ms };
+            losses.limit(sender, 100)
+        })
+    }
+
+    /// A threshold that changes each `period` samples, the first time from none.
+    fn losses_each(period: u64, round_trip_ms: u64) -> impl Iterator<Item = (Option<u64>, u64)> {
+        (0..1000).map(move |at| ((at >= period).then_some(10 + at / period % 2), round_trip_ms))
+    }
+
+    #[test]
+    fn losses_with_an_empty_queue_limit_the_sender() {
+        // The first threshold does not count.
+        assert_eq!(samples_until_limited(15, losses_each(8, 110)), Some(8 * 4));
+        assert_eq!(samples_until_limited(15, losses_each(8, 130)), Some(8 * 4));
+    }
+
+    #[test]
+    fn losses_at_a_full_queue_are_the_links_rate() {
+        assert_eq!(samples_until_limited(200, losses_each(30, 150)), None);
+        // The queue is empty again at the time of the sample, but was full before.
+        let sawtooth = losses_each(30, 0).enumerate().map(|(at, (threshold, _))| (threshold, 100 + at as u64 % 30 * 3));
+        assert_eq!(samples_until_limited(200, sawtooth), None);
+    }
+
+    #[test]
+    fn rare_losses_do_not_limit_the_sender() {
+        assert_eq!(samples_until_limited(200, losses_each(50, 110)), None, "10,000 packets between two");
+        assert_eq!(samples_until_limited(30, losses_each(1000, 110)), None);
+    }
+
+    #[test]
+    fn a_wide_window_or_an_idle_sender_is_not_limited_by_losses() {
+        assert_eq!(samples_until_limited(WINDOW_PACKETS_MAX, losses_each(2, 110)), None);
+        let mut losses = Losses::over(ROUND_TRIP_MS);
+        let idle = |threshold| TcpSender {
+            unacknowledged_bytes: 0,
+            window_packets: 15,
+            threshold_packets: Some(threshold),
+            round_trip_ms: 110,
+        };
+        assert!((0..100).all(|at| !losses.limit(idle(at), 100)));
+    }
+}
