@@ -87,8 +87,7 @@ impl Machine {
             world.path("far").display(),
             path().to_string_lossy(),
         );
-        let settings =
-            if network.is_some() { format!("{settings}\nListenAddress {FAR}") } else { settings };
+        let settings = if network.is_some() { format!("{settings}\nListenAddress {FAR}") } else { settings };
         let sshd = Sshd::start(&world, &settings);
         let to = format!("tcp:127.0.0.1:{}", sshd.port);
         let (port, websocat) = websocat(&world, "ws-l", &to);
@@ -101,17 +100,8 @@ impl Machine {
         let link = Link::to((Ipv4Addr::LOCALHOST, if is_direct { sshd.port } else { port }));
         let is_real_tcp = AtomicBool::new(false);
         let (user, _websocat) = (user(), websocat);
-        let machine = Machine {
-            world,
-            link,
-            network,
-            is_real_tcp,
-            is_direct,
-            user,
-            host_key,
-            sshd,
-            _websocat,
-        };
+        let machine =
+            Machine { world, link, network, is_real_tcp, is_direct, user, host_key, sshd, _websocat };
         machine.configure_ssh();
         machine
     }

@@ -67,7 +67,12 @@ const fn stateless(
 }
 
 /// A ksync with this preparation.
-const fn own(name: &'static str, about: &'static str, plan: fn(&Job) -> Plan, prepare: fn(&Machine)) -> Contestant {
+const fn own(
+    name: &'static str,
+    about: &'static str,
+    plan: fn(&Job) -> Plan,
+    prepare: fn(&Machine),
+) -> Contestant {
     Contestant { name, about, programs: &[], remembers: true, plan, prepare, end: None, copies: true }
 }
 

@@ -164,7 +164,8 @@ fn run_over(
     let start = Instant::now();
     sizes.make(data, &source);
     eprintln!("made the data ({data:?}) in {:.1} s", start.elapsed().as_secs_f64());
-    let mut contest = Contest::new(machine, direction, source.clone(), sizes.cut_after(), options.repeats_max());
+    let mut contest =
+        Contest::new(machine, direction, source.clone(), sizes.cut_after(), options.repeats_max());
     let mut heats = Vec::new();
     for &case in cases {
         let aside = machine.world.path("aside");
@@ -172,7 +173,7 @@ fn run_over(
         let takes_part =
             |one: &&&Contestant| case.contestants.contains(&one.name) && options.takes_part(one, direction);
         let here: Vec<&Contestant> = contestants.iter().filter(takes_part).copied().collect();
-        for &link in links.iter().filter(|&&link| options.runs_on(case, link)) {
+        for &link in links.iter().filter(|&&link| !here.is_empty() && options.runs_on(case, link)) {
             eprintln!("{} {} {}", case.name, direction.name(), link.name);
             let rows = contest.run(case, link, &here, change.as_ref(), options.runs);
             if is_interrupted() {

@@ -40,7 +40,9 @@ pub(crate) fn listening(start: impl Fn(u16) -> Service) -> (u16, Service) {
 }
 
 fn listening_on(host: Ipv4Addr, start: impl Fn(u16) -> Service) -> (u16, Service) {
-    (0..10).find_map(|_| listening_at((host, closed_port()).into(), &start)).expect("a free port; is /run/sshd there?")
+    (0..10)
+        .find_map(|_| listening_at((host, closed_port()).into(), &start))
+        .expect("a free port; is /run/sshd there?")
 }
 
 fn listening_at(address: SocketAddr, start: impl Fn(u16) -> Service) -> Option<(u16, Service)> {
@@ -89,7 +91,9 @@ impl Sshd {
     /// Starts it again with other settings, on the same port.
     pub(crate) fn restart(&mut self, world: &World, settings: &str) {
         self.service = None;
-        let (_, service) = listening_at((Ipv4Addr::LOCALHOST, self.port).into(), |port| sshd(world, settings, port)).expect("sshd");
+        let (_, service) =
+            listening_at((Ipv4Addr::LOCALHOST, self.port).into(), |port| sshd(world, settings, port))
+                .expect("sshd");
         self.service = Some(service);
     }
 

@@ -36,7 +36,8 @@ pub(super) fn look(port: u16) -> Option<TcpSender> {
         .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
         .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
         .collect();
-    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap_or_default());
+    let tables =
+        ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap_or_default());
     only(&tables.concat(), port, &own)
 }
 
@@ -82,8 +83,12 @@ mod tests {
     fn the_sender_of_the_only_own_connection_is_found() {
         let sender = only(TABLE, 8080, &own(&["11", "12", "13", "14"])).unwrap();
         let (unacknowledged_bytes, window_packets) = (0x3d090, 14);
-        let expected =
-            TcpSender { unacknowledged_bytes, window_packets, threshold_packets: Some(9), round_trip_ms: 110 };
+        let expected = TcpSender {
+            unacknowledged_bytes,
+            window_packets,
+            threshold_packets: Some(9),
+            round_trip_ms: 110,
+        };
         assert_eq!(sender, expected);
         assert_eq!(only(TABLE, 22, &own(&["13"])).unwrap().threshold_packets, None);
         assert_eq!(only(TABLE, 8080, &own(&["13"])), None, "another process's socket");

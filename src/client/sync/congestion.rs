@@ -12,7 +12,7 @@ const LOSSES: u64 = 3;
 
 /// Packets between two losses from which losses no longer are what limits the sender. At 0.1 % loss
 /// a sender has about 40 packets in flight.
-const PACKETS_PER_LOSS_MAX: u64 = 2000;
+const PACKETS_PER_LOSS_MAX: u64 = 1000;
 
 /// Packets in flight from which OpenSSH's window limits the sender as well: half of 2 MiB.
 const WINDOW_PACKETS_MAX: u64 = 724;
@@ -37,7 +37,13 @@ pub(super) struct Losses {
 impl Losses {
     /// Begins to count over a link with this round trip or a shorter one.
     pub(super) fn over(round_trip_ms: u64) -> Self {
-        Self { round_trip_ms: round_trip_ms.max(1), threshold_packets: None, longest_ms: 0, milli_packets: 0, losses: 0 }
+        Self {
+            round_trip_ms: round_trip_ms.max(1),
+            threshold_packets: None,
+            longest_ms: 0,
+            milli_packets: 0,
+            losses: 0,
+        }
     }
 
     /// Takes a sample, `passed_ms` after the last one. True once losses limit the sender.
@@ -78,8 +84,7 @@ mod tests {
         let mut losses = Losses::over(ROUND_TRIP_MS);
         samples.into_iter().position(|(threshold_packets, round_trip_ms)| {
             let unacknowledged_bytes = 1 << 20;
-            let sender =
-                TcpSender { unacknowledged_bytes, window_packets, threshold_packets, round_trip_ms };
+            let sender = TcpSender { unacknowledged_bytes, window_packets, threshold_packets, round_trip_ms };
             losses.limit(sender, 100)
         })
     }
@@ -100,7 +105,8 @@ mod tests {
     fn losses_at_a_full_queue_are_the_links_rate() {
         assert_eq!(samples_until_limited(200, losses_each(30, 150)), None);
         // The queue is empty again at the time of the sample, but was full before.
-        let sawtooth = losses_each(30, 0).enumerate().map(|(at, (threshold, _))| (threshold, 100 + at as u64 % 30 * 3));
+        let sawtooth =
+            losses_each(30, 0).enumerate().map(|(at, (threshold, _))| (threshold, 100 + at as u64 % 30 * 3));
         assert_eq!(samples_until_limited(200, sawtooth), None);
     }
 

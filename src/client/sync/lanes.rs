@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::exchange::lanes::{Entrance, OpenLanes};
 use crate::log::debug;
@@ -36,6 +36,10 @@ const PACE_SPAN_MIN: Duration = Duration::from_millis(250);
 const LOOK_SPAN_MIN: Duration = Duration::from_millis(100);
 const LOOK_SPAN_MAX: Duration = Duration::from_millis(500);
 
+/// Attempts of a lane to join. Each waits ten seconds for the announcement, which may take longer to
+/// arrive over a link with many losses.
+const JOIN_ATTEMPTS: usize = 6;
+
 /// The number of lanes that pay at this round trip.
 fn worthwhile(round_trip: Duration) -> usize {
     if round_trip < ROUND_TRIP_MIN {
@@ -56,12 +60,15 @@ struct Request {
 pub(super) struct Asking {
     worthwhile: Arc<AtomicUsize>,
     requests: mpsc::UnboundedSender<Request>,
+    filled: Arc<Notify>,
 }
 
 /// Opens the requested lanes, beside the exchange.
 pub(super) struct Opening {
     worthwhile: Arc<AtomicUsize>,
     requests: mpsc::UnboundedReceiver<Request>,
+    /// Signals that so many bytes wait that channels pay.
+    filled: Arc<Notify>,
     up_bytes: Count,
 }
 
@@ -69,8 +76,10 @@ pub(super) struct Opening {
 pub(super) fn pair(up_bytes: Count) -> (Asking, Opening) {
     let worthwhile = Arc::new(AtomicUsize::new(1));
     let (sender, requests) = mpsc::unbounded_channel();
-    let asking = Asking { worthwhile: Arc::clone(&worthwhile), requests: sender };
-    (asking, Opening { worthwhile, requests, up_bytes })
+    let filled = Arc::<Notify>::default();
+    let asking =
+        Asking { worthwhile: Arc::clone(&worthwhile), requests: sender, filled: Arc::clone(&filled) };
+    (asking, Opening { worthwhile, requests, filled, up_bytes })
 }
 
 impl OpenLanes for Asking {
@@ -84,6 +93,10 @@ impl OpenLanes for Asking {
         // Whether further connections pay will show, so they may join too.
         let lanes = (lanes + FURTHER_CONNECTIONS_MAX).min(LANES_MAX);
         Some(Announcement { token, lanes: u8::try_from(lanes).ok()? })
+    }
+
+    fn fills(&self) {
+        self.filled.notify_one();
     }
 }
 
@@ -106,13 +119,14 @@ impl Opening {
         );
         self.worthwhile.store(lanes, Ordering::Relaxed);
         if let Some(request) = self.requests.recv().await {
-            let pace = Pace { since: Instant::now(), bytes: acknowledged.bytes() };
-            let pays = async || {
-                if chosen.is_none() {
-                    window_limits(&acknowledged, pace, connection.round_trip()).await;
-                }
-            };
             let channels = async {
+                self.filled.notified().await;
+                let pace = Pace { since: Instant::now(), bytes: acknowledged.bytes() };
+                let pays = async || {
+                    if chosen.is_none() {
+                        window_limits(&acknowledged, pace, connection.round_trip()).await;
+                    }
+                };
                 let lanes = (1..request.lanes).map(|_| self.open_one(connection, image, &request, &pays));
                 // A server may allow no more sessions; then the open lanes must suffice.
                 let opened = futures_util::future::join_all(lanes).await;
@@ -135,8 +149,12 @@ impl Opening {
     async fn open_connections(&self, connection: &Connection, image: &AgentImage, request: &Request) {
         let open = async || {
             let another = connection.another().await.ok()?;
-            self.open_one(&another, image, request, &async || ()).await?;
-            Some(another)
+            for _ in 0..JOIN_ATTEMPTS {
+                if self.open_one(&another, image, request, &async || ()).await.is_some() {
+                    return Some(another);
+                }
+            }
+            None
         };
         let opened = futures_util::future::join_all((0..FURTHER_CONNECTIONS_MAX).map(|_| open())).await;
         debug!("connections asked={} joined={}", opened.len(), opened.iter().flatten().count());

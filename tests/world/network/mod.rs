@@ -222,9 +222,7 @@ fn ip(arguments: &str) -> Result<(), String> {
     let output = Command::new(program).args(arguments.split(' ')).stdin(Stdio::null()).output();
     match output {
         Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => {
-            Err(format!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim()))
-        }
+        Ok(output) => Err(format!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim())),
         Err(error) => Err(format!("ip: {error}")),
     }
 }

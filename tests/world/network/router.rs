@@ -59,7 +59,8 @@ impl Router {
         let mut word = self.die;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let is_lost = ((word ^ (word >> 31)) >> 11) as f64 / (1_u64 << 53) as f64 <= self.loss && self.loss > 0.0;
+        let is_lost =
+            ((word ^ (word >> 31)) >> 11) as f64 / (1_u64 << 53) as f64 <= self.loss && self.loss > 0.0;
         self.lost += u64::from(is_lost);
         !is_lost
     }
