@@ -349,8 +349,9 @@ impl Heat {
         peers.min_by(|one, other| one.wall().partial_cmp(&other.wall()).unwrap_or(std::cmp::Ordering::Equal))
     }
 
-    /// Row of ksync.
+    /// Row of ksync, with a kept connection if there is one.
     pub(crate) fn ksync(&self) -> Option<&Row> {
-        self.rows.iter().find(|row| row.contestant.is_ksync())
+        let mut own = self.rows.iter().filter(|row| row.contestant.is_ksync() && !row.contestant.is_anew());
+        own.clone().find(|row| row.contestant.end.is_some()).or_else(|| own.next())
     }
 }

@@ -26,7 +26,12 @@ const LOSSY: Conditions = Conditions {
 const SLOW: Conditions = Conditions { up_rate: Some(20_000_000), loss: 0.0, ..LOSSY };
 
 /// Uploads `bytes` of noise over this link, and returns the connections. `None` without the peers.
-fn connections(conditions: Conditions, bytes: usize, options: &'static [&str]) -> Option<u64> {
+fn connections(
+    conditions: Conditions,
+    settings: &'static str,
+    bytes: usize,
+    options: &'static [&str],
+) -> Option<u64> {
     // The namespace is one of a thread.
     let uploading = thread::spawn(move || {
         let network = match Network::enter() {
@@ -36,7 +41,7 @@ fn connections(conditions: Conditions, bytes: usize, options: &'static [&str]) -
                 return None;
             }
         };
-        let machine = Machine::with(&format!("ListenAddress {FAR}"))?;
+        let machine = Machine::with(&format!("{settings}\nListenAddress {FAR}"))?;
         machine.world.tree("src").file("large", noise(3, bytes));
         network.set(conditions);
         let host_key = fs::read_to_string(machine.world.path("host-key.pub")).expect("a key");
@@ -54,18 +59,25 @@ fn connections(conditions: Conditions, bytes: usize, options: &'static [&str]) -
 
 #[test]
 fn losses_open_further_connections_for_an_upload() {
-    let Some(count) = connections(LOSSY, 10 << 20, &[]) else { return };
+    let Some(count) = connections(LOSSY, "", 10 << 20, &[]) else { return };
     assert_eq!(count, 4);
 }
 
 #[test]
 fn a_link_at_its_rate_is_left_to_one_connection() {
-    let Some(count) = connections(SLOW, 10 << 20, &[]) else { return };
+    let Some(count) = connections(SLOW, "", 10 << 20, &[]) else { return };
     assert_eq!(count, 1);
 }
 
 #[test]
 fn a_chosen_number_of_channels_opens_no_further_connection() {
-    let Some(count) = connections(LOSSY, 4 << 20, &["-j", "2"]) else { return };
+    let Some(count) = connections(LOSSY, "", 4 << 20, &["-j", "2"]) else { return };
     assert_eq!(count, 1);
+}
+
+#[test]
+fn a_refused_further_connection_is_no_error() {
+    // sshd drops all but one of the connections that are not logged in yet.
+    let Some(count) = connections(LOSSY, "MaxStartups 1", 5 << 20, &[]) else { return };
+    assert_eq!(count, 4);
 }

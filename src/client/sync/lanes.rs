@@ -33,8 +33,11 @@ const READ_BYTES_MIN: f64 = (1 << 20) as f64;
 const PACE_SPAN_MIN: Duration = Duration::from_millis(250);
 
 /// Shortest and longest time between two looks at the TCP sender.
-const LOOK_SPAN_MIN: Duration = Duration::from_millis(100);
+const LOOK_SPAN_MIN: Duration = Duration::from_millis(200);
 const LOOK_SPAN_MAX: Duration = Duration::from_millis(500);
+
+/// Pause between two looks, in durations of a look.
+const LOOK_PAUSE: u32 = 50;
 
 /// Attempts of a lane to join. Each waits ten seconds for the announcement, which may take longer to
 /// arrive over a link with many losses.
@@ -214,15 +217,17 @@ async fn losses_limit(connection: &Connection) {
     let round_trip = connection.round_trip();
     let span = round_trip.clamp(LOOK_SPAN_MIN, LOOK_SPAN_MAX);
     let mut losses = Losses::over(u64::try_from(round_trip.as_millis()).unwrap_or(u64::MAX));
-    let mut last = Instant::now();
+    let (mut last, mut cost) = (Instant::now(), Duration::ZERO);
     loop {
-        tokio::time::sleep(span).await;
+        // A machine with many sockets has a long table.
+        tokio::time::sleep(span.max(LOOK_PAUSE * cost)).await;
         let passed = last.elapsed();
         last += passed;
-        let Some(sender) = connection.tcp_sender() else { continue };
+        let sender = connection.tcp_sender();
+        cost = last.elapsed();
         let passed_ms = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
-        debug!("sender {sender:?}");
-        if losses.limit(sender, passed_ms) {
+        if sender.is_some_and(|sender| losses.limit(sender, passed_ms)) {
+            debug!("connections why=losses sender={sender:?}");
             return;
         }
     }
