@@ -78,8 +78,8 @@ fn run(options: &Options) -> Result<Vec<Heat>, String> {
     }
     let contestants: Vec<&Contestant> = wanted.into_iter().filter(|one| one.missing().is_none()).collect();
     // All threads and programs of the bench are to be on the network.
-    let entered = links.iter().any(|link| link.is_real_tcp).then(Network::enter).transpose();
-    let network = entered.or_else(|reason| without_real_tcp(&reason).map(|()| None))?;
+    let wants_network = links.iter().any(|link| link.is_real_tcp);
+    let network = if wants_network { Network::enter_or_skip() } else { None };
     links.retain(|link| network.is_some() || !link.is_real_tcp);
     let sizes = options.sizes();
     let needed = cases.iter().map(|case| sizes.bytes_needed(case.data)).max().unwrap_or(0);
@@ -108,17 +108,6 @@ fn run(options: &Options) -> Result<Vec<Heat>, String> {
             .map_err(|error| format!("{}: {error}", file.display()))?;
     }
     Ok(heats)
-}
-
-/// Says that the links with real TCP are left out. With `KSYNC_REQUIRE_PEERS=1` a missing program is
-/// an error; a machine without TUN devices or namespaces is not.
-fn without_real_tcp(reason: &str) -> Result<(), String> {
-    let is_required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
-    if is_required && lab::world::skip::program("ip").is_none() {
-        return Err(reason.to_owned());
-    }
-    eprintln!("SKIPPED: all links with real TCP, because {reason}");
-    Ok(())
 }
 
 /// The conditions of the measurement, and the missing programs.

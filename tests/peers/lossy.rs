@@ -7,7 +7,6 @@ use std::time::Duration;
 use crate::machine::Machine;
 use crate::world::link::Conditions;
 use crate::world::network::{FAR, Network, SEEN};
-use crate::world::skip::skip;
 use crate::world::{Run, noise};
 
 /// A link on which a single connection takes many times as long as the link would.
@@ -34,13 +33,7 @@ fn connections(
 ) -> Option<u64> {
     // The namespace is one of a thread.
     let uploading = thread::spawn(move || {
-        let network = match Network::enter() {
-            Ok(network) => network,
-            Err(reason) => {
-                skip(format!("there is no network with losses: {reason}"));
-                return None;
-            }
-        };
+        let network = Network::enter_or_skip()?;
         let machine = Machine::with(&format!("{settings}\nListenAddress {FAR}"))?;
         machine.world.tree("src").file("large", noise(3, bytes));
         network.set(conditions);

@@ -19,6 +19,7 @@
 mod router;
 
 use std::collections::{HashSet, VecDeque};
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -106,6 +107,21 @@ impl Network {
             thread::spawn(move || carry(&shared));
         }
         Ok(Network(shared))
+    }
+
+    /// The same, but says why there is none. That is an error for those who require all peers if a
+    /// program is missing, and not if the machine lacks the device or forbids namespaces.
+    pub(crate) fn enter_or_skip() -> Option<Network> {
+        let reason = match Network::enter() {
+            Ok(network) => return Some(network),
+            Err(reason) => format!("no network with real TCP: {reason}"),
+        };
+        if super::skip::program("ip").is_none() {
+            super::skip::skip(reason);
+        } else {
+            let _ = writeln!(std::io::stderr(), "skipped: {reason}");
+        }
+        None
     }
 
     /// Sets the conditions of all packets from now on.
