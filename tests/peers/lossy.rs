@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::machine::Machine;
 use crate::world::link::Conditions;
-use crate::world::network::{FAR, Network, SEEN};
+use crate::world::network::{FAR, Network, Router, SEEN};
 use crate::world::{Run, noise};
 
 /// A link on which a single connection takes many times as long as the link would.
@@ -73,4 +73,27 @@ fn a_refused_further_connection_is_no_error() {
     // sshd drops all but one of the connections that are not logged in yet.
     let Some(count) = connections(LOSSY, "MaxStartups 1", 5 << 20, &[]) else { return };
     assert_eq!(count, 4);
+}
+
+#[test]
+fn the_router_delays_packets_and_drops_what_its_queue_cannot_hold() {
+    // A packet takes a millisecond, and the queue holds a hundred.
+    let (start, ms) = (Instant::now(), Duration::from_millis);
+    let mut router = Router::new(Some(12_000_000), ms(100), 0.0, 1);
+    let arrivals: Vec<_> = (0..200).map(|_| router.arrival(1500, start)).collect();
+    let expected = (0..200).map(|at| (at < 100).then(|| start + ms(51 + at))).collect::<Vec<_>>();
+    assert_eq!(arrivals, expected);
+    assert_eq!((router.lost, router.overflowed), (0, 100));
+    assert_eq!(router.arrival(1500, start + ms(10)), Some(start + ms(151)), "ten have left");
+}
+
+#[test]
+fn the_router_loses_its_share_of_the_packets_and_always_the_same() {
+    let lost = |seed| {
+        let mut router = Router::new(None, Duration::ZERO, 0.01, seed);
+        let now = Instant::now();
+        (0..100_000).filter(|_| router.arrival(1500, now).is_none()).collect::<Vec<_>>()
+    };
+    assert!((900..1100).contains(&lost(1).len()), "{}", lost(1).len());
+    assert!(lost(1) == lost(1) && lost(1) != lost(2));
 }
