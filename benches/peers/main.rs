@@ -3,9 +3,11 @@
 //! ```text
 //! client (ksync, or ssh with websocat as ProxyCommand) ─► link ─► websocat ─► sshd ─► agent, rsync
 //! ```
-//! Everything runs on this machine, and the harness makes it all: data, keys, home directories,
-//! sshd, websocat and a link with delay and rates. Contestants take turns. The harness compares
-//! each result byte by byte with the source, and reports a wrong one as an error without a number.
+//! The link is a relay, which ends TCP next door, or a network in which each packet takes its time:
+//! see `tests/world/link.rs` and `tests/world/network`. Everything runs on this machine, and the
+//! harness makes it all: data, keys, home directories, sshd, websocat and the links. Contestants
+//! take turns. The harness compares each result byte by byte with the source, and reports a wrong
+//! one as an error without a number.
 //! `cargo bench --bench peers -- --help` lists the options.
 //!
 //! The harness looks for programs in `KSYNC_PEERS_BIN`, in `PATH` and in the directories of sshd.
