@@ -1,20 +1,25 @@
-//! The VM: sshd on loopback behind websocat, with its own keys and home directory, and the link in
-//! front of it.
+//! The VM: sshd on loopback behind websocat, with its own keys and home directory, and the links in
+//! front of it: a relay, and a network with real TCP where this machine can have one.
 
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::link::Link;
+use super::link::{Carried, Conditions, Link, Network, unlimited};
 use super::place::user;
-use super::world::service::{Service, Sshd, make_key, websocat};
+use super::world::network::{FAR, SEEN};
+use super::world::service::{Service, Sshd, make_key, websocat, websocat_on};
 use super::world::{World, path};
 
 /// Host name of the machine in OpenSSH's configuration.
 pub(crate) const HOST: &str = "vm";
+
+/// Environment variable by which ksync keeps no connection for the next run.
+pub(crate) const KEEP: &str = "KSYNC_KEEP";
 
 /// Timeout for the machine to become quiet.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -43,18 +48,35 @@ pub(crate) struct Job<'a> {
     pub(crate) destination: &'a Path,
 }
 
-/// The VM: sshd, websocat and the link.
+/// The VM: sshd, websocat and the links.
 pub(crate) struct Machine {
     pub(crate) world: World,
     pub(crate) link: Link,
+    network: Option<RealTcp>,
+    /// The network is in use, and not the relay.
+    is_real_tcp: AtomicBool,
+    /// There are no bridges: SSH goes straight to sshd.
+    is_direct: bool,
     user: String,
     host_key: String,
     sshd: Sshd,
     _websocat: Service,
 }
 
+/// The network, and the server's port on it.
+struct RealTcp {
+    network: Network,
+    port: u16,
+    _websocat: Option<Service>,
+}
+
 impl Machine {
     pub(crate) fn start(world: World) -> Machine {
+        Machine::on(world, None, false)
+    }
+
+    /// Starts a machine that is on a network too. `is_direct` leaves out the bridges.
+    pub(crate) fn on(world: World, network: Option<Network>, is_direct: bool) -> Machine {
         make_key(&world, "host-key", "ed25519");
         make_key(&world, "key", "ed25519");
         let settings = format!(
@@ -65,11 +87,21 @@ impl Machine {
             world.path("far").display(),
             path().to_string_lossy(),
         );
+        let settings = if network.is_some() { format!("{settings}\nListenAddress {FAR}") } else { settings };
         let sshd = Sshd::start(&world, &settings);
-        let (port, websocat) = websocat(&world, "ws-l", &format!("tcp:127.0.0.1:{}", sshd.port));
+        let to = format!("tcp:127.0.0.1:{}", sshd.port);
+        let (port, websocat) = websocat(&world, "ws-l", &to);
+        let network = network.map(|network| {
+            let bridge = (!is_direct).then(|| websocat_on(FAR, &world, "ws-l", &to));
+            let port = bridge.as_ref().map_or(sshd.port, |(port, _)| *port);
+            RealTcp { network, port, _websocat: bridge.map(|(_, service)| service) }
+        });
         let host_key = fs::read_to_string(world.path("host-key.pub")).expect("a key").trim().to_owned();
-        let link = Link::to((Ipv4Addr::LOCALHOST, port));
-        let machine = Machine { world, link, user: user(), host_key, sshd, _websocat: websocat };
+        let link = Link::to((Ipv4Addr::LOCALHOST, if is_direct { sshd.port } else { port }));
+        let is_real_tcp = AtomicBool::new(false);
+        let (user, _websocat) = (user(), websocat);
+        let machine =
+            Machine { world, link, network, is_real_tcp, is_direct, user, host_key, sshd, _websocat };
         machine.configure_ssh();
         machine
     }
@@ -83,13 +115,18 @@ impl Machine {
         let path = |name: &str| self.world.path(name).display().to_string();
         let known_hosts = format!("{HOST} {}\n", self.host_key);
         fs::write(self.world.path("known_hosts"), known_hosts).expect("known_hosts");
+        let (host, port) = self.address();
+        let through = if self.is_direct {
+            String::new()
+        } else {
+            format!(" ProxyCommand websocat --binary --no-async-stdio ws://{host}:{port}\n")
+        };
         let config = format!(
-            "Host {HOST}\n HostName 127.0.0.1\n HostKeyAlias {HOST}\n User {}\n \
-             ProxyCommand websocat --binary --no-async-stdio ws://127.0.0.1:{}\n IdentityFile {}\n IdentitiesOnly yes\n \
+            "Host {HOST}\n HostName {host}\n Port {port}\n HostKeyAlias {HOST}\n User {}\n\
+             {through} IdentityFile {}\n IdentitiesOnly yes\n \
              IdentityAgent none\n UserKnownHostsFile {}\n GlobalKnownHostsFile /dev/null\n \
              StrictHostKeyChecking yes\n BatchMode yes\n LogLevel ERROR\n",
             self.user,
-            self.link.port,
             path("key"),
             path("known_hosts"),
         );
@@ -108,13 +145,65 @@ impl Machine {
 
     /// An endpoint on the machine, as ksync's argument.
     pub(crate) fn endpoint(&self, path: &Path) -> String {
-        format!("ws://{}@127.0.0.1:{}{}", self.user, self.link.port, path.display())
+        let scheme = if self.is_direct { "ssh" } else { "ws" };
+        let (host, port) = self.address();
+        format!("{scheme}://{}@{host}:{port}{}", self.user, path.display())
+    }
+
+    /// The server's address as the clients see it.
+    pub(crate) fn address(&self) -> (Ipv4Addr, u16) {
+        match self.in_use() {
+            Some(real_tcp) => (SEEN, real_tcp.port),
+            None => (Ipv4Addr::LOCALHOST, self.link.port),
+        }
+    }
+
+    /// The network, if the machine is on one.
+    pub(crate) fn network(&self) -> Option<&Network> {
+        self.network.as_ref().map(|real_tcp| &real_tcp.network)
+    }
+
+    fn in_use(&self) -> Option<&RealTcp> {
+        self.network.as_ref().filter(|_| self.is_real_tcp.load(Ordering::Relaxed))
+    }
+
+    /// Leads the way of `link` from now on, without its limits.
+    pub(crate) fn lead(&self, link: Conditions) {
+        self.is_real_tcp.store(link.is_real_tcp, Ordering::Relaxed);
+        self.configure_ssh();
+        self.limit(unlimited(link));
+    }
+
+    /// Limits the way that is in use.
+    pub(crate) fn limit(&self, link: Conditions) {
+        match self.in_use() {
+            Some(RealTcp { network, .. }) => network.set(link),
+            None => self.link.set(link),
+        }
+    }
+
+    /// Resets the counters.
+    pub(crate) fn reset(&self) {
+        match self.in_use() {
+            Some(RealTcp { network, .. }) => network.reset(),
+            None => self.link.reset(),
+        }
+    }
+
+    /// The traffic since the last reset.
+    pub(crate) fn carried(&self) -> Carried {
+        match self.in_use() {
+            Some(RealTcp { network, .. }) => network.carried(),
+            None => self.link.carried(),
+        }
     }
 
     /// `ksync` with its login options.
     pub(crate) fn ksync(&self) -> Command {
         let mut command = self.world.command(env!("CARGO_BIN_EXE_ksync"));
         command.arg("--identity").arg(self.world.path("key")).args(["--host-key", &self.host_key]);
+        // A kept connection is a case of its own.
+        command.env(KEEP, "0");
         command
     }
 
@@ -129,9 +218,14 @@ impl Machine {
         if output.status.success() { Ok(()) } else { Err(format!("ksync cannot reach the machine: {text}")) }
     }
 
-    /// Offers the whole link as a plain TCP port, for programs without ProxyCommand.
-    pub(crate) fn plain_port(&self) -> (u16, Service) {
-        websocat(&self.world, "tcp-l", &format!("ws://127.0.0.1:{}", self.link.port))
+    /// Offers the whole link as a plain TCP address, for programs without ProxyCommand.
+    pub(crate) fn plain(&self) -> ((Ipv4Addr, u16), Option<Service>) {
+        let (host, port) = self.address();
+        if self.is_direct {
+            return ((host, port), None);
+        }
+        let (port, service) = websocat(&self.world, "tcp-l", &format!("ws://{host}:{port}"));
+        ((Ipv4Addr::LOCALHOST, port), Some(service))
     }
 
     /// Login name on the machine.
@@ -147,7 +241,8 @@ impl Machine {
     /// Waits until no client is connected.
     pub(crate) fn wait_until_quiet(&self) -> bool {
         let start = Instant::now();
-        while !(self.link.is_quiet() && super::memory::children(self.sshd()).is_empty()) {
+        let is_quiet = || self.in_use().map_or_else(|| self.link.is_quiet(), |used| used.network.is_quiet());
+        while !(is_quiet() && super::memory::children(self.sshd()).is_empty()) {
             if start.elapsed() > TIMEOUT {
                 return false;
             }

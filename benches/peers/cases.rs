@@ -7,10 +7,13 @@ use crate::data::text::Author;
 use crate::data::tree::{self, set_time};
 use crate::data::{TIME_OLD, noise, write_mixed};
 use crate::lab::change::{Change, copy_tree};
+use crate::lab::link::Conditions;
 
 /// The data of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Data {
+    /// One file of 10 KB.
+    One,
     /// 300 files, 3 MB of text.
     Small,
     /// 50 MB of noise in one file.
@@ -37,6 +40,8 @@ pub(crate) enum Before {
     NewTop,
     Moves,
     Release,
+    /// A copy by the same sync; one edit before each of several syncs in a row.
+    Edit,
 }
 
 /// One row of the result table.
@@ -46,8 +51,52 @@ pub(crate) struct Case {
     pub(crate) data: Data,
     pub(crate) before: Before,
     pub(crate) contestants: &'static [&'static str],
+    /// Measured syncs in a row, of which the sum is shown.
+    pub(crate) repeats: usize,
+    /// The loss of the links that the case runs on.
+    pub(crate) loss: Loss,
 }
 
+/// The links of a case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// Those that lose no packets. With losses, a gigabyte would take an hour.
+    Without,
+    /// Those that lose packets.
+    Only,
+    Any,
+}
+
+/// Repeats of the cases that stand for an agent that syncs before each of its commands.
+const REPEATS: usize = 20;
+
+impl Case {
+    /// Reports if the case runs on a link. A user who names a link with real TCP gets the slow
+    /// cases there too.
+    pub(crate) fn runs_on(&self, link: Conditions, is_named: bool) -> bool {
+        let is_slow = matches!(self.data, Data::Large | Data::Tree);
+        let fits = match self.loss {
+            Loss::Without => link.loss == 0.0,
+            Loss::Only => link.loss > 0.0,
+            Loss::Any => true,
+        };
+        fits && (is_named || !(is_slow && link.is_real_tcp))
+    }
+
+    const fn with_loss(self, loss: Loss) -> Case {
+        Case { loss, ..self }
+    }
+
+    const fn repeated(self) -> Case {
+        Case { repeats: REPEATS, ..self }
+    }
+}
+
+const CONNECT: &[&str] = &["ksync", "ssh-true", "rsync", "scp"];
+const KEPT: &[&str] = &["ksync-kept", "rsync-kept", "ssh-true-kept"];
+const EACH: &[&str] = &["ksync", "ksync-kept", "rsync", "rsync-kept"];
+/// Without the programs that take as long as these: each run takes minutes.
+const LOSSY: &[&str] = &["ksync", "rsync", "scp"];
 const NOOP: &[&str] = &["ksync", "rsync", "rclone", "unison"];
 const NOOP_TREE: &[&str] = &["ksync", "rsync", "rsync-nir", "unison"];
 const FIRST: &[&str] = &["ksync", "rsync", "rsync-z", "scp", "sftp", "tar-zstd", "rclone", "unison"];
@@ -65,15 +114,23 @@ const fn case(
     contestants: &'static [&'static str],
     about: &'static str,
 ) -> Case {
-    Case { name, about, data, before, contestants }
+    Case { name, about, data, before, contestants, repeats: 1, loss: Loss::Without }
 }
 
 /// Cases with the same data are adjacent. Those that need an empty destination come first.
 pub(crate) const CASES: &[Case] = &[
+    case("connect", Data::One, Before::Same, CONNECT, "nothing to do, one file").with_loss(Loss::Any),
+    case("kept", Data::One, Before::Same, KEPT, "the same over a kept connection").with_loss(Loss::Any),
     case("first-300", Data::Small, Before::Nothing, FIRST, "first copy of 300 files, 3 MB"),
     case("noop-300", Data::Small, Before::Same, NOOP, "nothing to do, 300 files"),
+    case("each-same", Data::Small, Before::Same, EACH, "nothing to do, twenty times in a row, 300 files")
+        .repeated(),
+    case("each-edit", Data::Small, Before::Edit, EACH, "one file changed before each of twenty, 300 files")
+        .repeated(),
     case("agent-absent", Data::Small, Before::Same, &["ksync", "ksync-anew"], "first contact with a VM"),
     case("first-50m", Data::Noise, Before::Nothing, FIRST, "first copy of 50 MB of noise"),
+    case("lossy-50m", Data::Noise, Before::Nothing, LOSSY, "first copy of 50 MB of noise, with losses")
+        .with_loss(Loss::Only),
     case("cut-1g", Data::Large, Before::Cut, CUT, "1 GiB again, after the link broke at a quarter"),
     case("edits-1g", Data::Large, Before::Edits, DELTA, "ten edits of ten bytes in 1 GiB"),
     case("insert-1g", Data::Large, Before::Insertion, DELTA, "1 MB inserted at 100 MB in 1 GiB"),
@@ -111,7 +168,7 @@ impl Sizes {
     /// and the files written aside.
     pub(crate) fn bytes_needed(&self, data: Data) -> u64 {
         self.scaled(match data {
-            Data::Small | Data::Noise => 1 << 30,
+            Data::One | Data::Small | Data::Noise => 1 << 30,
             Data::Large => 10 << 30,
             Data::Tree => 14 << 30,
         })
@@ -121,6 +178,7 @@ impl Sizes {
     pub(crate) fn make(&self, data: Data, root: &Path) {
         fs::create_dir_all(root).expect("a directory");
         match data {
+            Data::One => tree_of_equals(root, 1),
             Data::Small => tree_of_equals(root, self.scaled(300).max(10)),
             Data::Noise => {
                 fs::write(root.join("noise"), noise(1, self.scaled(50_000_000) as usize)).expect("a file");
@@ -145,6 +203,7 @@ impl Sizes {
         Some(match before {
             Before::Nothing | Before::Same | Before::Cut => return None,
             Before::Edits => Change::edits(root, 10),
+            Before::Edit => Change::edits(root, 1),
             Before::Insertion => Change::insertion(root, self.scaled(100_000_000), self.inserted() as usize),
             Before::Removal => Change::removal(root, self.scaled(100_000_000), self.inserted() as usize),
             Before::Appendix => Change::appendix(root, self.appended() as usize),
@@ -176,7 +235,7 @@ impl Sizes {
     pub(crate) fn new_bytes(&self, case: &Case) -> Option<u64> {
         match (case.before, case.data) {
             (Before::Nothing, Data::Noise) => Some(self.scaled(50_000_000)),
-            (Before::Nothing, _) | (Before::Release, _) => None,
+            (Before::Nothing, _) | (Before::Release | Before::Edit, _) => None,
             (Before::Cut, _) => Some(self.scaled(1 << 28)),
             (Before::Insertion, _) => Some(self.inserted()),
             (Before::Appendix, _) => Some(self.appended()),

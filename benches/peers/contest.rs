@@ -1,7 +1,7 @@
 //! A contest: all contestants in turn do the same job on the same link, and each result is
 //! verified.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::cases::{Before, Case, Sizes};
-use crate::contestants::{Contestant, destination};
+use crate::contestants::{Contestant, Plan, destination};
 use crate::lab::change::{Change, Version};
 use crate::lab::figures::median;
-use crate::lab::link::{Carried, Conditions, Cut, RAW};
+use crate::lab::link::{Carried, Conditions, Cut, unlimited};
 use crate::lab::machine::{Direction, Job, Machine};
 use crate::lab::memory::{Observer, Peaks};
 use crate::lab::verify::difference;
@@ -55,8 +55,11 @@ pub(crate) struct Contest<'a> {
     source: PathBuf,
     /// Bytes after which the link breaks in the case `Cut`.
     cut_after: u64,
-    /// Contestants that have a copy of the source's old version.
-    settled: HashSet<&'static str>,
+    /// Contestants that have a copy of the source's old version, each with the way that its last
+    /// sync took: real TCP or not. ksync remembers copies by the server's address.
+    settled: HashMap<&'static str, bool>,
+    /// Most repeats of a case.
+    repeats_max: usize,
 }
 
 impl<'a> Contest<'a> {
@@ -66,8 +69,9 @@ impl<'a> Contest<'a> {
         direction: Direction,
         source: PathBuf,
         cut_after: u64,
+        repeats_max: usize,
     ) -> Contest<'a> {
-        Contest { machine, direction, source, cut_after, settled: HashSet::new() }
+        Contest { machine, direction, source, cut_after, settled: HashMap::new(), repeats_max }
     }
 
     /// Runs a case on one link: `runs` rounds, each with another contestant first.
@@ -106,20 +110,32 @@ impl<'a> Contest<'a> {
         let copy = destination(self.machine, contestant, self.direction);
         if matches!(case.before, Before::Nothing | Before::Cut) {
             self.forget(contestant);
-            let is_ready = if case.before == Before::Cut { self.cut(contestant, &copy) } else { Ok(()) };
-            let result = is_ready.and_then(|()| self.measured(link, contestant, &copy));
+            let is_ready =
+                if case.before == Before::Cut { self.cut(link, contestant, &copy) } else { Ok(()) };
+            let result = is_ready.and_then(|()| self.measured(link, contestant, &copy, Series::ONE));
             self.forget(contestant);
             return result;
         }
-        self.settle(contestant, &copy)?;
-        let Some(change) = change else { return self.measured(link, contestant, &copy) };
-        change.apply(&self.source, Version::New);
-        let result = self.measured(link, contestant, &copy);
+        self.settle(link, contestant, &copy)?;
+        let count = case.repeats.min(self.repeats_max);
+        // What happens before each command includes the first connection.
+        let is_warm = case.repeats == 1;
+        let Some(change) = change else {
+            return self.measured(link, contestant, &copy, Series { count, is_warm, change: None });
+        };
+        let series = if case.before == Before::Edit {
+            Series { count, is_warm, change: Some(change) }
+        } else {
+            change.apply(&self.source, Version::New);
+            Series { count, is_warm, change: None }
+        };
+        let result = self.measured(link, contestant, &copy, series);
         change.apply(&self.source, Version::Old);
         if result.is_err() {
             self.forget(contestant);
         } else if contestant.remembers {
-            self.sync(RAW, contestant, &copy).inspect_err(|_| self.forget(contestant))?;
+            let again = self.sync(unlimited(link), contestant, &copy, Series::ONE);
+            again.inspect_err(|_| self.forget(contestant))?;
         } else {
             change.apply(&copy, Version::Old);
         }
@@ -127,21 +143,30 @@ impl<'a> Contest<'a> {
     }
 
     /// Lets a contestant make its own copy, if it has none yet.
-    fn settle(&mut self, contestant: &'static Contestant, copy: &Path) -> Result<(), String> {
-        if self.settled.contains(contestant.name) {
+    fn settle(
+        &mut self,
+        link: Conditions,
+        contestant: &'static Contestant,
+        copy: &Path,
+    ) -> Result<(), String> {
+        let settled = self.settled.get(contestant.name).copied();
+        if settled == Some(link.is_real_tcp) || !contestant.copies {
             return Ok(());
         }
-        self.forget(contestant);
-        self.sync(RAW, contestant, copy).map_err(|error| format!("the first sync: {error}"))?;
+        if settled.is_none() {
+            self.forget(contestant);
+        }
+        let first = self.sync(unlimited(link), contestant, copy, Series::ONE);
+        first.map_err(|error| format!("the first sync: {error}"))?;
         self.verify(copy)?;
-        self.settled.insert(contestant.name);
+        self.settled.insert(contestant.name, link.is_real_tcp);
         Ok(())
     }
 
     /// Lets a contestant start on a link that breaks.
-    fn cut(&self, contestant: &Contestant, copy: &Path) -> Result<(), String> {
-        let link = Conditions { cut: Some(Cut::After(self.cut_after)), ..RAW };
-        match self.sync(link, contestant, copy) {
+    fn cut(&self, link: Conditions, contestant: &Contestant, copy: &Path) -> Result<(), String> {
+        let link = Conditions { cut: Some(Cut::After(self.cut_after)), ..unlimited(link) };
+        match self.sync(link, contestant, copy, Series::ONE) {
             Ok(_) => Err("the link did not break, or it went on by itself".to_owned()),
             Err(_) => Ok(()),
         }
@@ -166,15 +191,23 @@ impl<'a> Contest<'a> {
         }
     }
 
-    fn measured(&self, link: Conditions, contestant: &Contestant, copy: &Path) -> Result<Outcome, String> {
+    fn measured(
+        &self,
+        link: Conditions,
+        contestant: &Contestant,
+        copy: &Path,
+        series: Series,
+    ) -> Result<Outcome, String> {
         (contestant.prepare)(self.machine);
         // Flush the data of earlier runs to the disk, so that this run does not pay for them.
         rustix::fs::sync();
-        let outcome = self.sync(link, contestant, copy)?;
+        let outcome = self.sync(link, contestant, copy, series)?;
         if contestant.is_anew() && !self.machine.has_agent() {
             return Err("the agent was already somewhere on this machine".to_owned());
         }
-        self.verify(copy)?;
+        if contestant.copies {
+            self.verify(copy)?;
+        }
         Ok(outcome)
     }
 
@@ -183,17 +216,41 @@ impl<'a> Contest<'a> {
             .map_or(Ok(()), |difference| Err(format!("does not verify: {difference}")))
     }
 
-    /// Runs a contestant once.
-    fn sync(&self, link: Conditions, contestant: &Contestant, copy: &Path) -> Result<Outcome, String> {
+    /// Runs a contestant, once or several times in a row.
+    fn sync(
+        &self,
+        link: Conditions,
+        contestant: &Contestant,
+        copy: &Path,
+        series: Series,
+    ) -> Result<Outcome, String> {
         let machine = self.machine;
-        machine.link.set(RAW);
+        machine.lead(link);
         let job = Job { machine, direction: self.direction, source: &self.source, destination: copy };
-        let mut plan = contestant.plan(&job);
+        // Its helpers connect before the link has its limits.
+        let mut first = Some(contestant.plan(&job));
         if !machine.wait_until_quiet() {
             return Err("somebody is still connected".to_owned());
         }
-        machine.link.set(link);
-        machine.link.reset();
+        machine.limit(link);
+        let mut run = || self.run_once(first.take().unwrap_or_else(|| contestant.plan(&job)));
+        let result = series.run(contestant, machine, &self.source, &mut run);
+        if let Some(end) = contestant.end {
+            end(machine);
+        }
+        let is_quiet = machine.wait_until_quiet();
+        let outcome = result?;
+        if !is_quiet {
+            return Err("its connection stays open".to_owned());
+        }
+        // The last bytes of a connection that is kept belong to its end.
+        let carried = if contestant.end.is_some() { outcome.carried } else { machine.carried() };
+        Ok(Outcome { carried, ..outcome })
+    }
+
+    /// Runs a plan to its end.
+    fn run_once(&self, mut plan: Plan) -> Result<Outcome, String> {
+        let machine = self.machine;
         let log = machine.world.path("run.log");
         let output = fs::File::create(&log).expect("a log");
         plan.command.stdin(Stdio::null()).stdout(output.try_clone().expect("a log")).stderr(output);
@@ -206,14 +263,51 @@ impl<'a> Contest<'a> {
         let wall = start.elapsed();
         let peaks = observer.stop();
         drop(plan.helper);
-        let is_quiet = machine.wait_until_quiet();
         if !status.success() {
             return Err(format!("{status}: {}", last_lines(&log)));
         }
-        if !is_quiet {
-            return Err("its connection stays open".to_owned());
+        Ok(Outcome { wall, carried: machine.carried(), peaks })
+    }
+}
+
+/// The measured runs of a contestant.
+#[derive(Clone, Copy)]
+struct Series<'a> {
+    count: usize,
+    /// A program that keeps its connection finds one.
+    is_warm: bool,
+    /// Change between the versions of the source, before each run.
+    change: Option<&'a Change>,
+}
+
+impl Series<'_> {
+    const ONE: Series<'static> = Series { count: 1, is_warm: false, change: None };
+
+    /// Runs all, and returns the sum of their times and the peaks.
+    fn run(
+        self,
+        contestant: &Contestant,
+        machine: &Machine,
+        source: &Path,
+        run: &mut dyn FnMut() -> Result<Outcome, String>,
+    ) -> Result<Outcome, String> {
+        if self.is_warm && contestant.end.is_some() {
+            run()?;
         }
-        Ok(Outcome { wall, carried: machine.link.carried(), peaks })
+        machine.reset();
+        let mut sum = Outcome { wall: Duration::ZERO, carried: Carried::default(), peaks: Peaks::default() };
+        for turn in 0..self.count {
+            if let Some(change) = self.change {
+                change.apply(source, if turn % 2 == 0 { Version::New } else { Version::Old });
+            }
+            let outcome = run()?;
+            let peaks = Peaks {
+                client: sum.peaks.client.max(outcome.peaks.client),
+                far: sum.peaks.far.max(outcome.peaks.far),
+            };
+            sum = Outcome { wall: sum.wall + outcome.wall, carried: outcome.carried, peaks };
+        }
+        Ok(sum)
     }
 }
 
@@ -255,8 +349,9 @@ impl Heat {
         peers.min_by(|one, other| one.wall().partial_cmp(&other.wall()).unwrap_or(std::cmp::Ordering::Equal))
     }
 
-    /// Row of ksync.
+    /// Row of ksync, with a kept connection if there is one.
     pub(crate) fn ksync(&self) -> Option<&Row> {
-        self.rows.iter().find(|row| row.contestant.is_ksync())
+        let mut own = self.rows.iter().filter(|row| row.contestant.is_ksync() && !row.contestant.is_anew());
+        own.clone().find(|row| row.contestant.end.is_some()).or_else(|| own.next())
     }
 }

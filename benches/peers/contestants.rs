@@ -2,12 +2,21 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use crate::lab::figures::first_line;
-use crate::lab::machine::{Direction, HOST, Job, Machine};
+use crate::lab::machine::{Direction, HOST, Job, KEEP, Machine};
 use crate::lab::world::service::Service;
 use crate::lab::world::skip::program;
+
+const KSYNC_PROGRAM: &str = env!("CARGO_BIN_EXE_ksync");
+
+/// True if this ksync can keep a connection for the next run.
+static CAN_KEEP: LazyLock<bool> = LazyLock::new(|| {
+    let help = Command::new(KSYNC_PROGRAM).arg("--help").stdin(Stdio::null()).output();
+    help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--keep"))
+});
 
 /// The processes of a job.
 pub(crate) struct Plan {
@@ -36,10 +45,15 @@ pub(crate) struct Contestant {
     plan: fn(&Job) -> Plan,
     /// Preparation of each run, outside of the measurement.
     pub(crate) prepare: fn(&Machine),
+    /// Ends the connection that the program keeps after a run, if it keeps one.
+    pub(crate) end: Option<fn(&Machine)>,
+    /// False if the program only connects.
+    pub(crate) copies: bool,
 }
 
 const KSYNC: &str = "ksync";
 const KSYNC_ANEW: &str = "ksync-anew";
+const KSYNC_KEPT: &str = "ksync-kept";
 
 fn nothing(_: &Machine) {}
 
@@ -49,26 +63,26 @@ const fn stateless(
     programs: &'static [&'static str],
     plan: fn(&Job) -> Plan,
 ) -> Contestant {
-    Contestant { name, about, programs, remembers: false, plan, prepare: nothing }
+    Contestant { name, about, programs, remembers: false, plan, prepare: nothing, end: None, copies: true }
+}
+
+/// A ksync with this preparation.
+const fn own(
+    name: &'static str,
+    about: &'static str,
+    plan: fn(&Job) -> Plan,
+    prepare: fn(&Machine),
+) -> Contestant {
+    Contestant { name, about, programs: &[], remembers: true, plan, prepare, end: None, copies: true }
 }
 
 /// All contestants. The others are compared with the first one.
 pub(crate) const ALL: &[Contestant] = &[
+    own(KSYNC, "ksync --delete", ksync, nothing),
+    own(KSYNC_ANEW, "ksync --delete, with no agent there yet", ksync, Machine::forget_agent),
     Contestant {
-        name: KSYNC,
-        about: "ksync --delete",
-        programs: &[],
-        remembers: true,
-        plan: ksync,
-        prepare: nothing,
-    },
-    Contestant {
-        name: KSYNC_ANEW,
-        about: "ksync --delete, with no agent there yet",
-        programs: &[],
-        remembers: true,
-        plan: ksync,
-        prepare: Machine::forget_agent,
+        end: Some(end_keeper),
+        ..own(KSYNC_KEPT, "ksync --delete, which keeps its connection", ksync_kept, nothing)
     },
     stateless("rsync", "rsync -a --delete", &["rsync"], |job| rsync(job, &[])),
     stateless("rsync-z", "rsync -az --delete", &["rsync"], |job| rsync(job, &["-z"])),
@@ -80,6 +94,18 @@ pub(crate) const ALL: &[Contestant] = &[
     stateless("rsync-append", "rsync -a --delete --append-verify", &["rsync"], |job| {
         rsync(job, &["--append-verify"])
     }),
+    Contestant {
+        end: Some(end_master),
+        ..stateless("rsync-kept", "rsync -a --delete, ssh -o ControlMaster=auto", &["rsync"], rsync_kept)
+    },
+    Contestant { copies: false, ..stateless("ssh-true", "ssh true", &["ssh"], |job| ssh_true(job, &[])) },
+    Contestant {
+        copies: false,
+        end: Some(end_master),
+        ..stateless("ssh-true-kept", "ssh -o ControlMaster=auto true", &["ssh"], |job| {
+            ssh_true(job, &master_options(job.machine))
+        })
+    },
     stateless("scp", "scp -r -p", &["scp"], scp),
     stateless("sftp", "sftp -b (put -R -p)", &["sftp"], sftp),
     stateless("tar-zstd", "tar | zstd -1 | ssh tar", &["tar", "zstd"], tar),
@@ -91,13 +117,15 @@ pub(crate) const ALL: &[Contestant] = &[
         remembers: true,
         plan: unison,
         prepare: nothing,
+        end: None,
+        copies: true,
     },
 ];
 
 impl Contestant {
     /// Reports if the contestant is ksync.
     pub(crate) fn is_ksync(&self) -> bool {
-        self.name == KSYNC || self.name == KSYNC_ANEW
+        [KSYNC, KSYNC_ANEW, KSYNC_KEPT].contains(&self.name)
     }
 
     /// Reports if the contestant finds the agent missing.
@@ -105,8 +133,11 @@ impl Contestant {
         self.name == KSYNC_ANEW
     }
 
-    /// First missing program.
+    /// First missing program, or ability.
     pub(crate) fn missing(&self) -> Option<&'static str> {
+        if self.name == KSYNC_KEPT && !*CAN_KEEP {
+            return Some("ksync --keep");
+        }
         self.programs.iter().copied().find(|name| program(name).is_none())
     }
 
@@ -114,7 +145,7 @@ impl Contestant {
     pub(crate) fn version(&self) -> Option<String> {
         let name = *self.programs.last()?;
         let argument = match name {
-            "scp" | "sftp" => return first_line(Command::new(program("ssh")?).arg("-V")),
+            "scp" | "sftp" | "ssh" => return first_line(Command::new(program("ssh")?).arg("-V")),
             "unison" => "-version",
             "rclone" => "version",
             _ => "--version",
@@ -144,9 +175,46 @@ fn ksync(job: &Job) -> Plan {
     command.into()
 }
 
+fn ksync_kept(job: &Job) -> Plan {
+    let mut plan = ksync(job);
+    plan.command.env_remove(KEEP);
+    plan
+}
+
+fn end_keeper(machine: &Machine) {
+    let _ = machine.world.command(KSYNC_PROGRAM).args(["keep", "stop"]).stdin(Stdio::null()).output();
+}
+
+/// Options of ssh for a connection that stays open after the first use.
+fn master_options(machine: &Machine) -> [String; 6] {
+    let socket = format!("ControlPath={}", machine.world.path("master").display());
+    ["-o", "ControlMaster=auto", "-o", "ControlPersist=300", "-o", &socket].map(str::to_owned)
+}
+
+fn end_master(machine: &Machine) {
+    let mut command = machine.world.command("ssh");
+    command.arg("-F").arg(machine.ssh_config()).args(master_options(machine)).args(["-O", "exit", HOST]);
+    let _ = command.stdin(Stdio::null()).output();
+}
+
+fn ssh_true(job: &Job, options: &[String]) -> Plan {
+    let mut command = job.machine.world.command("ssh");
+    command.arg("-F").arg(job.machine.ssh_config()).args(options).args([HOST, "true"]);
+    command.into()
+}
+
+fn rsync_kept(job: &Job) -> Plan {
+    let ssh = format!("{} {}", job.machine.ssh(), master_options(job.machine).join(" "));
+    rsync_over(job, &[], &ssh)
+}
+
 fn rsync(job: &Job, options: &[&str]) -> Plan {
+    rsync_over(job, options, &job.machine.ssh())
+}
+
+fn rsync_over(job: &Job, options: &[&str], ssh: &str) -> Plan {
     let mut command = job.machine.world.command("rsync");
-    command.args(["-a", "--delete"]).args(options).args(["-e", &job.machine.ssh()]);
+    command.args(["-a", "--delete"]).args(options).args(["-e", ssh]);
     let [source, destination] = endpoints(job, |path| format!("{HOST}:{}", path.display()));
     command.arg(format!("{source}/")).arg(format!("{destination}/"));
     command.into()
@@ -189,18 +257,18 @@ fn tar(job: &Job) -> Plan {
 
 /// Uses a plain port through websocat: rclone can call ssh only since 1.64.
 fn rclone(job: &Job) -> Plan {
-    let (port, helper) = job.machine.plain_port();
+    let ((host, port), helper) = job.machine.plain();
     let world = &job.machine.world;
     let known_hosts = world.path("known_hosts_of_port");
     let line = fs::read_to_string(world.path("known_hosts")).expect("known_hosts");
-    fs::write(&known_hosts, line.replacen(HOST, &format!("[127.0.0.1]:{port}"), 1)).expect("known_hosts");
+    fs::write(&known_hosts, line.replacen(HOST, &format!("[{host}]:{port}"), 1)).expect("known_hosts");
     let mut command = world.command("rclone");
     command.args(["sync", "--create-empty-src-dirs", "--config", "/dev/null"]);
-    command.args(["--sftp-host", "127.0.0.1", "--sftp-port", &port.to_string()]);
+    command.args(["--sftp-host", &host.to_string(), "--sftp-port", &port.to_string()]);
     command.args(["--sftp-user", job.machine.user()]).arg("--sftp-key-file").arg(world.path("key"));
     command.arg("--sftp-known-hosts-file").arg(known_hosts);
     command.args(endpoints(job, |path| format!(":sftp:{}", path.display())));
-    Plan { command, helper: Some(helper) }
+    Plan { command, helper }
 }
 
 /// unison keeps its records in the home directories of both sides.

@@ -3,9 +3,11 @@
 //! ```text
 //! client (ksync, or ssh with websocat as ProxyCommand) ─► link ─► websocat ─► sshd ─► agent, rsync
 //! ```
-//! Everything runs on this machine, and the harness makes it all: data, keys, home directories,
-//! sshd, websocat and a link with delay and rates. Contestants take turns. The harness compares
-//! each result byte by byte with the source, and reports a wrong one as an error without a number.
+//! The link is a relay, which ends TCP next door, or a network in which each packet takes its time:
+//! see `tests/world/link.rs` and `tests/world/network`. Everything runs on this machine, and the
+//! harness makes it all: data, keys, home directories, sshd, websocat and the links. Contestants
+//! take turns. The harness compares each result byte by byte with the source, and reports a wrong
+//! one as an error without a number.
 //! `cargo bench --bench peers -- --help` lists the options.
 //!
 //! The harness looks for programs in `KSYNC_PEERS_BIN`, in `PATH` and in the directories of sshd.
@@ -39,7 +41,7 @@ use std::time::Instant;
 use cases::{Case, Data};
 use contest::{Contest, Heat};
 use contestants::Contestant;
-use lab::link::Conditions;
+use lab::link::{Conditions, Network};
 use lab::machine::{Direction, Machine};
 use lab::{figures, is_interrupted};
 use options::Options;
@@ -72,14 +74,18 @@ fn is_sound(heat: &Heat) -> bool {
 }
 
 fn run(options: &Options) -> Result<Vec<Heat>, String> {
-    let (cases, links, wanted) = (options.cases()?, options.links()?, options.contestants()?);
+    let (cases, mut links, wanted) = (options.cases()?, options.links()?, options.contestants()?);
     if let Some(missing) = lab::missing_program() {
         return Err(format!("{missing} is not installed: without it there is no machine to sync with"));
     }
     let contestants: Vec<&Contestant> = wanted.into_iter().filter(|one| one.missing().is_none()).collect();
+    // All threads and programs of the bench are to be on the network.
+    let wants_network = links.iter().any(|link| link.is_real_tcp);
+    let network = if wants_network { Network::enter_or_skip() } else { None };
+    links.retain(|link| network.is_some() || !link.is_real_tcp);
     let sizes = options.sizes();
     let needed = cases.iter().map(|case| sizes.bytes_needed(case.data)).max().unwrap_or(0);
-    let machine = Machine::start(lab::place::world(options.work.as_deref(), needed));
+    let machine = Machine::on(lab::place::world(options.work.as_deref(), needed), network, options.direct);
     let about = about(options, &machine)?;
     for (name, value) in &about {
         println!("{name}: {value}");
@@ -88,7 +94,7 @@ fn run(options: &Options) -> Result<Vec<Heat>, String> {
     machine.put_agent_there()?;
     let mut heats = Vec::new();
     for &direction in options.directions() {
-        for data in [Data::Small, Data::Noise, Data::Large, Data::Tree] {
+        for data in [Data::One, Data::Small, Data::Noise, Data::Large, Data::Tree] {
             let cases: Vec<&Case> = cases.iter().copied().filter(|case| case.data == data).collect();
             if !cases.is_empty() && !is_interrupted() {
                 heats.extend(run_over(data, &cases, direction, &links, &contestants, options, &machine));
@@ -114,6 +120,9 @@ fn about(options: &Options, machine: &Machine) -> Result<Vec<(String, String)>, 
         ("files on".to_owned(), lab::place::filesystem(&machine.world).to_owned()),
         ("rounds".to_owned(), options.runs.to_string()),
     ];
+    if options.direct {
+        about.push(("bridges".to_owned(), "none: plain SSH".to_owned()));
+    }
     let mut seen = BTreeSet::new();
     for contestant in options.contestants()? {
         match contestant.missing() {
@@ -146,7 +155,8 @@ fn run_over(
     let start = Instant::now();
     sizes.make(data, &source);
     eprintln!("made the data ({data:?}) in {:.1} s", start.elapsed().as_secs_f64());
-    let mut contest = Contest::new(machine, direction, source.clone(), sizes.cut_after());
+    let mut contest =
+        Contest::new(machine, direction, source.clone(), sizes.cut_after(), options.repeats_max());
     let mut heats = Vec::new();
     for &case in cases {
         let aside = machine.world.path("aside");
@@ -154,7 +164,7 @@ fn run_over(
         let takes_part =
             |one: &&&Contestant| case.contestants.contains(&one.name) && options.takes_part(one, direction);
         let here: Vec<&Contestant> = contestants.iter().filter(takes_part).copied().collect();
-        for &link in links {
+        for &link in links.iter().filter(|&&link| !here.is_empty() && options.runs_on(case, link)) {
             eprintln!("{} {} {}", case.name, direction.name(), link.name);
             let rows = contest.run(case, link, &here, change.as_ref(), options.runs);
             if is_interrupted() {

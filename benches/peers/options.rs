@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::cases::{CASES, Case, Sizes};
+use crate::cases::{CASES, Case, Loss, Sizes};
 use crate::contestants::{ALL, Contestant};
 use crate::lab::link::{Conditions, LINKS};
 use crate::lab::machine::Direction;
@@ -22,7 +22,7 @@ pub(crate) struct Options {
     /// Only these cases
     #[arg(long = "case", value_name = "NAME", value_delimiter = ',')]
     cases: Vec<String>,
-    /// Only these links
+    /// Only these links; without this, the slow cases leave out the links with real TCP
     #[arg(long = "link", value_name = "NAME", value_delimiter = ',')]
     links: Vec<String>,
     /// Only these contestants; ksync is one
@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// Runs of each contestant; the medians are shown
     #[arg(long, value_name = "COUNT", default_value_t = 3)]
     pub(crate) runs: usize,
+    /// Plain SSH instead of SSH through bridges
+    #[arg(long)]
+    pub(crate) direct: bool,
     /// Downloads instead of uploads
     #[arg(long)]
     down: bool,
@@ -75,7 +78,7 @@ impl Options {
             options.runs = 1;
             options.scale = SMOKE_SCALE;
             if options.links.is_empty() {
-                options.links = vec!["raw".to_owned()];
+                options.links = vec!["raw".to_owned(), "tcp".to_owned()];
             }
         }
         options
@@ -106,6 +109,18 @@ impl Options {
 
     pub(crate) fn links(&self) -> Result<Vec<Conditions>, String> {
         Ok(chosen("link", LINKS, |link| link.name, &self.links)?.into_iter().copied().collect())
+    }
+
+    /// Reports if a case runs on a link: see [`Case::runs_on`]. A smoke run names its links itself,
+    /// and loses nothing.
+    pub(crate) fn runs_on(&self, case: &Case, link: Conditions) -> bool {
+        let is_named = !self.links.is_empty() && !self.smoke;
+        case.runs_on(link, is_named) || self.smoke && case.loss == Loss::Only && link.is_real_tcp
+    }
+
+    /// Most repeats of a case.
+    pub(crate) fn repeats_max(&self) -> usize {
+        if self.smoke { 2 } else { usize::MAX }
     }
 
     pub(crate) fn contestants(&self) -> Result<Vec<&'static Contestant>, String> {

@@ -5,6 +5,7 @@
 use std::fmt::Write;
 
 use crate::contest::{Heat, Row};
+use crate::lab::link::LINKS;
 
 const WIDTH: usize = 840;
 const MARGIN: usize = 20;
@@ -37,7 +38,7 @@ pub(crate) fn draw(heats: &[Heat], about: &[(String, String)]) -> String {
         }
         canvas.pair(heat);
     }
-    canvas.caption(about);
+    canvas.caption(heats, about);
     canvas.finish()
 }
 
@@ -140,13 +141,13 @@ impl Canvas {
     }
 
     /// Writes the conditions of the measurement, one per line.
-    fn caption(&mut self, about: &[(String, String)]) {
+    fn caption(&mut self, heats: &[Heat], about: &[(String, String)]) {
         self.y += 14;
         for (name, value) in about {
             self.text(MARGIN, "faint", &format!("{name}: {value}"));
             self.y += 16;
         }
-        for link in crate::lab::link::LINKS {
+        for link in LINKS.iter().filter(|link| heats.iter().any(|heat| heat.link.name == link.name)) {
             self.text(MARGIN, "faint", &format!("{}: {}", link.name, link.about));
             self.y += 16;
         }

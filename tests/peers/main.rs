@@ -18,6 +18,7 @@ mod emulator;
 mod forward;
 mod lanes;
 mod login;
+mod lossy;
 mod own;
 mod private;
 mod proxy;

@@ -45,6 +45,11 @@ pub(crate) struct Conditions {
     pub(crate) up_rate: Option<u64>,
     pub(crate) down_rate: Option<u64>,
     pub(crate) round_trip: Duration,
+    /// Share of the packets that get lost each way, from 0 to 1. Only a
+    /// [`Network`](super::network::Network) has packets.
+    pub(crate) loss: f64,
+    /// Needs a network: TCP is to see the link.
+    pub(crate) is_real_tcp: bool,
     /// Breaks a connection.
     pub(crate) cut: Option<Cut>,
 }

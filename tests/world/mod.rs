@@ -13,6 +13,7 @@
 
 mod emulator;
 pub(crate) mod link;
+pub(crate) mod network;
 mod run;
 mod screen;
 pub(crate) mod service;

@@ -36,12 +36,18 @@ impl Drop for Service {
 /// Starts a service on a port that the kernel chose, and waits until it answers. Another program
 /// may take the port in between; then it tries another one.
 pub(crate) fn listening(start: impl Fn(u16) -> Service) -> (u16, Service) {
-    (0..10).find_map(|_| listening_at(closed_port(), &start)).expect("a free port; is /run/sshd there?")
+    listening_on(Ipv4Addr::LOCALHOST, start)
 }
 
-fn listening_at(port: u16, start: impl Fn(u16) -> Service) -> Option<(u16, Service)> {
-    let mut service = start(port);
-    service.answers((Ipv4Addr::LOCALHOST, port).into()).then_some((port, service))
+fn listening_on(host: Ipv4Addr, start: impl Fn(u16) -> Service) -> (u16, Service) {
+    (0..10)
+        .find_map(|_| listening_at((host, closed_port()).into(), &start))
+        .expect("a free port; is /run/sshd there?")
+}
+
+fn listening_at(address: SocketAddr, start: impl Fn(u16) -> Service) -> Option<(u16, Service)> {
+    let mut service = start(address.port());
+    service.answers(address).then_some((address.port(), service))
 }
 
 /// Port of a listener that is closed again.
@@ -52,11 +58,16 @@ pub(crate) fn closed_port() -> u16 {
 
 /// Starts a websocat that bridges `from` to `to`, both in its notation, and returns its port.
 pub(crate) fn websocat(world: &World, from: &str, to: &str) -> (u16, Service) {
-    listening(|port| {
+    websocat_on(Ipv4Addr::LOCALHOST, world, from, to)
+}
+
+/// The same at another address of this machine.
+pub(crate) fn websocat_on(host: Ipv4Addr, world: &World, from: &str, to: &str) -> (u16, Service) {
+    listening_on(host, |port| {
         let mut command = world.command("websocat");
         // Without exit-on-eof, websocat keeps a connection open for ever after the client has
         // closed it.
-        command.args(["--binary", "--exit-on-eof", "-q", &format!("{from}:127.0.0.1:{port}"), to]);
+        command.args(["--binary", "--exit-on-eof", "-q", &format!("{from}:{host}:{port}"), to]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         Service::start(command)
     })
@@ -80,7 +91,9 @@ impl Sshd {
     /// Starts it again with other settings, on the same port.
     pub(crate) fn restart(&mut self, world: &World, settings: &str) {
         self.service = None;
-        let (_, service) = listening_at(self.port, |port| sshd(world, settings, port)).expect("sshd");
+        let (_, service) =
+            listening_at((Ipv4Addr::LOCALHOST, self.port).into(), |port| sshd(world, settings, port))
+                .expect("sshd");
         self.service = Some(service);
     }
 

@@ -14,6 +14,7 @@ use crate::remote::bootstrap::{self, Form, Purpose};
 use crate::remote::error::{ConnectionStatus, RemoteError};
 use crate::remote::facts::{HostFacts, Login, Way};
 use crate::remote::fast::{self, Begun, Job, LoggedIn, Trusted};
+use crate::remote::hostkey::HostKeys;
 use crate::remote::lent::{Lent, Loan};
 use crate::remote::line::Line;
 use crate::remote::own;
@@ -23,8 +24,10 @@ use crate::remote::secrets::Secrets;
 use crate::remote::session::{Channel, Library, Session};
 use crate::remote::spool::Room;
 use crate::remote::ssh::{self, Hooks};
-use crate::remote::target::Target;
+use crate::remote::target::{Target, Transport};
+use crate::remote::tcp_sender::{self, TcpSender};
 use crate::remote::timeout::within;
+use crate::remote::websocket::Address;
 use crate::wire::lanes::Token;
 
 /// Unread bytes that all agents of a connection may have together: one full window. Beyond this
@@ -236,6 +239,28 @@ impl Connection {
         let (agent, waiting) = Agent::waiting();
         self.start_for(|_| Purpose::Lane(token), waiting, image).await?;
         Ok(agent)
+    }
+
+    /// Connects once more to the same server, which must show the same host key.
+    ///
+    /// # Errors
+    /// The same as [`connect`].
+    pub async fn another(&self) -> Result<Connection, RemoteError> {
+        let mut target = self.target.clone();
+        if let Some(key) = self.line.get().and_then(Line::host_key) {
+            target.host_keys = HostKeys::Exactly(key.clone());
+        }
+        connect(&target).await
+    }
+
+    /// The TCP sender below this connection, where the system shows it.
+    #[must_use]
+    pub fn tcp_sender(&self) -> Option<TcpSender> {
+        let port = match &self.target.transport {
+            Transport::Tcp { port, .. } => *port,
+            Transport::WebSocket { url, .. } => Address::parse(url).ok()?.port,
+        };
+        tcp_sender::look(port)
     }
 
     pub(super) async fn start_for(

@@ -1,18 +1,20 @@
-//! Opens further lanes for an upload, over channels of its SSH connection.
+//! Opens further lanes for an upload: over channels of its SSH connection where OpenSSH's window
+//! limits it, and over further connections where losses do.
 
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::exchange::lanes::{Entrance, OpenLanes};
 use crate::log::debug;
 use crate::remote::{self, Acknowledged, Agent, AgentImage, Connection};
+use crate::sync::congestion::Losses;
 use crate::sync::meter::Count;
 use crate::wire::hello::MAGIC;
-use crate::wire::lanes::{Announcement, LANES_MAX, Token};
+use crate::wire::lanes::{Announcement, CHANNELS_MAX, FURTHER_CONNECTIONS_MAX, LANES_MAX, Token};
 
 /// Round-trip time for which one lane pays. OpenSSH's window of 2 MiB per 12.5 ms is more than 1
 /// Gbit/s, and a lane reaches two thirds of that.
@@ -30,13 +32,24 @@ const READ_BYTES_MIN: f64 = (1 << 20) as f64;
 /// over a slow link a megabyte seems to be read at once.
 const PACE_SPAN_MIN: Duration = Duration::from_millis(250);
 
+/// Shortest and longest time between two looks at the TCP sender.
+const LOOK_SPAN_MIN: Duration = Duration::from_millis(200);
+const LOOK_SPAN_MAX: Duration = Duration::from_millis(500);
+
+/// Pause between two looks, in durations of a look.
+const LOOK_PAUSE: u32 = 50;
+
+/// Attempts of a lane to join. Each waits ten seconds for the announcement, which may take longer to
+/// arrive over a link with many losses.
+const JOIN_ATTEMPTS: usize = 6;
+
 /// The number of lanes that pay at this round trip.
 fn worthwhile(round_trip: Duration) -> usize {
     if round_trip < ROUND_TRIP_MIN {
         return 1;
     }
     let lanes = round_trip.as_micros().div_ceil(ROUND_TRIP_PER_LANE.as_micros());
-    usize::try_from(lanes).unwrap_or(LANES_MAX).min(LANES_MAX)
+    usize::try_from(lanes).unwrap_or(CHANNELS_MAX).min(CHANNELS_MAX)
 }
 
 /// A request for lanes.
@@ -50,12 +63,15 @@ struct Request {
 pub(super) struct Asking {
     worthwhile: Arc<AtomicUsize>,
     requests: mpsc::UnboundedSender<Request>,
+    filled: Arc<Notify>,
 }
 
 /// Opens the requested lanes, beside the exchange.
 pub(super) struct Opening {
     worthwhile: Arc<AtomicUsize>,
     requests: mpsc::UnboundedReceiver<Request>,
+    /// Signals that so many bytes wait that channels pay.
+    filled: Arc<Notify>,
     up_bytes: Count,
 }
 
@@ -63,8 +79,10 @@ pub(super) struct Opening {
 pub(super) fn pair(up_bytes: Count) -> (Asking, Opening) {
     let worthwhile = Arc::new(AtomicUsize::new(1));
     let (sender, requests) = mpsc::unbounded_channel();
-    let asking = Asking { worthwhile: Arc::clone(&worthwhile), requests: sender };
-    (asking, Opening { worthwhile, requests, up_bytes })
+    let filled = Arc::<Notify>::default();
+    let asking =
+        Asking { worthwhile: Arc::clone(&worthwhile), requests: sender, filled: Arc::clone(&filled) };
+    (asking, Opening { worthwhile, requests, filled, up_bytes })
 }
 
 impl OpenLanes for Asking {
@@ -75,7 +93,13 @@ impl OpenLanes for Asking {
     fn open(&self, entrance: Entrance) -> Option<Announcement> {
         let (token, lanes) = (remote::token()?, self.worthwhile());
         self.requests.send(Request { token, lanes, entrance }).ok()?;
+        // Whether further connections pay will show, so they may join too.
+        let lanes = (lanes + FURTHER_CONNECTIONS_MAX).min(LANES_MAX);
         Some(Announcement { token, lanes: u8::try_from(lanes).ok()? })
+    }
+
+    fn fills(&self) {
+        self.filled.notify_one();
     }
 }
 
@@ -90,7 +114,7 @@ impl Opening {
         acknowledged: Acknowledged,
     ) -> std::convert::Infallible {
         let lanes =
-            chosen.map_or_else(|| worthwhile(connection.round_trip()), |lanes| lanes.clamp(1, LANES_MAX));
+            chosen.map_or_else(|| worthwhile(connection.round_trip()), |lanes| lanes.clamp(1, CHANNELS_MAX));
         debug!(
             "lanes worthwhile={lanes} round_trip_us={} chosen={}",
             connection.round_trip().as_micros(),
@@ -98,17 +122,45 @@ impl Opening {
         );
         self.worthwhile.store(lanes, Ordering::Relaxed);
         if let Some(request) = self.requests.recv().await {
-            let pace = Pace { since: Instant::now(), bytes: acknowledged.bytes() };
-            let pays = async || {
+            let channels = async {
+                self.filled.notified().await;
+                let pace = Pace { since: Instant::now(), bytes: acknowledged.bytes() };
+                let pays = async || {
+                    if chosen.is_none() {
+                        window_limits(&acknowledged, pace, connection.round_trip()).await;
+                    }
+                };
+                let lanes = (1..request.lanes).map(|_| self.open_one(connection, image, &request, &pays));
+                // A server may allow no more sessions; then the open lanes must suffice.
+                let opened = futures_util::future::join_all(lanes).await;
+                debug!("lanes asked={} joined={}", opened.len(), opened.iter().flatten().count());
+            };
+            let connections = async {
+                // The chosen number is a number of channels.
                 if chosen.is_none() {
-                    window_limits(&acknowledged, pace, connection.round_trip()).await;
+                    losses_limit(connection).await;
+                    self.open_connections(connection, image, &request).await;
                 }
             };
-            let lanes = (1..request.lanes).map(|_| self.open_one(connection, image, &request, &pays));
-            // A server may allow no more sessions; then the open lanes must suffice.
-            let opened = futures_util::future::join_all(lanes).await;
-            debug!("lanes asked={} joined={}", opened.len(), opened.iter().flatten().count());
+            tokio::join!(channels, connections);
         }
+        std::future::pending().await
+    }
+
+    /// Opens further connections with a lane each, and keeps them. A connection that fails, or that
+    /// leads to another machine, is left out.
+    async fn open_connections(&self, connection: &Connection, image: &AgentImage, request: &Request) {
+        let open = async || {
+            let another = connection.another().await.ok()?;
+            for _ in 0..JOIN_ATTEMPTS {
+                if self.open_one(&another, image, request, &async || ()).await.is_some() {
+                    return Some(another);
+                }
+            }
+            None
+        };
+        let opened = futures_util::future::join_all((0..FURTHER_CONNECTIONS_MAX).map(|_| open())).await;
+        debug!("connections asked={} joined={}", opened.len(), opened.iter().flatten().count());
         std::future::pending().await
     }
 
@@ -160,6 +212,27 @@ async fn window_limits(acknowledged: &Acknowledged, begin: Pace, round_trip: Dur
     }
 }
 
+/// Waits until losses limit the connection's TCP sender, and not the link.
+async fn losses_limit(connection: &Connection) {
+    let round_trip = connection.round_trip();
+    let span = round_trip.clamp(LOOK_SPAN_MIN, LOOK_SPAN_MAX);
+    let mut losses = Losses::over(u64::try_from(round_trip.as_millis()).unwrap_or(u64::MAX));
+    let (mut last, mut cost) = (Instant::now(), Duration::ZERO);
+    loop {
+        // A machine with many sockets has a long table.
+        tokio::time::sleep(span.max(LOOK_PAUSE * cost)).await;
+        let passed = last.elapsed();
+        last += passed;
+        let sender = connection.tcp_sender();
+        cost = last.elapsed();
+        let passed_ms = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
+        if sender.is_some_and(|sender| losses.limit(sender, passed_ms)) {
+            debug!("connections why=losses sender={sender:?}");
+            return;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,7 +244,7 @@ mod tests {
         {
             assert_eq!(worthwhile(Duration::from_millis(round_trip_ms)), lanes, "{round_trip_ms}");
         }
-        assert_eq!(worthwhile(Duration::MAX), LANES_MAX);
+        assert_eq!(worthwhile(Duration::MAX), CHANNELS_MAX);
     }
 
     #[test]

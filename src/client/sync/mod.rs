@@ -5,6 +5,7 @@
 
 mod backoff;
 mod baseline;
+mod congestion;
 mod emulator;
 pub mod endpoint;
 mod error;

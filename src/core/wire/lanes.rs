@@ -15,9 +15,15 @@
 use std::fmt;
 use std::io::{self, Read};
 
-/// Most lanes of an exchange, the main one included. Eight windows of 2 MiB fill 1 Gbit/s at a
-/// round trip of 100 ms, and sshd allows ten sessions by default.
-pub const LANES_MAX: usize = 8;
+/// Most lanes over the channels of one connection, the main one included. Eight windows of 2 MiB
+/// fill 1 Gbit/s at a round trip of 100 ms, and sshd allows ten sessions by default.
+pub const CHANNELS_MAX: usize = 8;
+
+/// Most further connections, with a lane each, where losses limit a single one.
+pub const FURTHER_CONNECTIONS_MAX: usize = 3;
+
+/// Most lanes of an exchange, the main one included.
+pub const LANES_MAX: usize = CHANNELS_MAX + FURTHER_CONNECTIONS_MAX;
 
 /// Longest segment, in bytes: so much may wait in a lane whose window is used up.
 pub const SEGMENT_BYTES_MAX: usize = 128 << 10;

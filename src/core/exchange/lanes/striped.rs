@@ -12,9 +12,9 @@ use crate::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, encode_segment};
 /// window, so no write has waited for a round trip by then.
 const STRAIGHT_BYTES: usize = 512 << 10;
 
-/// Bytes waiting for the main lane at which lanes are announced. With OpenSSH's window of 2 MiB the
-/// whole is then more than 4 MiB. The main lane would need two more round trips for that, which is
-/// the time it takes to open lanes.
+/// Waiting bytes from which further lanes pay. With OpenSSH's window of 2 MiB the whole is then more
+/// than 4 MiB. The main lane would need two more round trips for that, which is the time it takes to
+/// open lanes. The announcement leaves before, since it could overtake none of these bytes.
 const WAITING_BYTES: usize = 2 << 20;
 
 /// Most bytes that wait: enough for all lanes to find something when their windows open.
@@ -25,10 +25,12 @@ pub trait OpenLanes: Send {
     /// Number of lanes that pay, the main one included, as far as is known by now.
     fn worthwhile(&self) -> usize;
 
-    /// Starts to open lanes and returns at once the announcement to send, or `None` if none will
-    /// come. A lane is added to the entrance only after the other side has answered on it that it
-    /// joined.
+    /// Prepares lanes and returns at once the announcement to send, or `None` if none will come. A
+    /// lane is added to the entrance only after the other side has answered on it that it joined.
     fn open(&self, entrance: Entrance) -> Option<Announcement>;
+
+    /// Called once so many bytes wait that further lanes pay.
+    fn fills(&self) {}
 }
 
 /// Writes straight to the main lane, then through a queue, then in segments over all lanes. Each
@@ -105,7 +107,7 @@ impl Striped {
     /// Announces lanes, if they are available.
     fn announce(&mut self) -> io::Result<()> {
         let entrance = Entrance(Arc::clone(&self.shared));
-        if let Some(announcement) = self.opener.take().and_then(|opener| opener.open(entrance)) {
+        if let Some(announcement) = self.opener.as_ref().and_then(|opener| opener.open(entrance)) {
             self.put(announcement.encode())?;
             self.stage = Stage::Numbered(0);
         }
@@ -141,17 +143,17 @@ impl Write for Striped {
             && self.opener.as_ref().is_some_and(|opener| opener.worthwhile() > 1)
         {
             self.queue();
+            self.announce()?;
         }
         if let Stage::Straight(main) = &mut self.stage {
             main.as_mut().ok_or(io::ErrorKind::BrokenPipe)?.write_all(frame)?;
             self.straight_bytes = self.straight_bytes.saturating_add(frame.len());
             return Ok(frame.len());
         }
-        if matches!(self.stage, Stage::Queued)
-            && self.opener.is_some()
-            && self.shared.lock().queued_bytes >= WAITING_BYTES
+        if self.shared.lock().queued_bytes >= WAITING_BYTES
+            && let Some(opener) = self.opener.take()
         {
-            self.announce()?;
+            opener.fills();
         }
         for bytes in frame.chunks(SEGMENT_BYTES_MAX) {
             let bytes = match &mut self.stage {
