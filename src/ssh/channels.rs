@@ -198,7 +198,8 @@ impl Channels {
         channel.map_or(0, |channel| usize::try_from(channel.send_window).unwrap_or_default())
     }
 
-    /// One message with the beginning of `bytes`, and the number of bytes in it.
+    /// The head of one message with the beginning of `bytes`, and the number of bytes that belong
+    /// behind it.
     pub(crate) fn data(&mut self, id: ChannelId, bytes: &[u8]) -> Result<(usize, Vec<u8>), SshError> {
         let room = self.room(id);
         let channel = self.get(id)?;
@@ -208,8 +209,7 @@ impl Channels {
         }
         let count = bytes.len().min(room).min(channel.data_bytes_max as usize);
         channel.send_window -= count as i64;
-        let message = Message::new(CHANNEL_DATA).u32(to).string(bytes.get(..count).unwrap_or_default());
-        Ok((count, message.into_bytes()))
+        Ok((count, Message::new(CHANNEL_DATA).u32(to).u32(count as u32).into_bytes()))
     }
 
     pub(crate) fn eof(&mut self, id: ChannelId) -> Result<Option<Vec<u8>>, SshError> {

@@ -10,7 +10,7 @@ use aws_lc_rs::iv::FixedLength;
 use aws_lc_rs::rand;
 
 use crate::error::SshError;
-use crate::mac::{Mac, Method as MacMethod};
+use crate::mac::{Mac, Method as MacMethod, TAG_BYTES_MAX};
 
 /// Bytes of the field that tells a packet's length.
 pub(crate) const LENGTH_BYTES: usize = 4;
@@ -167,21 +167,29 @@ pub(crate) enum Sealing {
 }
 
 impl Sealing {
-    /// Appends a packet with this payload to `out`.
-    pub(crate) fn seal(&mut self, sequence: u32, payload: &[u8], out: &mut Vec<u8>) -> Result<(), SshError> {
+    /// Appends a packet with this payload to `out`. The payload comes in two parts, so that nobody
+    /// has to copy data behind its head.
+    pub(crate) fn seal(
+        &mut self,
+        sequence: u32,
+        payload: [&[u8]; 2],
+        out: &mut Vec<u8>,
+    ) -> Result<(), SshError> {
         let (block, is_length_counted) = match self {
             Self::Clear => (8, true),
             Self::ChaCha(_) => (8, false),
             Self::Gcm(_) => (16, false),
             Self::Ctr(ctr) => (16, !ctr.mac.is_etm),
         };
-        let counted = 1 + payload.len() + if is_length_counted { LENGTH_BYTES } else { 0 };
+        let payload_bytes = payload.iter().map(|part| part.len()).sum::<usize>();
+        let counted = 1 + payload_bytes + if is_length_counted { LENGTH_BYTES } else { 0 };
         let padding = PADDING_BYTES_MIN + (block - (counted + PADDING_BYTES_MIN) % block) % block;
-        let length = 1 + payload.len() + padding;
+        let length = 1 + payload_bytes + padding;
         let start = out.len();
+        out.reserve(LENGTH_BYTES + length + TAG_BYTES_MAX);
         out.extend_from_slice(&u32::try_from(length).map_err(|_| SshError::Crypto)?.to_be_bytes());
         out.push(padding as u8);
-        out.extend_from_slice(payload);
+        payload.iter().for_each(|part| out.extend_from_slice(part));
         let mut random = [0; 32];
         let random = random.get_mut(..padding).ok_or(SshError::Crypto)?;
         rand::fill(random)?;

@@ -24,7 +24,7 @@ use crate::error::SshError;
 use crate::flight::{Facts, Guess, OPENSSH_FIRST_CHANNEL, Order};
 use crate::hostkey::HostKey;
 use crate::login::{Heard, Login, LoginKey, LoginReply, to_sign};
-use crate::negotiation::{Algorithms, KEY_EXCHANGES, Negotiated};
+use crate::negotiation::{Algorithms, KEY_EXCHANGES, Negotiated, make_lean};
 use crate::transport::{Incoming, RekeyLimit, Transport};
 
 /// The reason code "by application" of DISCONNECT.
@@ -100,6 +100,7 @@ impl Client {
             // One method each, so that the outcome is this one or none.
             algorithms.key_exchanges = vec![key_exchange.clone()];
             algorithms.host_keys = vec![host_key.clone()];
+            make_lean(&mut algorithms);
         }
         let transport = Transport::new(&id, algorithms, rekey_limit, guess.is_some())?;
         Ok(Self {
@@ -200,6 +201,12 @@ impl Client {
         std::mem::take(self.transport.output())
     }
 
+    /// The bytes to send, in place of those in `buffer`, whose memory is used for the next ones.
+    pub fn swap_output(&mut self, buffer: &mut Vec<u8>) {
+        buffer.clear();
+        std::mem::swap(self.transport.output(), buffer);
+    }
+
     /// Number of bytes to send.
     pub fn output_bytes(&mut self) -> usize {
         self.transport.output().len()
@@ -260,7 +267,8 @@ impl Client {
             guess: Guess { key_exchange: best.to_owned(), host_key: negotiated.host_key.clone() },
             is_strict: negotiated.is_strict,
             key: self.key.clone().filter(|_| self.login.is_done),
-            is_slow: false,
+            // The fast order offers no cipher that needs a MAC.
+            is_slow: negotiated.macs.iter().any(Option::is_some),
         })
     }
 
@@ -393,8 +401,13 @@ impl Client {
         while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty())
             && self.room(id) > 0
         {
-            let (count, message) = self.channels.data(id, rest)?;
-            self.channel_message(message)?;
+            let (count, head) = self.channels.data(id, rest)?;
+            let data = rest.get(..count).unwrap_or_default();
+            if self.login.is_done {
+                self.transport.send_data(&head, data)?;
+            } else {
+                self.channel_message([&head, data].concat())?;
+            }
             sent += count;
         }
         if sent == 0 {

@@ -25,6 +25,9 @@ const READ_BYTES: usize = 64 << 10;
 /// Bytes that wait to be written before nothing is read any more: answers would only pile up.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
+/// Memory that the output keeps between writes.
+const SPARE_BYTES_MAX: usize = 512 << 10;
+
 /// Bytes that are read while the caller checks the host key.
 const UNREAD_BYTES_MAX: usize = 512 << 10;
 
@@ -277,7 +280,11 @@ impl<S: AsyncRead + AsyncWrite> Task<S> {
             let may_read = {
                 let mut state = self.shared.state();
                 if written == output.len() && state.client.output_bytes() > 0 {
-                    (output, written) = (state.client.take_output(), 0);
+                    // A burst does not keep its memory.
+                    output.clear();
+                    output.shrink_to(SPARE_BYTES_MAX);
+                    state.client.swap_output(&mut output);
+                    written = 0;
                     for queue in state.queues.values() {
                         queue.wake_writer();
                     }

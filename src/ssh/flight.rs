@@ -56,7 +56,7 @@ pub struct Facts {
     pub is_strict: bool,
     /// The public key that was let in.
     pub key: Option<Vec<u8>>,
-    /// The fast order failed with these facts.
+    /// The fast order failed with these facts, or offers no cipher that this host has.
     pub is_slow: bool,
 }
 
@@ -83,14 +83,15 @@ impl Facts {
     /// identification changes.
     #[must_use]
     pub fn after_fallback(&self, seen: Self) -> Self {
-        let is_slow = self.server_id == seen.server_id && self.guess == seen.guess;
+        let is_slow = seen.is_slow || self.server_id == seen.server_id && self.guess == seen.guess;
         Self { is_slow, ..seen }
     }
 
     /// The facts to remember after a connection that did not fall back.
     #[must_use]
     pub fn after(&self, seen: Self) -> Self {
-        let is_slow = self.is_slow && self.server_id == seen.server_id && self.guess == seen.guess;
+        let is_same = self.server_id == seen.server_id && self.guess == seen.guess;
+        let is_slow = seen.is_slow || self.is_slow && is_same;
         Self { is_slow, ..seen }
     }
 }
@@ -182,7 +183,10 @@ mod tests {
         let slow = old.after_fallback(old.clone());
         assert!(slow.is_slow);
         assert!(slow.after(old.clone()).is_slow);
-        assert!(!slow.after(new).is_slow);
+        assert!(!slow.after(new.clone()).is_slow);
+        // The host has no cipher that the fast order offers.
+        assert!(old.after(Facts { is_slow: true, ..new.clone() }).is_slow);
+        assert!(old.after_fallback(Facts { is_slow: true, ..new.clone() }).is_slow);
         let other = Guess { key_exchange: "mlkem768x25519-sha256".into(), ..old.guess.clone() };
         assert!(!slow.after(Facts { guess: other, ..old }).is_slow);
     }

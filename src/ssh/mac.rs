@@ -7,7 +7,7 @@ use crate::error::SshError;
 use crate::umac::Umac;
 
 /// Longest tag, in bytes.
-const TAG_BYTES_MAX: usize = 64;
+pub(crate) const TAG_BYTES_MAX: usize = 64;
 
 /// A method, as it is negotiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -196,6 +196,16 @@ pub(crate) fn retain_known(algorithms: &mut Algorithms) {
     algorithms.host_keys.retain(|name| HOST_KEYS.contains(&crate::hostkey::plain(name)));
 }
 
+/// Leaves only the ciphers that need no MAC, and no MAC: a third of KEXINIT. Changes nothing if
+/// there is no such cipher.
+pub(crate) fn make_lean(algorithms: &mut Algorithms) {
+    let is_lean = |name: &String| Cipher::of(name).is_some_and(|cipher| !cipher.needs_mac());
+    if algorithms.ciphers.iter().any(is_lean) {
+        algorithms.ciphers.retain(is_lean);
+        algorithms.macs.clear();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -40,9 +40,14 @@ impl PacketWriter {
     }
 
     pub(crate) fn write(&mut self, payload: &[u8]) -> Result<(), SshError> {
+        self.write_parts([payload, &[]])
+    }
+
+    /// Writes a packet whose payload comes in two parts.
+    pub(crate) fn write_parts(&mut self, payload: [&[u8]; 2]) -> Result<(), SshError> {
         self.sealing.seal(self.sequence, payload, &mut self.out)?;
         self.sequence = self.sequence.wrapping_add(1);
-        self.traffic.add(payload.len());
+        self.traffic.add(payload.iter().map(|part| part.len()).sum());
         Ok(())
     }
 

@@ -7,11 +7,12 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use crate::cipher::{Cipher, Material};
 use crate::encoding::{
     CHANNEL_CLOSE, CHANNEL_DATA, CHANNEL_EOF, CHANNEL_OPEN, CHANNEL_OPEN_CONFIRMATION, CHANNEL_REQUEST,
-    CHANNEL_SUCCESS, CHANNEL_WINDOW_ADJUST, EXT_INFO, KEX_ECDH_INIT, KEX_ECDH_REPLY, KEXINIT, Message,
-    NEWKEYS, Reader, SERVICE_ACCEPT, SERVICE_REQUEST, UNIMPLEMENTED, USERAUTH_FAILURE, USERAUTH_PK_OK,
-    USERAUTH_REQUEST, USERAUTH_SUCCESS,
+    CHANNEL_SUCCESS, CHANNEL_WINDOW_ADJUST, DISCONNECT, EXT_INFO, KEX_ECDH_INIT, KEX_ECDH_REPLY, KEXINIT,
+    Message, NEWKEYS, Reader, SERVICE_ACCEPT, SERVICE_REQUEST, UNIMPLEMENTED, USERAUTH_FAILURE,
+    USERAUTH_PK_OK, USERAUTH_REQUEST, USERAUTH_SUCCESS,
 };
-use crate::kex::{Method, Secret};
+use crate::kex::{Ephemeral, Method, Secret};
+use crate::mac;
 use crate::packet::{PacketReader, PacketWriter};
 
 pub(crate) const ID: &str = "SSH-2.0-OpenSSH_9.9 test";
@@ -25,6 +26,8 @@ pub(crate) struct Server {
     client_id: Option<Vec<u8>>,
     key_exchange: String,
     cipher: String,
+    /// The MAC, for ciphers that need one.
+    mac: String,
     pub(crate) is_strict: bool,
     pub(crate) key: Ed25519KeyPair,
     /// Signs something else than it should.
@@ -46,6 +49,19 @@ pub(crate) struct Server {
     /// The other side's packets wait while this side exchanges keys anew.
     held: Vec<Vec<u8>>,
     is_exchanging: bool,
+    /// Number of packets that were sent.
+    pub(crate) packets: usize,
+    /// Keys are exchanged anew behind this many packets.
+    pub(crate) rekeys_behind: Option<usize>,
+    /// Behind this many packets nothing follows, or DISCONNECT and then nothing.
+    pub(crate) ends_behind: Option<(usize, End)>,
+}
+
+/// The end of a server's part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Silence,
+    Disconnect,
 }
 
 pub(crate) fn host_key(seed: u8) -> Ed25519KeyPair {
@@ -56,14 +72,53 @@ pub(crate) fn blob(key: &Ed25519KeyPair) -> Vec<u8> {
     Message::default().string("ssh-ed25519").string(key.public_key().as_ref()).into_bytes()
 }
 
+/// The server's answer in a key exchange, and the secret that follows.
+fn answer(method: Method, theirs: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let (mut answer, mut secret) = (Vec::new(), Vec::new());
+    let quantum_bytes = theirs.len().saturating_sub(32);
+    match method {
+        Method::MlKem768X25519 => {
+            let key = EncapsulationKey::new(&ML_KEM_768, &theirs[..quantum_bytes]).unwrap();
+            let (ciphertext, shared) = key.encapsulate().unwrap();
+            answer.extend_from_slice(ciphertext.as_ref());
+            secret.extend_from_slice(shared.as_ref());
+        }
+        Method::Sntrup761X25519 => {
+            let key = sntrup761::EncapsulationKey::try_from(&theirs[..quantum_bytes]).unwrap();
+            let (ciphertext, shared) = key.encapsulate_deterministic([3; 32]);
+            answer.extend_from_slice(ciphertext.as_ref());
+            secret.extend_from_slice(shared.as_ref());
+        }
+        // Both sides of a curve do the same.
+        Method::X25519 | Method::P256 | Method::P384 | Method::P521 => {
+            let ours = Ephemeral::generate(method).unwrap();
+            return (ours.public.clone(), ours.agree(theirs).unwrap());
+        }
+    }
+    let curve = PrivateKey::generate(&X25519).unwrap();
+    answer.extend_from_slice(curve.compute_public_key().unwrap().as_ref());
+    let public = UnparsedPublicKey::new(&X25519, &theirs[quantum_bytes..]);
+    agree(&curve, public, (), |shared| {
+        secret.extend_from_slice(shared);
+        Ok(())
+    })
+    .unwrap();
+    (answer, Message::default().string(method.hash(&secret)).into_bytes())
+}
+
 impl Server {
     pub(crate) fn new(key_exchange: &str, cipher: &str, is_strict: bool) -> Self {
+        Self::with_mac(key_exchange, cipher, "hmac-sha2-256-etm@openssh.com", is_strict)
+    }
+
+    pub(crate) fn with_mac(key_exchange: &str, cipher: &str, mac: &str, is_strict: bool) -> Self {
         let mut server = Self {
             reader: PacketReader::new(),
             writer: PacketWriter::new(),
             client_id: None,
             key_exchange: key_exchange.into(),
             cipher: cipher.into(),
+            mac: mac.into(),
             is_strict,
             key: host_key(1),
             lies: false,
@@ -80,6 +135,9 @@ impl Server {
             sent: vec![format!("{ID}\r\n").into_bytes()],
             held: Vec::new(),
             is_exchanging: false,
+            packets: 0,
+            rekeys_behind: None,
+            ends_behind: None,
         };
         server.send_kexinit();
         server
@@ -95,15 +153,30 @@ impl Server {
             self.held.push(message);
             return;
         }
-        self.writer.write(&message).unwrap();
+        let message = match self.ends_behind {
+            Some((packets, End::Disconnect)) if packets == self.packets => {
+                Message::new(DISCONNECT).u32(2).string("enough").string("").into_bytes()
+            }
+            Some((packets, _)) if packets <= self.packets => return,
+            _ => message,
+        };
+        self.write(&message);
+        if self.rekeys_behind == Some(self.packets) && self.is_keyed && !self.is_exchanging {
+            self.send_kexinit();
+        }
+    }
+
+    fn write(&mut self, message: &[u8]) {
+        self.writer.write(message).unwrap();
         self.sent.push(std::mem::take(&mut self.writer.out));
+        self.packets += 1;
     }
 
     pub(crate) fn send_kexinit(&mut self) {
         let strict = if self.is_strict { "kex-strict-s-v00@openssh.com" } else { "x" };
         let message = Message::new(KEXINIT).raw(&[9; 16]).names(&[self.key_exchange.as_str(), strict]);
         let message = message.names(&["ssh-ed25519"]).names(&[&self.cipher]).names(&[&self.cipher]);
-        let macs = ["hmac-sha2-256"];
+        let macs = [self.mac.as_str()];
         let none: [&str; 0] = [];
         let message = message.names(&macs).names(&macs).names(&["none"]).names(&["none"]);
         self.kexinit = message.names(&none).names(&none).boolean(false).u32(0).into_bytes();
@@ -184,36 +257,7 @@ impl Server {
 
     fn on_init(&mut self, theirs: &[u8]) {
         let method = Method::of(&self.key_exchange).unwrap();
-        let (mut answer, mut secret) = (Vec::new(), Vec::new());
-        let quantum_bytes = theirs.len() - 32;
-        match method {
-            Method::MlKem768X25519 => {
-                let key = EncapsulationKey::new(&ML_KEM_768, &theirs[..quantum_bytes]).unwrap();
-                let (ciphertext, shared) = key.encapsulate().unwrap();
-                answer.extend_from_slice(ciphertext.as_ref());
-                secret.extend_from_slice(shared.as_ref());
-            }
-            Method::Sntrup761X25519 => {
-                let key = sntrup761::EncapsulationKey::try_from(&theirs[..quantum_bytes]).unwrap();
-                let (ciphertext, shared) = key.encapsulate_deterministic([3; 32]);
-                answer.extend_from_slice(ciphertext.as_ref());
-                secret.extend_from_slice(shared.as_ref());
-            }
-            _ => {}
-        }
-        let curve = PrivateKey::generate(&X25519).unwrap();
-        answer.extend_from_slice(curve.compute_public_key().unwrap().as_ref());
-        let public = UnparsedPublicKey::new(&X25519, &theirs[quantum_bytes..]);
-        agree(&curve, public, (), |shared| {
-            secret.extend_from_slice(shared);
-            Ok(())
-        })
-        .unwrap();
-        let shared = match method {
-            Method::X25519 => Message::default().positive(&secret),
-            _ => Message::default().string(method.hash(&secret)),
-        }
-        .into_bytes();
+        let (answer, shared) = answer(method, theirs);
         let blob = blob(&self.key);
         let message = Message::default().string(self.client_id.as_ref().unwrap()).string(ID);
         let message = message.string(&self.client_kexinit).string(&self.kexinit).string(&blob);
@@ -228,17 +272,15 @@ impl Server {
         }
         let secret = Secret { method, shared, hash };
         let cipher = Cipher::of(&self.cipher).unwrap();
-        let mac =
-            cipher.needs_mac().then(|| crate::mac::Method::of("hmac-sha2-256-etm@openssh.com").unwrap());
-        assert!(mac.is_none(), "not needed");
-        let material = |iv, key| Material {
+        let mac = cipher.needs_mac().then(|| mac::Method::of(&self.mac).unwrap());
+        let material = |iv, key, mac_key| Material {
             cipher,
             mac,
             iv: secret.derive(iv, &self.session_id, cipher.iv_bytes()),
             key: secret.derive(key, &self.session_id, cipher.key_bytes()),
-            mac_key: Vec::new(),
+            mac_key: secret.derive(mac_key, &self.session_id, mac.map_or(0, |mac| mac.key_bytes)),
         };
-        let (up, down) = (material(b'A', b'C'), material(b'B', b'D'));
+        let (up, down) = (material(b'A', b'C', b'E'), material(b'B', b'D', b'F'));
         self.send(vec![NEWKEYS]);
         self.writer.change(down.sealing().unwrap(), self.is_strict);
         self.secret = Some((up, down));

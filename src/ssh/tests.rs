@@ -1,6 +1,9 @@
 //! The client against a scripted server: every cut of the bytes, and servers and networks that mean
 //! harm.
 
+mod cuts;
+mod driver;
+
 use proptest::prelude::*;
 
 use crate::channels::{ChannelEvent, ChannelId, Request};

@@ -202,6 +202,12 @@ impl Transport {
         self.rekey_if_due()
     }
 
+    /// Sends a message whose data follows its head. Nothing may be held: data would pile up.
+    pub(crate) fn send_data(&mut self, head: &[u8], data: &[u8]) -> Result<(), SshError> {
+        self.writer.write_parts([head, data])?;
+        self.rekey_if_due()
+    }
+
     /// Sends DISCONNECT, at any time.
     pub(crate) fn disconnect(&mut self, code: u32, text: &str) -> Result<(), SshError> {
         let message = Message::new(DISCONNECT).u32(code).string(text).string("").into_bytes();
