@@ -47,8 +47,9 @@ fn sync(machine: &Machine, endpoint: &str) -> Run {
     machine.run(args).ok()
 }
 
-/// Finds nothing to do at `endpoint`, which is behind `link`: without a delay, and with one. Asserts
-/// the limits. A machine that is too busy for the deadlines of the fast order gets another attempt.
+/// Finds nothing to do at `endpoint`, which is behind `link`: without a delay, and with one.
+/// Asserts the limits. A machine that is too busy for the deadlines of the fast order gets another
+/// attempt.
 #[track_caller]
 fn assert_takes(round_trips: usize, up_bytes: u64, machine: &Machine, link: &Link, endpoint: &str) {
     let seen: Vec<_> =
