@@ -20,6 +20,9 @@ const FAST_UP_BYTES_MAX: u64 = 3000;
 /// The same with TLS 1.3, whose first packet has a key of 1.2 kB.
 const TLS_UP_BYTES_MAX: u64 = 6000;
 
+/// Attempts to stay within the limits.
+const ATTEMPTS: usize = 3;
+
 const ROUND_TRIP: Duration = Duration::from_millis(300);
 
 /// A machine with 300 files.
@@ -44,10 +47,24 @@ fn sync(machine: &Machine, endpoint: &str) -> Run {
     machine.run(args).ok()
 }
 
-/// Finds nothing to do at `endpoint`, which is behind `link`: without a delay, and with one. Asserts
-/// the limits.
+/// Finds nothing to do at `endpoint`, which is behind `link`: without a delay, and with one.
+/// Asserts the limits. A machine that is too busy for the deadlines of the fast order gets another
+/// attempt.
 #[track_caller]
 fn assert_takes(round_trips: usize, up_bytes: u64, machine: &Machine, link: &Link, endpoint: &str) {
+    let seen: Vec<_> =
+        (0..ATTEMPTS).map_while(|_| exceeds(round_trips, up_bytes, machine, link, endpoint)).collect();
+    assert!(seen.len() < ATTEMPTS, "{seen:?}");
+}
+
+/// What was seen, if that is more than the limits.
+fn exceeds(
+    round_trips: usize,
+    up_bytes: u64,
+    machine: &Machine,
+    link: &Link,
+    endpoint: &str,
+) -> Option<String> {
     let sync = |round_trip| {
         wait_for("the end of the last connection", || link.is_quiet().then_some(()));
         link.set(Conditions { round_trip, ..Conditions::default() });
@@ -66,10 +83,11 @@ fn assert_takes(round_trips: usize, up_bytes: u64, machine: &Machine, link: &Lin
         far_stats.wire_up_bytes
     );
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{endpoint}: {seen}\n").as_bytes());
-    assert!(link.round_trips() <= round_trips, "{seen}");
     // The clock confirms the count. The work of both sides varies by less than two round trips.
-    assert!(trips < round_trips as f64 + 2.0, "{seen}");
-    assert!(link.carried().up_bytes <= up_bytes, "{seen}");
+    let is_within = link.round_trips() <= round_trips
+        && trips < round_trips as f64 + 2.0
+        && link.carried().up_bytes <= up_bytes;
+    (!is_within).then_some(seen)
 }
 
 #[test]

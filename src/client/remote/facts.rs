@@ -37,6 +37,12 @@ const NONE: &str = "-";
 /// slow.
 const FAILURES_MAX: u8 = 2;
 
+/// Connections in order after which a host that is slow for such a reason is tried again.
+const PENALTY: u8 = 16;
+
+/// The number for a host that does not take the fast order: slow until it changes.
+const LASTING: u8 = u8::MAX;
+
 /// Factor by which a round trip must differ to be written again.
 const ROUND_TRIP_FACTOR: u32 = 2;
 
@@ -157,7 +163,7 @@ impl HostFacts {
 
     /// What is known after a connection that showed `seen`, where this was known before.
     fn then(self, mut seen: Self, way: Way) -> Self {
-        // In order, the client lacks methods that this one has, and does not tell the server's list.
+        // In order, the client lacks methods that this one has. It does not tell the list either.
         let is_gone = matches!(way, Way::Fast | Way::AfterFailure(Failure::Changed));
         if !is_gone && self.server_id == seen.server_id && rank(&self.key_exchange) < rank(&seen.key_exchange)
         {
@@ -165,13 +171,18 @@ impl HostFacts {
         }
         let failures = match way {
             Way::Fast => 0,
-            // In order, nothing speaks for the host or against it.
-            Way::InOrder if self.is_same_server(&seen) => self.failures,
+            Way::InOrder if self.is_same_server(&seen) => match self.failures {
+                LASTING => LASTING,
+                // A network that was bad for a while gets another chance.
+                failures if failures >= FAILURES_MAX + PENALTY => FAILURES_MAX - 1,
+                failures if failures >= FAILURES_MAX => failures + 1,
+                failures => failures,
+            },
             Way::InOrder => 0,
             // A fast connection failed, and nothing has changed that explains it.
             Way::AfterFailure(failure) if self.is_same_server(&seen) => match failure {
                 Failure::MayPass => self.failures.saturating_add(1),
-                Failure::Changed | Failure::Lasting => FAILURES_MAX,
+                Failure::Changed | Failure::Lasting => LASTING,
             },
             Way::AfterFailure(_) => 0,
         };
@@ -275,7 +286,7 @@ pub(super) enum Failure {
 /// Remembers facts about the host of `target`, in place of earlier ones.
 pub fn remember(target: &Target, facts: HostFacts) {
     if let Some(login) = Login::of(target) {
-        login.change(|_| Some(facts));
+        login.change(|_| Some(facts.clone()));
     }
 }
 
@@ -312,8 +323,8 @@ impl Login {
     /// Remembers what a connection has shown.
     pub(super) fn learn(&self, seen: HostFacts, way: Way) {
         self.change(|known| match known {
-            Some(known) => Some(known.then(seen, way)),
-            None => Some(seen),
+            Some(known) => Some(known.then(seen.clone(), way)),
+            None => Some(seen.clone()),
         });
     }
 
@@ -335,17 +346,24 @@ impl Login {
     }
 
     /// Changes the facts. Hosts that allow no fast connection whatever happens have none.
-    fn change(&self, change: impl FnOnce(Option<HostFacts>) -> Option<HostFacts>) {
-        let Ok(_lock) = lock(&self.file) else { return };
-        let text = private::read(&self.file).unwrap_or_default();
-        let known = find(&text, &self.name);
-        let new = change(known.clone());
-        let new = new.filter(|facts| HostFacts { failures: 0, ..facts.clone() }.allows_fast_order());
-        match (&known, &new) {
-            (None, None) => return,
-            (Some(known), Some(new)) if !known.differs(new) => return,
-            _ => {}
+    fn change(&self, change: impl Fn(Option<HostFacts>) -> Option<HostFacts>) {
+        let changed = || {
+            let text = private::read(&self.file).unwrap_or_default();
+            let known = find(&text, &self.name);
+            let new = change(known.clone());
+            let new = new.filter(|facts| HostFacts { failures: 0, ..facts.clone() }.allows_fast_order());
+            let is_same = match (&known, &new) {
+                (None, None) => true,
+                (Some(known), Some(new)) => !known.differs(new),
+                _ => false,
+            };
+            (!is_same).then_some((text, new))
+        };
+        if changed().is_none() {
+            return;
         }
+        let Ok(_lock) = lock(&self.file) else { return };
+        let Some((text, new)) = changed() else { return };
         let line = new.and_then(|facts| facts.to_line(&self.name));
         let others = text.lines().filter(|line| fields(line, &self.name).is_none());
         let mut all = String::new();
@@ -486,6 +504,15 @@ mod tests {
         assert!(!is_fast());
         login.learn(facts(ID), Way::InOrder);
         assert!(!is_fast(), "a connection in order proves nothing");
+        for _ in 0..PENALTY {
+            login.learn(facts(ID), Way::InOrder);
+        }
+        assert!(is_fast(), "a bad network does not last");
+        login.learn(facts(ID), Way::AfterFailure(Failure::Lasting));
+        for _ in 0..300 {
+            login.learn(facts(ID), Way::InOrder);
+        }
+        assert!(!is_fast());
         login.learn(facts("SSH-2.0-OpenSSH_9.9"), Way::InOrder);
         assert!(is_fast());
         login.learn(facts("SSH-2.0-OpenSSH_9.9"), Way::AfterFailure(Failure::Lasting));

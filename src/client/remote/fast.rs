@@ -8,9 +8,9 @@
 //!  NEWKEYS · signed login · channel · command · its input ──►
 //!    ◄────────────────────────────────── accepted · opened · the agent's answer
 //! ```
-//! [`begin`] goes as far as the host key. [`Trusted::log_in`] sends the rest in one flight, once the
-//! caller has something to start. The command's input travels as data, so the command line holds
-//! nothing of it.
+//! [`begin`] goes as far as the host key. [`Trusted::log_in`] sends the rest in one flight, once
+//! the caller has something to start. The command's input travels as data, so the command line
+//! holds nothing of it.
 //!
 //! A server that has changed may not take this. Then there is one connection more, in order, and it
 //! tells every error. A host key that is not trusted, a wrong signature and a broken strict key

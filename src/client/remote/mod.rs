@@ -8,10 +8,11 @@
 //! ```
 //!
 //! [`connect`] opens an SSH session to a [`Target`]: in order, or in the `fast` order to a host of
-//! which `facts` are remembered; `line` is the connection that either makes. [`Connection::agent`] starts an [`Agent`] on a
-//! channel of that session, any number of times. [`Connection::lane`] starts an agent that is
-//! a further lane of another one. Everything up to the agent is asynchronous. The agent's reader
-//! and writer block, because the engine's driver needs blocking ones. Four rules hold throughout:
+//! which `facts` are remembered; `line` is the connection that either makes. [`Connection::agent`]
+//! starts an [`Agent`] on a channel of that session, any number of times. [`Connection::lane`]
+//! starts an agent that is a further lane of another one. Everything up to the agent is
+//! asynchronous. The agent's reader and writer block, because the engine's driver needs blocking
+//! ones. Four rules hold throughout:
 //!
 //! - ksync trusts no host without proof, and learns no new key where it expects a known one;
 //! - every wait for the other side has a timeout;
