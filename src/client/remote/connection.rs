@@ -57,7 +57,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
     let facts = Login::of(target);
     let (line, trusted) = match fast::begin(target, facts.as_ref()).await? {
         Begun::Trusted(trusted) => (None, Some(trusted)),
-        Begun::LoggedIn(line) => (Some(learnt(line, facts.clone(), Way::Fast).await), None),
+        Begun::LoggedIn(line) => (Some(learnt(*line, facts.clone(), Way::Fast).await), None),
         Begun::InOrder(way) => (Some(in_order(target, facts.clone(), way).await?), None),
     };
     Ok(Connection {
@@ -136,7 +136,7 @@ impl Connection {
         let trusted = self.trusted().take();
         let (way, facts) = match trusted {
             Some(trusted) => match trusted.log_in(&self.target, self.facts.as_ref(), job).await? {
-                LoggedIn::Line(line) => return Ok(learnt(line, self.facts.clone(), Way::Fast).await),
+                LoggedIn::Line(line) => return Ok(learnt(*line, self.facts.clone(), Way::Fast).await),
                 LoggedIn::InOrder(failure) => (Way::AfterFailure(failure), self.facts.clone()),
             },
             // An earlier login failed.

@@ -51,7 +51,7 @@ pub(super) enum Begun {
     /// The host is trusted, and the login is ready to be sent.
     Trusted(Box<Trusted>),
     /// A login by a key that this host has not taken before has succeeded.
-    LoggedIn(Line),
+    LoggedIn(Box<Line>),
     /// Connect in order.
     InOrder(Way),
 }
@@ -59,7 +59,7 @@ pub(super) enum Begun {
 /// The result of a login.
 pub(super) enum LoggedIn {
     /// It succeeded.
-    Line(Line),
+    Line(Box<Line>),
     /// Connect in order, after this failure.
     InOrder(Failure),
 }
@@ -148,7 +148,7 @@ pub(super) async fn begin(target: &Target, login: Option<&Login>) -> Result<Begu
             let round_trips = round_trips + session.login_round_trips() + 1;
             let mut line = line(round_trips);
             line.seen = own.facts();
-            Ok(Begun::LoggedIn(line))
+            Ok(Begun::LoggedIn(Box::new(line)))
         }
     }
 }
@@ -176,7 +176,7 @@ impl Trusted {
                 self.own.round_trip().into_iter().for_each(|round_trip| line.took(round_trip));
                 line.seen = self.own.facts();
                 debug!("connect ok=true ms={} step=log-in order=fast", begin.elapsed().as_millis());
-                Ok(LoggedIn::Line(line))
+                Ok(LoggedIn::Line(Box::new(line)))
             }
             Err(Stopped::Ssh(error)) => {
                 if may_go_on_in_order(&self.order, &error, self.own.has_opened()) {
