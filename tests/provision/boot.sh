@@ -28,8 +28,8 @@ printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
 chmod 755 "$root/usr/sbin/policy-rc.d"
 mkdir -p "$root/var/cache/apt/archives"
 
-# Remove the machine's own keys and state from the VM.
-rm -rf "$root/root/.ssh" "$root/var/log/supervisord"* "$root"/etc/ssh/sshd_config.d/*
+# Remove the machine's own keys and state from the VM, and what its root's shells start.
+rm -rf "$root"/root/{.ssh,.bashrc,.bash_profile,.profile} "$root/var/log/supervisord"* "$root"/etc/ssh/sshd_config.d/*
 rm -f "$root"/etc/ssh/ssh_host_* "$root"/{usr/local/sbin,usr/local/bin,usr/sbin,usr/bin}/websocat
 # websocat for clients, in a directory where the script does not look for a bridge.
 install -D -m 755 "$websocat" "$root/opt/client/websocat-of-a-client"
