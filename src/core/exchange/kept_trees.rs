@@ -181,7 +181,10 @@ impl KeptTrees {
         let scanned = scan(root, &Subject::Whole, &id.view.options, Some(filter), look)?;
         let count = scanned.manifest.len();
         let is_fit = Snapshot::of(root, &id.view.options, &scanned, BTreeSet::new()).is_ok();
-        if is_fit && count >= self.entries_min && count <= ENTRIES_MAX && !id.view.options.hash {
+        // The run may fill a destination.
+        let may_grow = id.view.options.is_destination;
+        let is_sized = (count >= self.entries_min || may_grow) && count <= ENTRIES_MAX;
+        if is_fit && is_sized && !id.view.options.hash {
             self.want(root.path().to_owned(), id.view);
         }
         Ok((scanned, Err(why)))
