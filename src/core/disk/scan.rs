@@ -112,7 +112,7 @@ const SPARSE_FILES_MAX: usize = 1 << 10;
 
 /// Maximum number of files with several names that are told. A tree with more is a copy that was made
 /// of links, as package managers make them.
-const LINKED_MAX: usize = 1 << 10;
+const LINKED_MAX: usize = 1 << 7;
 
 /// Files that occupy less space than their length.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
