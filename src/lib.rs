@@ -59,6 +59,8 @@
 //! - **scope**: the paths that an incremental round is about.
 //! - **keeper**: a process on this machine that keeps a connection and lends it to the next runs.
 //! - **lane**: one of several SSH channels that carry one exchange.
+//! - **kept agent**: an agent that serves one run after another, and keeps scans in between.
+//! - **snapshot**: a scan that is kept; it holds with the changes that inotify told since.
 //! - **hello**: the first message of each side: version, role, path and options.
 //! - **first flight**: the bytes that the client sends without waiting for an answer.
 //! - **marker**: the change time from which on a directory's files may be lost with the power.
@@ -73,7 +75,8 @@
 //!   aside, hashes them by BLAKE3 and renames them.
 //! - Only [`disk::root::Root`], which follows no link, reaches anything below a destination.
 //! - Baselines save bytes and decide nothing. A baseline counts only if both sides have it to the
-//!   last bit, and the receiver lists the destination each time.
+//!   last bit, and the receiver lists the destination each time. A kept agent may list it by a
+//!   snapshot and the changes since; any doubt means a scan.
 //! - The receiver deletes nothing that the plan did not list, and nothing before everything else is
 //!   in place or after an incomplete scan.
 

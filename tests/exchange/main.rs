@@ -5,6 +5,7 @@ mod baseline;
 mod cuts;
 mod deltas;
 mod filters;
+mod kept;
 mod kinds;
 mod lanes;
 mod large;

@@ -110,9 +110,9 @@ pub struct Skipped {
 /// Maximum number of files whose holes are kept one by one.
 const SPARSE_FILES_MAX: usize = 1 << 10;
 
-/// Maximum number of files with several names that are told. A tree with more is a copy that was made
-/// of links, as package managers make them.
-const LINKED_MAX: usize = 1 << 10;
+/// Maximum number of files with several names that are told. A tree with more was probably made of
+/// links, as package managers make them.
+const LINKED_MAX: usize = 1 << 7;
 
 /// Files that occupy less space than their length.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -7,7 +7,6 @@
 //!
 //! A small tree is scanned each time: that takes a millisecond or two.
 
-use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -180,8 +179,11 @@ impl KeptTrees {
         self.rest(&id, None);
         let scanned = scan(root, &Subject::Whole, &id.view.options, Some(filter), look)?;
         let count = scanned.manifest.len();
-        let is_fit = Snapshot::of(root, &id.view.options, &scanned, BTreeSet::new()).is_ok();
-        if is_fit && count >= self.entries_min && count <= ENTRIES_MAX && !id.view.options.hash {
+        let is_fit = Snapshot::of(root, &id.view.options, &scanned, Vec::new()).is_ok();
+        // The run may fill a destination.
+        let may_grow = id.view.options.is_destination;
+        let is_sized = (count >= self.entries_min || may_grow) && count <= ENTRIES_MAX;
+        if is_fit && is_sized && !id.view.options.hash {
             self.want(root.path().to_owned(), id.view);
         }
         Ok((scanned, Err(why)))
@@ -303,7 +305,7 @@ impl KeptTree {
         let ground = Ground::of(root).ok_or("filesystem")?;
         let changes = Changes::begin(id.view.is_source(), directories_max);
         let mut filter = id.view.filter();
-        let mut looking = Looking { changes: &changes, excluded: BTreeSet::new() };
+        let mut looking = Looking { changes: &changes, excluded: Vec::new() };
         let scanned = scan(root, &Subject::Whole, &id.view.options, Some(&mut filter), &mut looking);
         let scanned = scanned.map_err(|_| "unreadable")?;
         let snapshot = Snapshot::of(root, &id.view.options, &scanned, looking.excluded)?;
@@ -351,7 +353,7 @@ impl KeptTree {
             return Err("rules-touched");
         }
         let mut filter = self.id.view.filter();
-        let mut looking = Looking { changes: &self.changes, excluded: BTreeSet::new() };
+        let mut looking = Looking { changes: &self.changes, excluded: Vec::new() };
         let subject = Subject::Subtrees(scope.clone(), Arc::default());
         let part = scan(root, &subject, &options, Some(&mut filter), &mut looking);
         let part = part.map_err(|_| "unreadable")?;
@@ -378,7 +380,7 @@ impl KeptTree {
 /// Watches each directory that is read, and records what is excluded.
 struct Looking<'a> {
     changes: &'a Changes,
-    excluded: BTreeSet<TreePath>,
+    excluded: Vec<TreePath>,
 }
 
 impl Look for Looking<'_> {

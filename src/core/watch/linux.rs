@@ -208,7 +208,8 @@ impl Inner {
         };
         let path = match (path, self.policy) {
             (Ok(path), _) => path,
-            // Paths that no tree can hold do not matter, above all those in our own state directory.
+            // Paths that no tree can hold do not matter, above all those in our own state
+            // directory.
             (Err(_), Policy::Rounds) => return,
             (Err(PathError::Reserved), Policy::Scan { is_source: false, .. }) => return,
             (Err(_), Policy::Scan { .. }) => return self.shared.everything(),

@@ -1,6 +1,5 @@
 //! `Snapshot`: the scan of a whole tree without problems, which scans of its touched parts update.
 
-use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -65,7 +64,7 @@ pub struct Snapshot {
     identities: Arc<Identities>,
     sparse: Vec<(TreePath, u64)>,
     linked: Vec<TreePath>,
-    excluded: BTreeSet<TreePath>,
+    excluded: Vec<TreePath>,
 }
 
 impl Snapshot {
@@ -77,7 +76,7 @@ impl Snapshot {
         root: &Root,
         options: &ScanOptions,
         scanned: &Scanned,
-        excluded: BTreeSet<TreePath>,
+        excluded: Vec<TreePath>,
     ) -> Result<Self, Doubt> {
         check(root, options, scanned)?;
         let snapshot = Self {
@@ -144,7 +143,7 @@ impl Snapshot {
         options: &ScanOptions,
         scope: &SubtreeSet,
         part: &Scanned,
-        excluded: BTreeSet<TreePath>,
+        excluded: Vec<TreePath>,
     ) -> Result<Self, Doubt> {
         check(root, options, part)?;
         self.check_directories(root, options, scope, part, &excluded)?;
@@ -163,13 +162,9 @@ impl Snapshot {
         };
         let sparse = self.sparse.iter().filter(|(path, _)| stays(path)).chain(&part.sparse.files);
         let linked = self.linked.iter().filter(|path| stays(path)).chain(&part.linked);
-        let mut all_excluded = excluded;
-        all_excluded.extend(self.excluded.iter().filter(|path| stays(path)).cloned());
-        let (mut sparse, mut linked): (Vec<_>, Vec<_>) =
-            (sparse.cloned().collect(), linked.cloned().collect());
-        sparse.sort_unstable();
-        linked.sort_unstable();
-        Self { manifest, identities, sparse, linked, excluded: all_excluded }.within_limits()
+        let excluded = self.excluded.iter().filter(|path| stays(path)).cloned().chain(excluded).collect();
+        let (sparse, linked) = (sparse.cloned().collect(), linked.cloned().collect());
+        Self { manifest, identities, sparse, linked, excluded }.within_limits()
     }
 
     fn within_limits(self) -> Result<Self, Doubt> {
@@ -190,7 +185,7 @@ impl Snapshot {
         options: &ScanOptions,
         scope: &SubtreeSet,
         part: &Scanned,
-        excluded: &BTreeSet<TreePath>,
+        excluded: &Vec<TreePath>,
     ) -> Result<(), Doubt> {
         for (path, recursive) in scope.subtrees() {
             if *recursive || !is_directory(&part.manifest, path) {
@@ -226,7 +221,7 @@ impl Snapshot {
             let id = part.manifest.position(path)?;
             part.identities.get(&part.manifest, id).map(|identity| identity.ino)
         };
-        let linked: HashSet<u64> = part.linked.iter().filter_map(number).collect();
+        let linked: Vec<u64> = part.linked.iter().filter_map(number).collect();
         let mut numbers = (0..).zip(self.identities.inode_numbers());
         let is_other = |id: u32| !replaced.iter().any(|range| range.contains(&id));
         let has_other = numbers.any(|(id, number)| linked.contains(&number) && is_other(id));
@@ -235,21 +230,19 @@ impl Snapshot {
 
     /// The ids of the entries that the part replaces, in order and apart.
     fn replaced(&self, scope: &SubtreeSet, part: &Manifest) -> Vec<Range<u32>> {
-        let mut ranges = Vec::new();
-        for (path, recursive) in scope.subtrees() {
-            let above = std::iter::successors(path.parent(), TreePath::parent).map(|above| (above, false));
-            for (path, recursive) in above.chain([(path.clone(), *recursive)]) {
-                let Some(id) = self.manifest.position(&path) else { continue };
-                let is_alone = !recursive && is_directory(part, &path);
-                ranges.push(if is_alone { id..id + 1 } else { self.manifest.subtree(id) });
-            }
-        }
-        ranges.sort_unstable_by_key(|range| (range.start, range.end));
         let mut apart: Vec<Range<u32>> = Vec::new();
-        for range in ranges {
-            match apart.last_mut() {
-                Some(last) if range.start < last.end => last.end = last.end.max(range.end),
-                _ => apart.push(range),
+        for (path, recursive) in scope.subtrees() {
+            let mut way: Vec<_> = std::iter::successors(path.parent(), TreePath::parent).collect();
+            way.reverse();
+            for (path, recursive) in way.iter().map(|above| (above, false)).chain([(path, *recursive)]) {
+                let Some(id) = self.manifest.position(path) else { continue };
+                let is_alone = !recursive && is_directory(part, path);
+                let range = if is_alone { id..id + 1 } else { self.manifest.subtree(id) };
+                match apart.last_mut() {
+                    // A directory above an earlier part as well, or one below what is gone.
+                    Some(last) if range.start < last.end => last.end = last.end.max(range.end),
+                    _ => apart.push(range),
+                }
             }
         }
         apart

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,7 +108,10 @@ fn facts(scanned: &Scanned) -> BTreeMap<String, String> {
         }
         facts.insert(entry.path.to_string(), format!("{entry:?} {identity:?}"));
     }
-    let Scanned { sparse, linked, doubts, unsupported, boundaries, inaccessible, unclear, .. } = scanned;
+    let (mut sparse, mut linked) = (scanned.sparse.clone(), scanned.linked.clone());
+    sparse.files.sort();
+    linked.sort();
+    let Scanned { doubts, unsupported, boundaries, inaccessible, unclear, .. } = scanned;
     let problems: Vec<String> = scanned.problems.iter().map(ToString::to_string).collect();
     let rest = format!("{sparse:?} {linked:?} {doubts:?} {unsupported:?} {boundaries:?} {inaccessible:?}");
     facts.insert("/".to_owned(), format!("{rest} {unclear:?} {problems:?}"));

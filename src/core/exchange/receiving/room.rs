@@ -29,8 +29,8 @@ impl Receiving {
     ) -> Option<(Room, Option<Reserve>)> {
         let space = root.space().ok().filter(|space| space.is_exact)?;
         let mut mounts: Vec<TreePath> = Vec::new();
-        let directories = present.iter().filter(|(_, entry)| entry.is_directory());
-        for (at, entry) in directories.filter(|_| !identities.all_lie_on(root.dev())) {
+        let others = if identities.all_lie_on(root.dev()) { None } else { Some(present.iter()) };
+        for (at, entry) in others.into_iter().flatten().filter(|(_, entry)| entry.is_directory()) {
             let is_known = mounts.last().is_some_and(|mount| entry.path.is_below(mount));
             if !is_known && identities.get(present, at)?.dev != root.dev() {
                 mounts.push(entry.path.to_path());
