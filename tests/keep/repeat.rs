@@ -53,7 +53,7 @@ fn a_repeat_takes_one_round_trip_and_few_bytes() {
 /// True if the link carries nothing for a while.
 fn is_still(link: &Link) -> bool {
     let before = link.carried();
-    std::thread::sleep(Duration::from_millis(200));
+    std::thread::sleep(2 * ROUND_TRIP);
     link.carried().bytes() == before.bytes()
 }
 
