@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -20,7 +21,7 @@ use crate::remote::greeting::{self, Greeted};
 use crate::remote::hostkey::HostKeys;
 use crate::remote::inbound::Inbound;
 use crate::remote::keys::Keys;
-use crate::remote::lent::{Lent, Loan};
+use crate::remote::lent::{Lent, Opener};
 use crate::remote::own;
 use crate::remote::probe::Probe;
 use crate::remote::protocol::{Protocol, Wanted};
@@ -128,6 +129,20 @@ pub struct Connection {
     /// Reports an error once the session has ended.
     alive: watch::Receiver<()>,
     secrets: Option<Secrets>,
+}
+
+/// A connection that a keeper lends.
+pub struct Loan {
+    /// The keeper's target.
+    pub target: Target,
+    /// Its name, for messages.
+    pub endpoint: String,
+    /// The round trip that the keeper has measured.
+    pub round_trip: Duration,
+    /// A stream to an agent that waits for a run.
+    pub agent: Option<UnixStream>,
+    /// Opens channels.
+    pub open: Opener,
 }
 
 /// Connects and logs in.

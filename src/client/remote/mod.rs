@@ -66,7 +66,7 @@ pub use agent::{Acknowledged, Agent, AgentEnd, AgentReader, AgentWriter, End, He
 pub use agent_image::{AgentImage, BLOCK_BYTES};
 pub use bootstrap::token;
 pub use bridge::{hold_open, proxy};
-pub use connection::{Connection, Target, Transport, connect};
+pub use connection::{Connection, Loan, Target, Transport, connect};
 pub use error::{DisconnectReason, ErrorKind, RemoteError, ShellFault};
 pub use forward::{Bind, Forward, ForwardTarget, Listen, Side};
 pub use forwarding::{Forwarding, Forwards, LineListener};
@@ -74,7 +74,7 @@ pub use hostkey::HostKeys;
 pub use hostkey_error::HostKeyError;
 pub use keys::Keys;
 pub use lend::SpareChannel;
-pub use lent::{Loan, NotLent, Opener};
+pub use lent::{NotLent, Opener};
 pub use lines::Lines;
 pub use protocol::{Protocol, Wanted};
 pub(crate) use proxies::Scheme;

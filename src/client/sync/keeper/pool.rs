@@ -187,7 +187,7 @@ async fn serve_run(kept: &mut Kept, from: &mut OwnedReadHalf, to: &mut OwnedWrit
                 told = read;
                 let room = SERVER_WINDOW_BYTES.saturating_sub(sent.saturating_sub(read));
                 let room = Record::Window(u32::try_from(room).unwrap_or(u32::MAX));
-                write(&mut *to.lock().await, &room).await;
+                write(*to.lock().await, &room).await;
             }
         }
         // The run's client has ended its stream, or has died.
@@ -206,11 +206,11 @@ async fn serve_run(kept: &mut Kept, from: &mut OwnedReadHalf, to: &mut OwnedWrit
                     Ok(Some(record)) => match record.kind {
                         Kind::Data => {
                             let record = Record::Data(record.payload.into());
-                            is_taken = is_taken && write(&mut *to.lock().await, &record).await;
+                            is_taken = is_taken && write(*to.lock().await, &record).await;
                         }
                         Kind::End => {
                             for record in [Record::Eof, Record::ExitStatus(0), Record::Close] {
-                                is_taken = is_taken && write(&mut *to.lock().await, &record).await;
+                                is_taken = is_taken && write(*to.lock().await, &record).await;
                             }
                             return true;
                         }
