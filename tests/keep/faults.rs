@@ -148,16 +148,16 @@ fn an_agent_that_is_killed_is_replaced() {
     assert!(kept.keeper().served > 0);
 }
 
-/// Kept agents of the machine: programs below its home.
+/// Kept agents of the machine: those that have its home.
 fn agents(kept: &Kept) -> Vec<i32> {
-    let home = kept.machine.world.path("machine");
+    let home = format!("HOME={}\0", kept.machine.world.path("machine/home").display());
     let processes = fs::read_dir("/proc").unwrap().flatten();
     processes
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
         .filter(|pid| {
-            let is_kept =
-                fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0keep\0"));
-            is_kept && fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.starts_with(&home))
+            let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            let has_home = |environ: Vec<u8>| environ.windows(home.len()).any(|part| part == home.as_bytes());
+            read("cmdline").ends_with(b"\0keep\0") && has_home(read("environ"))
         })
         .collect()
 }

@@ -11,6 +11,7 @@ use crate::world::{Run, World, wait_for};
 struct Sessions {
     world: World,
     platform: Platform,
+    id: String,
 }
 
 impl Sessions {
@@ -18,8 +19,8 @@ impl Sessions {
         let world = World::new();
         world.tree("src").file("a", "one");
         let platform = Platform::start(&world);
-        platform.create(&world, &["--name", "mine"]);
-        Sessions { world, platform }
+        let id = platform.create(&world, &["--name", "mine"]);
+        Sessions { world, platform, id }
     }
 
     fn run(&self, args: &[&str]) -> Run {
@@ -59,6 +60,9 @@ fn a_session_is_served_by_one_keeper_for_syncs_and_commands() {
     let sessions = Sessions::start();
     sessions.run(&["src", &sessions.there()]).ok();
     sessions.keeper();
+    // The keeper lets the VM stand by: one that is held costs money.
+    let is_held = || sessions.platform.session(&sessions.id)["stage"] == "active";
+    wait_for("a session that nobody holds", || (!is_held()).then_some(()));
     sessions.world.tree("src").file("a", "changed");
     sessions.run(&["src", &sessions.there()]).ok();
     sessions.world.assert_same("src", "dst");

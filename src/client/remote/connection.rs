@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::Instant;
 
@@ -15,7 +16,7 @@ use crate::remote::error::{ConnectionStatus, RemoteError};
 use crate::remote::facts::{HostFacts, Login, Way};
 use crate::remote::fast::{self, Begun, Job, LoggedIn, Trusted};
 use crate::remote::hostkey::HostKeys;
-use crate::remote::lent::{Lent, Loan};
+use crate::remote::lent::{Lent, Opener};
 use crate::remote::line::Line;
 use crate::remote::own;
 use crate::remote::probe::Probe;
@@ -51,6 +52,20 @@ pub struct Connection {
     pub(super) spool_room: OnceLock<Room>,
     facts: Option<Login>,
     secrets: Option<Secrets>,
+}
+
+/// A connection that a keeper lends.
+pub struct Loan {
+    /// The keeper's target.
+    pub target: Target,
+    /// Its name, for messages.
+    pub endpoint: String,
+    /// The round trip that the keeper has measured.
+    pub round_trip: Duration,
+    /// A stream to an agent that waits for a run.
+    pub agent: Option<UnixStream>,
+    /// Opens channels.
+    pub open: Opener,
 }
 
 /// Connects. The login may wait for the first agent or command; it then tells its errors there.

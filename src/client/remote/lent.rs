@@ -2,7 +2,6 @@
 //! behave like channels of an SSH session of our own.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -38,20 +37,6 @@ pub enum NotLent {
 
 /// Opens a further channel.
 pub type Opener = Box<dyn Fn() -> BoxFuture<'static, Result<UnixStream, NotLent>> + Send + Sync>;
-
-/// A connection that a keeper lends.
-pub struct Loan {
-    /// The keeper's target.
-    pub target: Target,
-    /// Its name, for messages.
-    pub endpoint: String,
-    /// The round trip that the keeper has measured.
-    pub round_trip: Duration,
-    /// A stream to an agent that waits for a run.
-    pub agent: Option<UnixStream>,
-    /// Opens channels.
-    pub open: Opener,
-}
 
 /// A session of another process.
 pub(super) struct Lent {

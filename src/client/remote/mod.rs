@@ -73,7 +73,7 @@ pub use agent::{Acknowledged, Agent, AgentEnd, AgentReader, AgentWriter, End, He
 pub use agent_image::{AgentImage, BLOCK_BYTES};
 pub use bootstrap::token;
 pub use bridge::{hold_open, proxy};
-pub use connection::{Connection, connect};
+pub use connection::{Connection, Loan, connect};
 pub use error::{DisconnectReason, ErrorKind, RemoteError, ShellFault};
 pub use facts::{HostFacts, InstalledAgent, remember};
 pub use forward::{Bind, Forward, ForwardTarget, Listen, Side};
@@ -82,7 +82,7 @@ pub use hostkey::HostKeys;
 pub use hostkey_error::HostKeyError;
 pub use keys::Keys;
 pub use lend::SpareChannel;
-pub use lent::{Loan, NotLent, Opener};
+pub use lent::{NotLent, Opener};
 pub use lines::Lines;
 pub use protocol::{Protocol, Wanted};
 pub(crate) use proxies::Scheme;

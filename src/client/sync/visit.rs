@@ -45,7 +45,7 @@ impl Visit {
                 }
                 Err(dialled) => {
                     dialled.result.map(|(connection, session)| Self { connection, session, facts: None })
-                },
+                }
             }
         })
     }
