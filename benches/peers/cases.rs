@@ -92,7 +92,7 @@ impl Case {
     }
 }
 
-const CONNECT: &[&str] = &["ksync", "ssh-true", "rsync", "scp"];
+const CONNECT: &[&str] = &["ksync", "ssh-true", "rsync"];
 const KEPT: &[&str] = &["ksync-kept", "rsync-kept", "ssh-true-kept"];
 const EACH: &[&str] = &["ksync", "ksync-kept", "rsync", "rsync-kept"];
 /// Without the programs that take as long as these: each run takes minutes.

@@ -111,11 +111,14 @@ impl Options {
         Ok(chosen("link", LINKS, |link| link.name, &self.links)?.into_iter().copied().collect())
     }
 
-    /// Reports if a case runs on a link: see [`Case::runs_on`]. A smoke run names its links itself,
-    /// and loses nothing.
+    /// Reports if a case runs on a link: see [`Case::runs_on`]. A smoke run tries real TCP, without
+    /// losses, with the few cases that are also for lossy links.
     pub(crate) fn runs_on(&self, case: &Case, link: Conditions) -> bool {
-        let is_named = !self.links.is_empty() && !self.smoke;
-        case.runs_on(link, is_named) || self.smoke && case.loss == Loss::Only && link.is_real_tcp
+        match (self.smoke, link.is_real_tcp) {
+            (true, true) => case.loss != Loss::Without,
+            (true, false) => case.loss != Loss::Only,
+            (false, _) => case.runs_on(link, !self.links.is_empty()),
+        }
     }
 
     /// Most repeats of a case.

@@ -29,8 +29,8 @@ use crate::exchange::lanes::{JoinLanes, Joining, Lane};
 use crate::wire::hello::MAGIC;
 use crate::wire::lanes::{Announcement, Token};
 
-/// Timeout for a lane to meet its agent. The announcement leaves before any lane is started, but may
-/// queue behind half a MiB.
+/// Timeout for a lane to meet its agent. The announcement leaves before any lane is started, but
+/// may queue behind half a MiB.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Interval at which a lane tries to reach the agent.

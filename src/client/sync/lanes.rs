@@ -39,8 +39,8 @@ const LOOK_SPAN_MAX: Duration = Duration::from_millis(500);
 /// Pause between two looks, in durations of a look.
 const LOOK_PAUSE: u32 = 50;
 
-/// Attempts of a lane to join. Each waits ten seconds for the announcement, which may take longer to
-/// arrive over a link with many losses.
+/// Attempts of a lane to join. Each waits ten seconds for the announcement, which may take longer
+/// over a link with many losses.
 const JOIN_ATTEMPTS: usize = 6;
 
 /// The number of lanes that pay at this round trip.

@@ -99,9 +99,10 @@
 //! # Lanes
 //! SSH limits each channel by a window, 2 MiB with OpenSSH, so a channel carries at most that much
 //! in a round trip. If the round trip is long and the client sends much to the agent, the client
-//! opens further channels, and further connections where lost packets limit the one. It then spreads
-//! its stream over them: see [`lanes`]. The agent's answers stay in one stream. The client uses a lane only after the agent has answered that it joined, so
-//! nobody waits for a lane that never comes. A lane that breaks breaks the connection.
+//! opens further channels, and further connections where lost packets limit a single one. It then
+//! spreads its stream over them: see [`lanes`]. The agent's answers stay in one stream. The client
+//! uses a lane only after the agent has answered that it joined, so nobody waits for a lane that
+//! never comes. A lane that breaks breaks the connection.
 //!
 //! # Kept agents
 //! An agent may serve one run after another. The streams of its runs then follow each other on one

@@ -10,8 +10,8 @@
 //!
 //! Both directions have a rate, a delay, a seeded loss, and a queue of one bandwidth-delay product
 //! (at least a hundred packets) that drops what exceeds it. Rates and counters include the headers
-//! and the repeated packets. Both ends use cubic, the default of Linux, macOS and Windows: bbr, which
-//! some servers have, hardly notices losses.
+//! and the repeated packets. Both ends use cubic, the default of Linux, macOS and Windows. bbr,
+//! which some servers have, hardly notices losses.
 //!
 //! One thread receives from the device, and one for each direction sends to it. Together they carry
 //! 1 Gbit/s on one core.

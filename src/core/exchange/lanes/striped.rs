@@ -12,9 +12,9 @@ use crate::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, encode_segment};
 /// window, so no write has waited for a round trip by then.
 const STRAIGHT_BYTES: usize = 512 << 10;
 
-/// Waiting bytes from which further lanes pay. With OpenSSH's window of 2 MiB the whole is then more
-/// than 4 MiB. The main lane would need two more round trips for that, which is the time it takes to
-/// open lanes. The announcement leaves before, since it could overtake none of these bytes.
+/// Waiting bytes from which further lanes pay. With OpenSSH's window of 2 MiB the whole is then
+/// more than 4 MiB. The main lane would need two more round trips for that, which is the time it
+/// takes to open lanes. The announcement leaves before, since it overtakes none of these bytes.
 const WAITING_BYTES: usize = 2 << 20;
 
 /// Most bytes that wait: enough for all lanes to find something when their windows open.
