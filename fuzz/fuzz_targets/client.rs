@@ -9,4 +9,6 @@
 //! and one with packets of every number.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| ksync_ssh::play::play(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    ksync_ssh::play::play(bytes);
+});

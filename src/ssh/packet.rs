@@ -8,8 +8,8 @@ use crate::error::SshError;
 /// Longest packet that is accepted: OpenSSH's `PACKET_MAX_SIZE`. RFC 4253 asks for 35,000 bytes.
 pub(crate) const PACKET_BYTES_MAX: usize = 256 << 10;
 
-/// Longest payload that is copied. A longer one keeps the memory that it was read into, which may be
-/// many times as much.
+/// Longest payload that is copied. A longer one keeps the memory that it was read into, which may
+/// be many times as much.
 const COPIED_BYTES_MAX: usize = 16 << 10;
 
 /// Shortest packet: a length of padding, a message number, and the least padding.

@@ -1,8 +1,8 @@
 //! A play of server, network and caller, read from bytes: for the fuzz target, and for the property
 //! test that does the same on stable.
 //!
-//! Whatever the bytes are, the client does not panic, asks for the trust in no key but the server's,
-//! and sends nothing but the key exchange before it is trusted.
+//! Whatever the bytes are, the client does not panic, asks for trust in no key but the server's, and
+//! sends nothing but the key exchange before that trust.
 
 use crate::channels::{ChannelEvent, ChannelId, Request};
 use crate::client::{Client, Config, Event};
@@ -77,10 +77,11 @@ struct Stage {
     is_asked: bool,
     is_trusted: bool,
     channel: Option<ChannelId>,
+    has_output: bool,
 }
 
-/// Plays to the end, or until the client reports an error.
-pub fn play(bytes: &[u8]) {
+/// Plays to the end, or until the client reports an error. Reports if a command had output.
+pub fn play(bytes: &[u8]) -> bool {
     let mut script = Script(bytes);
     let traits = script.byte().unwrap_or_default();
     let pick = |names: [&'static str; 3], shift: u8| names[usize::from(traits >> shift & 3).min(2)];
@@ -98,6 +99,7 @@ pub fn play(bytes: &[u8]) {
         is_asked: false,
         is_trusted: false,
         channel: None,
+        has_output: false,
     };
     stage.server.lies = traits & 0x80 != 0;
     for _ in 0..STEPS_MAX {
@@ -106,7 +108,9 @@ pub fn play(bytes: &[u8]) {
             break;
         }
     }
+    let has_output = stage.has_output;
     stage.assert_only_keys_left();
+    has_output
 }
 
 impl Stage {
@@ -200,7 +204,10 @@ impl Stage {
                     let key = self.client.host_key().expect("a key");
                     assert_eq!(key.blob, blob(&host_key(KEY_SEED)));
                 }
-                Event::Channel(id, ChannelEvent::Data(data)) => drop(self.client.consume(id, data.len())),
+                Event::Channel(id, ChannelEvent::Data(data)) => {
+                    self.has_output = true;
+                    let _ = self.client.consume(id, data.len());
+                }
                 Event::Channel(..) | Event::Banner(_) | Event::Login(_) => assert!(self.is_trusted),
             }
         }
