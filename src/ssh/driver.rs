@@ -88,6 +88,10 @@ impl Session {
             shared.fail(SshError::HostKeyRefused);
             return Err(ConnectError::HostKey(error));
         }
+        if is_fast {
+            // Whatever arrives meanwhile must not make the task send a part of the flight.
+            shared.hold();
+        }
         session
             .with(|state| {
                 state.trusted = Some(std::time::Instant::now());
@@ -282,7 +286,8 @@ impl<S: AsyncRead + AsyncWrite> Task<S> {
         loop {
             let may_read = {
                 let mut state = self.shared.state();
-                if written == output.len() && state.client.output_bytes() > 0 {
+                let may_write = written == output.len() && !self.shared.is_held();
+                if may_write && state.client.output_bytes() > 0 {
                     // A burst does not keep its memory.
                     output.clear();
                     output.shrink_to(SPARE_BYTES_MAX);
