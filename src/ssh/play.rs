@@ -1,8 +1,8 @@
 //! A play of server, network and caller, read from bytes: for the fuzz target, and for the property
 //! test that does the same on stable.
 //!
-//! Whatever the bytes are, the client does not panic, asks for trust in no key but the server's, and
-//! sends nothing but the key exchange before that trust.
+//! Whatever the bytes are, the client does not panic, asks for trust in no key but the server's,
+//! and sends nothing but the key exchange before that trust.
 
 use crate::channels::{ChannelEvent, ChannelId, Request};
 use crate::client::{Client, Config, Event};
