@@ -16,6 +16,8 @@
 
 use std::collections::VecDeque;
 
+use bytes::BytesMut;
+
 use crate::channels::{ChannelEvent, ChannelId, Channels, Request};
 use crate::encoding::{
     GLOBAL_REQUEST, Message, REQUEST_FAILURE, REQUEST_SUCCESS, Reader, SERVICE_ACCEPT, UNIMPLEMENTED,
@@ -124,6 +126,21 @@ impl Client {
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), SshError> {
         self.transport.push(bytes);
         self.read()
+    }
+
+    /// Handles bytes that arrived, as [`Client::feed`] does, but copies none. Leaves the beginning
+    /// of a packet in `bytes`; the next bytes belong behind it.
+    ///
+    /// # Errors
+    /// As those of [`Client::feed`].
+    pub fn feed_from(&mut self, bytes: &mut BytesMut) -> Result<(), SshError> {
+        self.transport.lend(bytes);
+        let read = self.read();
+        // Before that, the rest waits for the trust.
+        if self.is_trusted {
+            self.transport.give_back(bytes);
+        }
+        read
     }
 
     fn read(&mut self) -> Result<(), SshError> {

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -19,8 +20,10 @@ use crate::hostkey::HostKey;
 use crate::login::{LoginKey, LoginReply};
 use crate::shared::{Handles, Shared, State};
 
-/// Bytes of one read.
-const READ_BYTES: usize = 64 << 10;
+/// Memory for reads, and the least of it that is left for one. Several reads share it, because each
+/// piece of output that nobody has taken yet keeps what it was read into.
+const READ_BYTES: usize = 256 << 10;
+const READ_BYTES_MIN: usize = 64 << 10;
 
 /// Bytes that wait to be written before nothing is read any more: answers would only pile up.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -84,6 +87,10 @@ impl Session {
         if let Err(error) = check(&key).await {
             shared.fail(SshError::HostKeyRefused);
             return Err(ConnectError::HostKey(error));
+        }
+        if is_fast {
+            // Whatever arrives meanwhile must not make the task send a part of the flight.
+            shared.hold();
         }
         session
             .with(|state| {
@@ -272,14 +279,15 @@ impl<S: AsyncRead + AsyncWrite> Task<S> {
 
     /// Reads and writes until the connection has ended.
     async fn carry(&mut self) -> Result<(), SshError> {
-        let mut input = vec![0; READ_BYTES];
+        let mut input = BytesMut::new();
         let (mut output, mut written) = (Vec::new(), 0);
         let mut needs_flush = false;
         let (mut heard, mut unanswered) = (Instant::now(), 0);
         loop {
             let may_read = {
                 let mut state = self.shared.state();
-                if written == output.len() && state.client.output_bytes() > 0 {
+                let may_write = written == output.len() && !self.shared.is_held();
+                if may_write && state.client.output_bytes() > 0 {
                     // A burst does not keep its memory.
                     output.clear();
                     output.shrink_to(SPARE_BYTES_MAX);
@@ -295,6 +303,9 @@ impl<S: AsyncRead + AsyncWrite> Task<S> {
                 state.client.output_bytes() + output.len() - written < ANSWER_BYTES_MAX
                     && state.client.unread_bytes() < UNREAD_BYTES_MAX
             };
+            if input.capacity() - input.len() < READ_BYTES_MIN {
+                input.reserve(READ_BYTES);
+            }
             let rest = output.get(written..).unwrap_or_default();
             let write = &mut self.write;
             let writing = async {
@@ -307,14 +318,13 @@ impl<S: AsyncRead + AsyncWrite> Task<S> {
                 }
             };
             tokio::select! {
-                count = self.read.read(&mut input), if may_read => {
-                    let bytes = input.get(..count?).unwrap_or_default();
-                    if bytes.is_empty() {
+                count = self.read.read_buf(&mut input), if may_read => {
+                    if count? == 0 {
                         return Err(SshError::Closed);
                     }
                     (heard, unanswered) = (Instant::now(), 0);
                     let mut state = self.shared.state();
-                    let fed = state.client.feed(bytes);
+                    let fed = state.client.feed_from(&mut input);
                     let has_changed = state.dispatch()?;
                     drop(state);
                     if has_changed {

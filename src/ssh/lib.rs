@@ -35,7 +35,9 @@ mod login;
 mod mac;
 mod negotiation;
 mod packet;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod play;
+#[cfg(any(test, feature = "fuzzing"))]
 mod server;
 mod shared;
 #[cfg(test)]

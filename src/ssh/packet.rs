@@ -8,6 +8,10 @@ use crate::error::SshError;
 /// Longest packet that is accepted: OpenSSH's `PACKET_MAX_SIZE`. RFC 4253 asks for 35,000 bytes.
 pub(crate) const PACKET_BYTES_MAX: usize = 256 << 10;
 
+/// Longest payload that is copied. A longer one keeps the memory that it was read into, which may
+/// be many times as much.
+const COPIED_BYTES_MAX: usize = 16 << 10;
+
 /// Shortest packet: a length of padding, a message number, and the least padding.
 const PACKET_BYTES_MIN: usize = 1 + 1 + 4;
 
@@ -111,19 +115,21 @@ impl PacketReader {
         };
         let whole = LENGTH_BYTES + length + self.opening.tag_bytes();
         if self.buffer.len() < whole {
-            self.buffer.reserve(whole - self.buffer.len());
             return Ok(None);
         }
         let mut packet = self.buffer.split_to(whole);
         self.opening.open(self.sequence, &mut packet)?;
         (self.sequence, self.length) = (self.sequence.wrapping_add(1), None);
         self.traffic.add(length);
-        let mut body = packet.freeze().slice(LENGTH_BYTES..LENGTH_BYTES + length);
+        let body = packet.get(LENGTH_BYTES..LENGTH_BYTES + length).unwrap_or_default();
         let padding = body.first().copied().map_or(0, usize::from);
         let payload = (length - 1).checked_sub(padding).filter(|&payload| payload > 0 && padding >= 4);
         let payload = payload.ok_or(SshError::Malformed("its padding is longer than the packet"))?;
-        body = body.slice(1..1 + payload);
-        Ok(Some(body))
+        let start = LENGTH_BYTES + 1;
+        if payload <= COPIED_BYTES_MAX {
+            return Ok(packet.get(start..start + payload).map(Bytes::copy_from_slice));
+        }
+        Ok(Some(packet.freeze().slice(start..start + payload)))
     }
 }
 

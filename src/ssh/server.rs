@@ -184,6 +184,13 @@ impl Server {
         self.is_exchanging = true;
     }
 
+    /// Begins another key exchange, unless one is under way.
+    pub(crate) fn change_keys(&mut self) {
+        if self.is_keyed && !self.is_exchanging {
+            self.send_kexinit();
+        }
+    }
+
     pub(crate) fn feed(&mut self, bytes: &[u8]) {
         self.reader.buffer.extend_from_slice(bytes);
         if self.client_id.is_none() {

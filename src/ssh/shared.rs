@@ -2,6 +2,7 @@
 //! queues.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) output: Notify,
     /// Something about the connection itself has changed.
     pub(crate) changed: Notify,
+    /// What the client has to send waits for [`Shared::wake`].
+    is_held: AtomicBool,
 }
 
 pub(crate) struct State {
@@ -78,6 +81,8 @@ pub(crate) struct State {
     pub(crate) replies: VecDeque<LoginReply>,
     pub(crate) banners: Vec<String>,
     pub(crate) has_host_key: bool,
+    /// The server has announced its algorithms for user keys.
+    has_algorithms: bool,
     /// The time at which the host was trusted, and the round trip that began then.
     pub(crate) trusted: Option<Instant>,
     pub(crate) round_trip: Option<Duration>,
@@ -96,12 +101,14 @@ impl Shared {
             replies,
             banners,
             has_host_key: false,
+            has_algorithms: false,
             trusted: None,
             round_trip: None,
             end: None,
             is_done: false,
         };
-        Self { state: Mutex::new(state), output: Notify::new(), changed: Notify::new() }
+        let [output, changed] = [(); 2].map(|()| Notify::new());
+        Self { state: Mutex::new(state), output, changed, is_held: AtomicBool::new(false) }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -110,7 +117,17 @@ impl Shared {
 
     /// Lets the task write what the client has to send.
     pub(crate) fn wake(&self) {
+        self.is_held.store(false, Relaxed);
         self.output.notify_one();
+    }
+
+    /// Keeps what the client has to send until something else travels with it.
+    pub(crate) fn hold(&self) {
+        self.is_held.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.is_held.load(Relaxed)
     }
 
     /// Ends the connection. The first reason counts.
@@ -122,7 +139,7 @@ impl Shared {
         }
         drop(state);
         self.changed.notify_waiters();
-        self.output.notify_one();
+        self.wake();
     }
 
     /// Waits until `find` finds something, or the connection has ended.
@@ -152,9 +169,11 @@ impl State {
         self.client.output_bytes() > OUTPUT_BYTES_MAX
     }
 
-    /// Hands the client's events to those who wait for them. Returns if any was not of a channel.
+    /// Hands the client's events to those who wait for them. Returns if something has come that was
+    /// not of a channel.
     pub(crate) fn dispatch(&mut self) -> Result<bool, SshError> {
-        let mut has_changed = false;
+        let has_algorithms = self.client.signature_algorithms().is_some();
+        let mut has_changed = std::mem::replace(&mut self.has_algorithms, has_algorithms) != has_algorithms;
         if self.round_trip.is_none() && self.client.may_log_in() {
             self.round_trip = self.trusted.map(|trusted| trusted.elapsed());
         }

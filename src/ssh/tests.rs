@@ -3,6 +3,7 @@
 
 mod cuts;
 mod driver;
+mod plays;
 
 use proptest::prelude::*;
 

@@ -5,7 +5,7 @@
 //! after the caller has accepted the host key of the first exchange. Later exchanges must show the
 //! same key. Until then [`Transport::send`] keeps what the layers above send.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::cipher::{Cipher, Material, Opening};
 use crate::encoding::{
@@ -145,6 +145,21 @@ impl Transport {
 
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.reader.buffer.extend_from_slice(bytes);
+    }
+
+    /// Takes over bytes that arrived, behind those that wait.
+    pub(crate) fn lend(&mut self, bytes: &mut BytesMut) {
+        if self.reader.buffer.is_empty() {
+            std::mem::swap(&mut self.reader.buffer, bytes);
+        } else {
+            self.push(bytes);
+        }
+        bytes.clear();
+    }
+
+    /// Gives back the bytes that were not read.
+    pub(crate) const fn give_back(&mut self, bytes: &mut BytesMut) {
+        std::mem::swap(&mut self.reader.buffer, bytes);
     }
 
     /// Bytes that were pushed and not read yet.

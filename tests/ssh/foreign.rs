@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use ksync_ssh::{Config, KEY_EXCHANGES, LoginReply};
+use ksync_ssh::{Config, KEY_EXCHANGES, LoginReply, Order};
 use russh::keys::{PrivateKey, load_secret_key};
 use russh::server::{self, Auth, ChannelOpenHandle, Handler, Msg, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId};
@@ -89,5 +89,7 @@ async fn each_key_exchange_works_with_russh() {
         assert_eq!(session.client(|client| client.negotiated().unwrap().key_exchange.clone()), *name);
         assert_eq!(Key(Arc::new(key())).login(&session).await, LoginReply::Success, "{name}");
         assert_eq!(run(&session, "hi ", b"there").await.text(), "hi there", "{name}");
+        let facts = session.client(|client| client.facts()).expect("facts");
+        assert_eq!(facts.order(), Order::Safe, "{}", facts.server_id);
     }
 }

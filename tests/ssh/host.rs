@@ -68,6 +68,8 @@ impl Host {
             make_key(&world, name, "ed25519");
         }
         lines.push_str(&format!("\nAuthorizedKeysFile {}", world.path("key.pub").display()));
+        // A home without start files of a shell, which take time and say what they like.
+        lines.push_str(&format!("\nSetEnv HOME={}", world.home().display()));
         let sshd = Sshd::start(&world, &lines);
         Some(Host { world, sshd })
     }

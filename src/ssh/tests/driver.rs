@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use super::{CURVE, GCM, fast};
+use super::{CURVE, GCM, fast, key};
+use crate::channels::{ChannelEvent, Request};
 use crate::client::Config;
 use crate::driver::{ConnectError, Session};
 use crate::encoding::{
@@ -15,6 +16,7 @@ use crate::encoding::{
     SERVICE_ACCEPT, UNIMPLEMENTED, USERAUTH_SUCCESS,
 };
 use crate::error::SshError;
+use crate::login::LoginReply;
 use crate::packet::{PacketReader, PacketWriter};
 use crate::server::Server;
 
@@ -104,6 +106,42 @@ fn connect(
         timeout(LONG, serving).await.expect("an end").unwrap();
         (numbers(&recorded.lock().unwrap()), is_asked)
     })
+}
+
+/// Plays the server, and lets time pass between its packets.
+async fn serve_slowly(mut stream: DuplexStream, mut server: Server, recorded: Arc<Mutex<Vec<u8>>>) {
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        for packet in std::mem::take(&mut server.sent) {
+            let _ = stream.write_all(&packet).await;
+            sleep(Duration::from_millis(1)).await;
+        }
+        match stream.read(&mut buffer).await {
+            Ok(count) if count > 0 => {
+                recorded.lock().unwrap().extend_from_slice(&buffer[..count]);
+                server.feed(&buffer[..count]);
+            }
+            _ => return,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_key_exchange_travels_with_the_login_in_the_fast_order() {
+    let (ours, theirs) = duplex(1 << 16);
+    let recorded = Arc::default();
+    tokio::spawn(serve_slowly(theirs, Server::new(CURVE, GCM, true), Arc::clone(&recorded)));
+    let connected = Session::connect(ours, fast(), None, async |_| Ok::<_, ()>(())).await;
+    let session = connected.unwrap_or_else(|_| panic!("no connection"));
+    // NEWKEYS and EXT_INFO arrive behind the reply, while the caller still signs.
+    let announced = session.signature_algorithms(LONG).await;
+    assert_eq!(announced.unwrap(), ["ssh-ed25519", "rsa-sha2-512"]);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(numbers(&recorded.lock().unwrap()), [KEXINIT, KEX_ECDH_INIT]);
+    let command = Request::Exec(b"out".to_vec());
+    let (mut channel, _) = session.start("me", &key("right"), b"signature", &command, b"").unwrap();
+    assert_eq!(session.login_reply().await.unwrap(), LoginReply::Success);
+    assert_eq!(channel.next().await, Some(ChannelEvent::Opened));
 }
 
 /// A packet that anybody on the way can make up while there are no keys.
