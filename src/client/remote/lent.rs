@@ -14,7 +14,6 @@ use tokio::sync::{mpsc, watch};
 use crate::remote::error::{ConnectionStatus, DisconnectReason};
 use crate::remote::own::signal;
 use crate::remote::relay::{self, Record};
-use crate::remote::target::Target;
 use crate::tree::path::escape;
 
 /// Messages that wait for their reader, and records that wait to be written.
