@@ -192,7 +192,8 @@ impl KeptTrees {
     /// Keeps a tree that somebody is likely to ask for.
     pub fn warm(self: &Arc<Self>, role: Role, path: &Path, options: &Options) {
         let view = View::new(role, options);
-        if !options.checksum && !(role == Role::Sender && view.filter().excludes_tree()) {
+        let is_excluded = role == Role::Sender && view.filter().excludes_tree();
+        if !options.checksum && !is_excluded {
             self.want(path.to_owned(), view);
             self.settle();
         }
@@ -393,5 +394,6 @@ impl Look for Looking<'_> {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests;

@@ -185,7 +185,7 @@ impl Snapshot {
         options: &ScanOptions,
         scope: &SubtreeSet,
         part: &Scanned,
-        excluded: &Vec<TreePath>,
+        excluded: &[TreePath],
     ) -> Result<(), Doubt> {
         for (path, recursive) in scope.subtrees() {
             if *recursive || !is_directory(&part.manifest, path) {
