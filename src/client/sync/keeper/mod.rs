@@ -16,7 +16,7 @@
 //!   once connects by itself, and whichever is first counts. A run whose lent stream breaks starts
 //!   anew over a connection of its own.
 //! - A keeper serves the same build, the same endpoint, and the same keys, host keys, tokens and
-//!   proxies as at its start: the [name](facts) of its socket is a hash of all of them.
+//!   proxies as at its start: the name of its socket (`facts`) is a hash of all of them.
 //! - A keeper ends by itself: when idle, when that name changes, when the session is gone, when the
 //!   connection is lost, after this machine's sleep, and when its socket is removed.
 
