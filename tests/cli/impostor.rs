@@ -12,6 +12,7 @@ use russh::server::{
 use russh::{Channel, ChannelId, ChannelMsg};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tokio::time::Instant;
 
 use crate::world::{Run, World};
 
@@ -121,7 +122,8 @@ impl Handler for Connection {
         let (script, drip, pause) = (self.script.clone(), self.drip.clone(), self.pause);
         tokio::spawn(async move {
             let mut has_spoken = false;
-            let mut drips = tokio::time::interval(pause.min(Duration::from_secs(1 << 30)));
+            let pause = pause.min(Duration::from_secs(1 << 30));
+            let mut drips = tokio::time::interval_at(Instant::now() + pause, pause);
             loop {
                 tokio::select! {
                     message = channel.wait() => match message {
