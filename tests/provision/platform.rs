@@ -1,5 +1,5 @@
-//! The platform as `ksync` sees it: an API with one session, whose VM is a machine of the tests, and
-//! the VM's address with TLS. The emulator's VMs have neither sshd nor a supervisor.
+//! The platform as `ksync` sees it: an API with one session, whose VM is a machine of the tests,
+//! and the VM's address with TLS. The emulator's VMs have neither sshd nor a supervisor.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};

@@ -8,11 +8,13 @@ use crate::platform::{Platform, SESSION};
 use crate::vm::{Image, on_vm};
 use crate::world::link::Conditions;
 
-/// Round trips of the first sync to a new VM: TCP 1, WebSocket 1, key exchange 1, and the login with
-/// the command 1. The VM answers that it has no agent. The agent's upload and its secret take 2.
+/// Round trips of the first sync to a new VM: TCP 1, WebSocket 1, key exchange 1, and the login
+/// with the command 1. The VM answers that it has no agent. The agent's upload and its secret take
+/// 2.
 const ROUND_TRIPS: usize = 6;
 
-/// Round trips that the fast order saves: 1 of the key exchange, 3 of the login and 1 of the channel.
+/// Round trips that the fast order saves: 1 of the key exchange, 3 of the login and 1 of the
+/// channel.
 const SAVED: usize = 5;
 
 #[test]

@@ -147,9 +147,11 @@ async fn large_rounds_pass_a_server_that_changes_its_keys() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_has_changed_takes_one_connection_more_once() {
-    for config in
-        ["KexAlgorithms ecdh-sha2-nistp256", "HostKeyAlgorithms ecdsa-sha2-nistp256", "Ciphers aes256-ctr"]
-    {
+    for config in [
+        "KexAlgorithms ecdh-sha2-nistp256",
+        "HostKeyAlgorithms ecdsa-sha2-nistp256",
+        "Ciphers chacha20-poly1305@openssh.com",
+    ] {
         let Some(mut server) = Server::new() else { return };
         let image = image(&mut server);
         let (link, target) = remembering(&server);
@@ -165,6 +167,23 @@ async fn a_server_that_has_changed_takes_one_connection_more_once() {
             assert_fast(&server, &link, &target, &image).await;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_without_ciphers_of_the_fast_order_is_met_in_order_until_it_has_some() {
+    let Some((mut server, link, target, image)) = remembered("").await else { return };
+    server.start("Ciphers aes256-ctr");
+    link.reset();
+    let seen = (round(&target, &image).await.unwrap(), link.carried().connections);
+    assert_eq!(seen, (IN_ORDER, 2), "{}", facts(&server));
+    for _ in 0..2 {
+        link.reset();
+        let seen = (round(&target, &image).await.unwrap(), link.carried().connections);
+        assert_eq!(seen, (IN_ORDER, 1), "{}", facts(&server));
+    }
+    server.start("");
+    assert_eq!(round(&target, &image).await.unwrap(), IN_ORDER);
+    assert_fast(&server, &link, &target, &image).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

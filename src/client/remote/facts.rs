@@ -98,7 +98,8 @@ impl HostFacts {
     pub(super) fn of(seen: &Facts, is_lean: bool) -> Self {
         let (guess, user_key) = (&seen.guess, seen.key.as_deref().map(digest_of));
         let facts = Self::negotiated(&guess.key_exchange, &guess.host_key, seen.is_strict, is_lean);
-        Self { server_id: seen.server_id.clone(), user_key, ..facts }
+        let failures = if seen.is_slow { LASTING } else { 0 };
+        Self { server_id: seen.server_id.clone(), user_key, failures, ..facts }
     }
 
     /// Facts that a key exchange has shown.
@@ -114,6 +115,11 @@ impl HostFacts {
             round_trip: None,
             agent: None,
         }
+    }
+
+    /// Notes that the host cannot be met in the fast order, as long as it chooses such algorithms.
+    pub(super) fn refuses_fast_order(&mut self) {
+        self.failures = LASTING;
     }
 
     /// Notes the user key that was let in.
@@ -186,6 +192,7 @@ impl HostFacts {
             },
             Way::AfterFailure(_) => 0,
         };
+        let failures = failures.max(seen.failures);
         let round_trip = seen.round_trip.or(self.round_trip);
         Self { failures, round_trip, agent: seen.agent.or(self.agent), ..seen }
     }

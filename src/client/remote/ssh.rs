@@ -37,6 +37,9 @@ const CIPHERS: &[cipher::Name] = &[
 pub(super) const LEAN_CIPHER: &str = "aes256-gcm@openssh.com";
 pub(super) const LEAN_MAC: &str = "hmac-sha2-256";
 
+/// Parts of the names of ciphers that need no MAC. The fast order offers no others.
+const AEADS: [&str; 2] = ["-gcm", "-poly1305"];
+
 /// Key exchanges that OpenSSH's client offers, in order of preference. russh has no sntrup761: a
 /// server that has nothing else is met by ksync's own client, see `own`.
 const KEY_EXCHANGES: &[kex::Name] = &[
@@ -271,7 +274,10 @@ impl Handler for Client {
         let is_certified = self.hooks.is_certified.get().is_some();
         let kind = if is_certified { certificate_name(&names.key) } else { names.key.to_string() };
         let is_lean = names.cipher.as_ref() == LEAN_CIPHER;
-        let seen = HostFacts::negotiated(names.kex.as_ref(), &kind, names.strict_kex(), is_lean);
+        let mut seen = HostFacts::negotiated(names.kex.as_ref(), &kind, names.strict_kex(), is_lean);
+        if !AEADS.iter().any(|part| names.cipher.as_ref().contains(part)) {
+            seen.refuses_fast_order();
+        }
         let _ = self.hooks.seen.set(seen);
         Ok(())
     }
