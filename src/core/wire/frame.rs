@@ -206,7 +206,7 @@ fn check_length(declared: usize) -> Result<(), FrameError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::lanes::Token;
+    use crate::wire::lanes::{LANES_MAX, Token};
 
     #[test]
     fn frames_survive_the_stream_packed_and_unpacked() {
@@ -240,7 +240,8 @@ mod tests {
         assert_eq!(FrameReader::new(&bytes[..]).read_next().unwrap(), Next::Lanes(announcement));
         assert!(matches!(FrameReader::new(&bytes[..4]).read(), Err(FrameError::Lanes)));
         assert!(matches!(FrameReader::new(&bytes[..bytes.len() - 1]).read_next(), Err(FrameError::Io(_))));
-        for lanes in [0, 9, 255] {
+        let too_many = u8::try_from(LANES_MAX + 1).unwrap();
+        for lanes in [0, too_many, 255] {
             let bytes = Announcement { lanes, ..announcement }.encode();
             assert!(matches!(FrameReader::new(&bytes[..]).read_next(), Err(FrameError::Lanes)), "{lanes}");
         }
