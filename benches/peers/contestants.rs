@@ -53,6 +53,10 @@ pub(crate) struct Contestant {
 
 const KSYNC: &str = "ksync";
 const KSYNC_ANEW: &str = "ksync-anew";
+/// Time for a keeper to connect: so many times the pause.
+const KEEPER_ATTEMPTS: u32 = 50;
+const KEEPER_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
 const KSYNC_KEPT: &str = "ksync-kept";
 
 fn nothing(_: &Machine) {}
@@ -181,7 +185,15 @@ fn ksync_kept(job: &Job) -> Plan {
     plan
 }
 
+/// Ends the keeper, which begins to connect only when its run is over.
 fn end_keeper(machine: &Machine) {
+    let list = || machine.world.command(KSYNC_PROGRAM).args(["keep", "list", "--json"]).output();
+    for _ in 0..KEEPER_ATTEMPTS {
+        if list().is_ok_and(|output| output.stdout.contains(&b'{')) {
+            break;
+        }
+        std::thread::sleep(KEEPER_PAUSE);
+    }
     let _ = machine.world.command(KSYNC_PROGRAM).args(["keep", "stop"]).stdin(Stdio::null()).output();
 }
 

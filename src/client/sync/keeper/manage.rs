@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::remote::relay::tell;
 use crate::sync::endpoint::Endpoint;
@@ -18,6 +18,10 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Timeout for the end of a keeper that was asked to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(3);
+
+/// Time for a keeper that starts to listen: so many times the pause.
+const STARTS_ATTEMPTS: u32 = 100;
+const STARTS_PAUSE: Duration = Duration::from_millis(50);
 
 /// A keeper that runs.
 pub struct Kept {
@@ -61,7 +65,15 @@ pub async fn stop(endpoint: Option<(&Endpoint, &ConnectOptions)>) -> usize {
 
 /// Asks a keeper to end, and kills it if it does not.
 async fn end(place: &Place) {
-    let Some(mut stream) = place.connect().await else { return };
+    let mut attempts = 0;
+    let mut stream = loop {
+        match place.connect().await {
+            Some(stream) => break stream,
+            None if !place.is_taken() || attempts == STARTS_ATTEMPTS => return,
+            None => sleep(STARTS_PAUSE).await,
+        }
+        attempts += 1;
+    };
     let asked = async {
         tell(&mut stream, &Ask::Stop).await?;
         // The end of the process closes the stream.

@@ -54,9 +54,12 @@ impl Place {
             for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
                 let path = entry.path();
                 let name = path.file_stem().and_then(|name| name.to_str()).map(str::to_owned);
-                if path.extension().is_some_and(|suffix| suffix == SOCKET)
-                    && let Some(name) = name
-                {
+                // One that starts has a lock, and no socket yet.
+                let is_keepers = path.extension().is_some_and(|suffix| suffix == SOCKET || suffix == LOCK);
+                let is_new = |name: &String| {
+                    !places.iter().any(|place: &Self| place.directory == directory && place.name == *name)
+                };
+                if is_keepers && let Some(name) = name.filter(is_new) {
                     places.push(Self { directory: directory.clone(), name });
                 }
             }
