@@ -118,7 +118,7 @@ impl<'a> Contest<'a> {
         }
         self.settle(link, contestant, &copy)?;
         let count = case.repeats.min(self.repeats_max);
-        // What happens before each command includes the first connection.
+        // A series before each command includes the first connection.
         let is_warm = case.repeats == 1;
         let Some(change) = change else {
             return self.measured(link, contestant, &copy, Series { count, is_warm, change: None });

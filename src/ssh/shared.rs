@@ -71,7 +71,7 @@ pub(crate) struct Shared {
     pub(crate) output: Notify,
     /// Something about the connection itself has changed.
     pub(crate) changed: Notify,
-    /// What the client has to send waits for [`Shared::wake`].
+    /// The client's output waits for [`Shared::wake`].
     is_held: AtomicBool,
 }
 

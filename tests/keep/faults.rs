@@ -2,7 +2,7 @@
 //! without a keeper.
 
 use std::fs;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -27,6 +27,27 @@ fn change(kept: &Kept, content: &str) -> Run {
     kept.is_same();
     assert!(!run.stderr.contains("lost") && !run.stderr.contains("keeper"), "{}", run.stderr);
     run
+}
+
+/// Starts a copy of a large file, and waits until it is on its way.
+fn begin_transfer(kept: &Kept, options: &[&str]) -> Child {
+    kept.machine.world.tree("src").file("large", noise(1, 30_000_000));
+    kept.link.reset();
+    let mut command = kept.copy(options);
+    let running = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the transfer", || (kept.link.carried().up_bytes > 200_000).then_some(()));
+    running
+}
+
+#[test]
+fn keep_stop_ends_a_keeper_that_is_still_connecting() {
+    let Some(kept) = Kept::start() else { return };
+    kept.machine.world.tree("src").file("a", "one");
+    kept.sync(&[]).ok();
+    wait_for("the start of a keeper", || kept.has_lock().then_some(()));
+    let stop = Run::of(kept.ksync(["keep", "stop"])).ok();
+    assert!(stop.stderr.contains("ended 1 kept connection"), "{}", stop.stderr);
+    assert!(!kept.has_lock());
 }
 
 #[test]
@@ -60,11 +81,7 @@ fn a_keeper_that_is_stopped_does_not_delay_a_run() {
 fn a_run_whose_keeper_is_stopped_goes_on_by_itself() {
     let Some(kept) = Kept::start() else { return };
     let keeper = begin(&kept);
-    kept.machine.world.tree("src").file("large", noise(1, 30_000_000));
-    kept.link.reset();
-    let mut command = kept.copy(&[]);
-    let running = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    wait_for("the transfer", || (kept.link.carried().up_bytes > 200_000).then_some(()));
+    let running = begin_transfer(&kept, &[]);
     keeper.signal(Signal::STOP);
     Run::end_of(running).ok();
     kept.is_same();
@@ -75,11 +92,7 @@ fn a_run_whose_keeper_is_stopped_goes_on_by_itself() {
 fn a_run_whose_keeper_is_killed_goes_on_by_itself() {
     let Some(kept) = Kept::start() else { return };
     let keeper = begin(&kept);
-    kept.machine.world.tree("src").file("large", noise(1, 30_000_000));
-    kept.link.reset();
-    let mut command = kept.copy(&[]);
-    let running = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    wait_for("the transfer", || (kept.link.carried().up_bytes > 200_000).then_some(()));
+    let running = begin_transfer(&kept, &[]);
     keeper.signal(Signal::KILL);
     let run = Run::end_of(running).ok();
     kept.is_same();
@@ -90,11 +103,7 @@ fn a_run_whose_keeper_is_killed_goes_on_by_itself() {
 fn a_run_survives_the_end_of_its_keeper_by_keep_stop() {
     let Some(kept) = Kept::start() else { return };
     let keeper = begin(&kept);
-    kept.machine.world.tree("src").file("large", noise(2, 30_000_000));
-    kept.link.reset();
-    let mut command = kept.copy(&["--retries", "0"]);
-    let running = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    wait_for("the transfer", || (kept.link.carried().up_bytes > 200_000).then_some(()));
+    let running = begin_transfer(&kept, &["--retries", "0"]);
     Run::of(kept.ksync(["keep", "stop"])).ok();
     kept.ends(&keeper);
     Run::end_of(running).ok();

@@ -99,6 +99,12 @@ impl Kept {
         wait_for("a keeper", || self.keepers().pop())
     }
 
+    /// True if a keeper runs or starts.
+    pub(crate) fn has_lock(&self) -> bool {
+        let entries = std::fs::read_dir(self.runtime.join("ksync")).into_iter().flatten().flatten();
+        entries.into_iter().any(|entry| entry.path().extension().is_some_and(|suffix| suffix == "lock"))
+    }
+
     /// Waits until a keeper has ended.
     pub(crate) fn ends(&self, keeper: &Keeper) {
         wait_for("the end of a keeper", || (!keeper.is_alive()).then_some(()));

@@ -57,7 +57,7 @@ fn assert_takes(round_trips: usize, up_bytes: u64, machine: &Machine, link: &Lin
     assert!(seen.len() < ATTEMPTS, "{seen:?}");
 }
 
-/// What was seen, if that is more than the limits.
+/// The figures that were seen, if they exceed the limits.
 fn exceeds(
     round_trips: usize,
     up_bytes: u64,

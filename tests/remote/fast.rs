@@ -244,7 +244,7 @@ async fn refusals_of_channels_and_commands_are_told_as_in_order() {
         let mut told = Vec::new();
         for target in [target.clone(), Target { facts: None, ..target }] {
             let connection = connect(&target).await.unwrap();
-            // Of two agents, the first one runs with one session.
+            // The first of two agents runs where one session is allowed.
             let agents = [connection.agent(image.clone()).await, connection.agent(image.clone()).await];
             let mut errors = Vec::new();
             for agent in agents {

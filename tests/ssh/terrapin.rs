@@ -185,8 +185,8 @@ async fn nothing_inserted_or_dropped_goes_through_to_any_sshd() {
             for attack in attacks() {
                 let stopped = timeout(PATIENCE, through(Some(attack))).await.expect("no silence");
                 let error = stopped.expect_err("stopped");
-                // What arrives wrong here is seen here, maybe by a length that makes no sense. The
-                // rest makes the server hang up.
+                // Packets that arrive wrong here are seen here, maybe by a length that makes no
+                // sense. The rest makes the server hang up.
                 let is_here = match error {
                     SshError::NotStrict(_) => attack.before.is_some(),
                     SshError::Tampered | SshError::Length { .. } | SshError::Malformed(_) => attack.drops,

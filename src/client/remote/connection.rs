@@ -319,7 +319,7 @@ impl Connection {
         if known.is_some_and(|known| known.has_agent(&image.sha256)) { Form::Short } else { Form::Whole }
     }
 
-    /// What the tasks behind an agent on `line` need.
+    /// The settings of the tasks behind an agent on `line`.
     fn agent_on(&self, line: &Line, image: AgentImage, marker: String, form: Form) -> pump::Start {
         let round_trip = line.round_trip();
         pump::Start {

@@ -167,7 +167,7 @@ impl HostFacts {
             && self.user_key == other.user_key
     }
 
-    /// What is known after a connection that showed `seen`, where this was known before.
+    /// The facts after a connection that showed `seen`; `self` are those of before.
     fn then(self, mut seen: Self, way: Way) -> Self {
         // In order, the client lacks methods that this one has. It does not tell the list either.
         let is_gone = matches!(way, Way::Fast | Way::AfterFailure(Failure::Changed));

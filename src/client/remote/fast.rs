@@ -46,7 +46,7 @@ const LOGIN_SILENCE_FACTOR: u32 = 4;
 /// Round trips of the key exchange. The agent starts half a round trip after the login was sent.
 const KEY_EXCHANGE_ROUND_TRIPS: u32 = 1;
 
-/// How far [`begin`] got.
+/// The progress of [`begin`].
 pub(super) enum Begun {
     /// The host is trusted, and the login is ready to be sent.
     Trusted(Box<Trusted>),

@@ -118,7 +118,7 @@ impl Lent {
         tokio::spawn(async move {
             let writing = async {
                 while let Some(record) = queue.recv().await {
-                    // What waits goes in one piece: it becomes one packet.
+                    // Waiting records go in one piece, which becomes one packet.
                     let mut piece = record.encode().to_vec();
                     while piece.len() < PIECE_BYTES
                         && let Ok(next) = queue.try_recv()

@@ -235,7 +235,7 @@ pub(super) type Shown = Arc<OnceLock<String>>;
 #[derive(Clone, Default)]
 pub(super) struct Hooks {
     pub(super) shown: Shown,
-    /// What the first key exchange tells about the host, without the server's identification.
+    /// Facts of the first key exchange about the host, without the server's identification.
     pub(super) seen: Arc<OnceLock<HostFacts>>,
     /// The host showed a certificate.
     is_certified: Arc<OnceLock<()>>,

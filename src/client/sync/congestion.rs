@@ -20,7 +20,7 @@ const WINDOW_PACKETS_MAX: u64 = 724;
 /// Share of the round trip by which an empty queue may seem to lengthen it: a quarter.
 const QUEUE_SHARE: u64 = 4;
 
-/// What is known of a sender's losses.
+/// The losses of a sender so far.
 #[derive(Debug)]
 pub(super) struct Losses {
     /// The round trip without a queue, in milliseconds.

@@ -93,7 +93,7 @@ impl OpenLanes for Asking {
     fn open(&self, entrance: Entrance) -> Option<Announcement> {
         let (token, lanes) = (remote::token()?, self.worthwhile());
         self.requests.send(Request { token, lanes, entrance }).ok()?;
-        // Whether further connections pay will show, so they may join too.
+        // Further connections may join later, if they turn out to pay.
         let lanes = (lanes + FURTHER_CONNECTIONS_MAX).min(LANES_MAX);
         Some(Announcement { token, lanes: u8::try_from(lanes).ok()? })
     }

@@ -56,7 +56,7 @@ struct Output {
     run: Option<u64>,
 }
 
-/// What the channel brings to a run.
+/// An arrival on the channel, for a run.
 enum Came {
     Data(Vec<u8>),
     End,

@@ -155,7 +155,7 @@ pub(super) struct Kept {
     log: Arc<Mutex<Vec<String>>>,
 }
 
-/// What the agent writes.
+/// The agent's output, as it arrives.
 struct Arriving {
     records: Receiver<Record>,
     /// The rest of a record.

@@ -1,5 +1,5 @@
-//! What a keeper's connection depends on: the target, and a name that is a hash of everything that
-//! decides where a connection leads and whether it may be made.
+//! The facts that a keeper's connection depends on: the target, and a name. The name is a hash of
+//! everything that decides where a connection leads and whether it may be made.
 
 use std::fs::{self, File};
 use std::io::Read;

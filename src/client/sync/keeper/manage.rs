@@ -30,8 +30,15 @@ pub struct Kept {
     pub status: Option<Status>,
 }
 
-/// All keepers of this user.
+/// All keepers of this user that have connected.
 pub async fn list() -> Vec<Kept> {
+    let mut kept = all().await;
+    kept.retain(|kept| kept.place.has_socket());
+    kept
+}
+
+/// All keepers of this user, with those that are still connecting.
+async fn all() -> Vec<Kept> {
     let mut kept = Vec::new();
     for place in Place::all() {
         let status = status(&place, ANSWERS_WITHIN).await;
@@ -50,7 +57,7 @@ pub async fn stop(endpoint: Option<(&Endpoint, &ConnectOptions)>) -> usize {
         (endpoint.clone().with_path(b"").to_string(), name)
     });
     let mut stopped = 0;
-    for Kept { place, status } in list().await {
+    for Kept { place, status } in all().await {
         let is_meant = named.as_ref().is_none_or(|(endpoint, name)| {
             status.as_ref().is_some_and(|status| status.endpoint == *endpoint)
                 || name.as_deref() == Some(place.name())

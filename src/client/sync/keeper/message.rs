@@ -5,13 +5,13 @@ use serde::{Deserialize, Serialize};
 /// A question to a keeper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Ask {
-    /// May I use the connection? The stream then leads to an agent, if that is the purpose.
+    /// Use of the connection. The stream then leads to an agent, if that is the purpose.
     Borrow(Purpose),
     /// A further channel, on this stream.
     Channel,
-    /// What are you doing?
+    /// The state of the keeper.
     Status,
-    /// End.
+    /// The end of the keeper.
     Stop,
 }
 

@@ -87,6 +87,11 @@ impl Place {
         self.directory.join(format!("{}.{SOCKET}", self.name))
     }
 
+    /// True if a keeper listens here, or has left its socket.
+    pub(super) fn has_socket(&self) -> bool {
+        fs::symlink_metadata(self.socket()).is_ok()
+    }
+
     fn lock_file(&self) -> PathBuf {
         self.directory.join(format!("{}.{LOCK}", self.name))
     }

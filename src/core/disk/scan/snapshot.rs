@@ -136,7 +136,7 @@ impl Snapshot {
     /// The snapshot after a scan of the touched parts in `scope`.
     ///
     /// # Errors
-    /// That scan had problems, or the two do not fit together.
+    /// The scan of the parts had problems, or it does not fit this snapshot.
     pub fn updated(
         &self,
         root: &Root,
