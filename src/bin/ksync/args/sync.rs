@@ -1,0 +1,227 @@
+//! The options of a sync, in the groups of the help.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+#[cfg(feature = "sandbox")]
+use clap::builder::FalseyValueParser;
+use clap::{ArgAction, Args};
+
+use crate::args::seconds;
+use crate::rules::RuleSource;
+use crate::usage::number;
+use crate::verbs::KeepArgs;
+
+/// The options of a sync.
+#[derive(Debug, Args)]
+pub(crate) struct SyncArgs {
+    #[arg(value_name = "ENDPOINT", hide = true)]
+    pub(crate) endpoints: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) what: WhatArgs,
+    #[command(flatten)]
+    pub(crate) which: WhichArgs,
+    #[command(flatten)]
+    pub(crate) watch: WatchArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) connection: ConnectionArgs,
+    #[command(flatten)]
+    pub(crate) foreign: ForeignArgs,
+    /// The rules in the order of the command line, since the first that matches wins.
+    #[arg(skip)]
+    pub(crate) rules: Vec<RuleSource>,
+    /// The endpoint right behind `-i`, which ssh takes for a key.
+    #[arg(skip)]
+    pub(crate) behind_i: Option<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sync")]
+pub(crate) struct WhatArgs {
+    /// Show what would change, and change nothing
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+    /// Delete entries of DEST that SOURCE does not have, after everything else
+    #[arg(long, visible_alias = "del",
+          aliases = ["delete-before", "delete-during", "delete-delay", "delete-after"])]
+    pub(crate) delete: bool,
+    /// Do not descend into other filesystems that are mounted in SOURCE
+    #[arg(short = 'x', long)]
+    pub(crate) one_file_system: bool,
+    /// Consent to every deletion that --delete finds
+    #[arg(short = 'y', long)]
+    pub(crate) yes: bool,
+    /// Delete at most N entries; if there are more, delete none (exit 25)
+    #[arg(long, value_name = "N", value_parser = number(0..=u64::MAX, "a number of entries, 0 or more"), allow_hyphen_values = true)]
+    pub(crate) max_delete: Option<u64>,
+    /// Allow deletions in DEST although it is a home or a system directory; PATH must lead to it
+    #[arg(long, value_name = "PATH", action = ArgAction::Append)]
+    pub(crate) force_delete_in: Vec<OsString>,
+    /// Compare by content, not by size and time
+    #[arg(short = 'c', long)]
+    pub(crate) checksum: bool,
+    /// Times may differ by N seconds; by default by what DEST's filesystem rounds off, -1 is exact
+    #[arg(short = '@', long, value_name = "N", value_parser = clap::value_parser!(i64).range(-1..=86_400),
+          allow_hyphen_values = true)]
+    pub(crate) modify_window: Option<i64>,
+    /// Flush to the disk before reporting success, so the result survives a power cut
+    #[arg(long)]
+    pub(crate) fsync: bool,
+    /// Compress the transfer: on by default, skipped where it does not pay
+    #[arg(short = 'z', long, overrides_with = "no_compress")]
+    pub(crate) compress: bool,
+    /// Never compress
+    #[arg(long, overrides_with = "compress")]
+    pub(crate) no_compress: bool,
+    /// Accepted for rsync users: ksync always keeps directories, links, modes and times
+    #[arg(short = 'a', long)]
+    archive: bool,
+    #[arg(short = 'r', long, hide = true)]
+    recursive: bool,
+    #[arg(short = 't', long, hide = true)]
+    times: bool,
+    /// Copy links that are absolute or lead out of the tree from the VM too
+    #[arg(short = 'l', long, overrides_with = "safe_links")]
+    pub(crate) links: bool,
+    /// Exclude links that are absolute or lead out of the tree: what a pull does by itself
+    #[arg(long, overrides_with = "links")]
+    pub(crate) safe_links: bool,
+    #[arg(short = 'p', long, hide = true)]
+    perms: bool,
+    #[arg(long, hide = true)]
+    partial: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Filters (rsync's patterns, the first that matches wins)")]
+pub(crate) struct WhichArgs {
+    /// Exclude entries that match; a leading / is SOURCE, or DEST if several SOURCEs go into it
+    #[arg(long, value_name = "PATTERN", allow_hyphen_values = true, action = ArgAction::Append)]
+    exclude: Vec<OsString>,
+    /// Do not exclude entries that match
+    #[arg(long, value_name = "PATTERN", allow_hyphen_values = true, action = ArgAction::Append)]
+    include: Vec<OsString>,
+    /// Read --exclude patterns from a file, one per line; - is stdin
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    exclude_from: Vec<OsString>,
+    /// Read --include patterns from a file, likewise
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    include_from: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Watching")]
+pub(crate) struct WatchArgs {
+    /// Keep DEST a copy: send each change a moment after it is saved
+    #[arg(short = 'w', long)]
+    pub(crate) watch: bool,
+    /// Scan for changes at intervals instead of watching
+    #[arg(long, requires = "watch")]
+    pub(crate) poll: bool,
+    /// Debounce: SOURCE must be quiet this long before a round starts
+    #[arg(long, value_name = "MS", default_value_t = 10, value_parser = number(0..=100u32, "milliseconds, 0 to 100"), allow_negative_numbers = true)]
+    pub(crate) debounce: u32,
+    /// Also fetch files that a browser is still downloading
+    #[arg(long, requires = "watch")]
+    pub(crate) partial_downloads: bool,
+    /// Run CMD there after a sync that changed something; with --watch, after each such round.
+    /// If it fails (exit 47), the next run runs it again
+    #[arg(long, value_name = "CMD", allow_hyphen_values = true)]
+    pub(crate) exec: Option<String>,
+    /// The same on this machine, after a sync that changed something here
+    #[arg(long, value_name = "CMD", allow_hyphen_values = true, conflicts_with = "exec")]
+    pub(crate) on_change: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct OutputArgs {
+    /// List each change; -vv also logs each decision on stderr, as KSYNC_LOG=debug does
+    #[arg(short = 'v', long, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// List each change in rsync's eleven letters
+    #[arg(short = 'i', long)]
+    pub(crate) itemize_changes: bool,
+    /// Print only errors
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// Print statistics at the end
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// Print one JSON object per line, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Show progress (the default)
+    #[arg(long, overrides_with = "no_progress", hide = true)]
+    progress: bool,
+    /// Show no progress
+    #[arg(long, overrides_with_all = ["progress", "partial_progress"])]
+    pub(crate) no_progress: bool,
+    #[arg(short = 'P', overrides_with = "no_progress", hide = true)]
+    partial_progress: bool,
+    /// Accepted for rsync users: ksync never uses colours
+    #[arg(long, hide = true)]
+    no_color: bool,
+    /// Print this help
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
+    /// Print the version
+    #[arg(short = 'V', long, action = ArgAction::Version)]
+    version: Option<bool>,
+    /// Print this help, when alone; otherwise accepted for rsync users: numbers are always
+    /// readable.
+    #[arg(short = 'h', long, hide = true)]
+    pub(super) human_readable: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Connection")]
+pub(crate) struct ConnectionArgs {
+    /// A private key file, or the .pub of a key in ssh-agent; may be given several times
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    pub(crate) identity: Vec<PathBuf>,
+    /// The output of `kernel browsers ssh ID --setup-only -o json`; - is stdin
+    #[arg(long, value_name = "FILE")]
+    pub(crate) setup: Option<PathBuf>,
+    /// The only host key to accept: "ssh-ed25519 AAAA..."
+    #[arg(long, value_name = "KEY")]
+    pub(crate) host_key: Option<String>,
+    /// Additional root certificates for wss://
+    #[arg(long, value_name = "FILE", env = "KSYNC_CA_CERT", hide_env_values = true)]
+    pub(crate) ca_cert: Option<PathBuf>,
+    /// With sandbox:, use this machine's files, and not those of a world of its own
+    #[cfg(feature = "sandbox")]
+    #[arg(long, env = "KSYNC_SANDBOX_HOST_FILES", hide_env = true, value_parser = FalseyValueParser::new())]
+    pub(crate) host_files: bool,
+    /// Do not keep the session active while ksync works
+    #[arg(long)]
+    pub(crate) no_keep_alive: bool,
+    /// Maximum channels for an upload, 1 to 8; by default as many as pay
+    #[arg(short = 'j', long, value_name = "N", value_parser = number(1..=8u8, "a number from 1 to 8"), allow_negative_numbers = true)]
+    pub(crate) connections: Option<u8>,
+    /// Give up after this long without a sign of the other side: 60, with --watch 30; 0 is never
+    #[arg(long, value_name = "SECONDS", value_parser = seconds(), allow_negative_numbers = true)]
+    pub(crate) timeout: Option<u64>,
+    /// Reconnect at most N times in a row without progress, after a working connection is lost; 0
+    /// is never
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = number(0..=u32::MAX, "a number, 0 or more"), allow_negative_numbers = true)]
+    pub(crate) retries: u32,
+    /// Give up connecting after this long; 0 is never
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds(), allow_negative_numbers = true)]
+    pub(crate) contimeout: u64,
+    #[command(flatten)]
+    pub(crate) keep: KeepArgs,
+}
+
+/// Options of rsync that ksync lacks, declared so that the error can name the alternative.
+#[derive(Debug, Args)]
+pub(crate) struct ForeignArgs {
+    #[arg(short = 'e', long, hide = true, allow_hyphen_values = true)]
+    pub(crate) rsh: Option<OsString>,
+    #[arg(long, hide = true, allow_hyphen_values = true)]
+    pub(crate) rsync_path: Option<OsString>,
+    #[arg(long, hide = true)]
+    pub(crate) daemon: bool,
+}
