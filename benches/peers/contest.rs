@@ -235,8 +235,8 @@ impl<'a> Contest<'a> {
         machine.limit(link);
         let mut run = || self.run_once(first.take().unwrap_or_else(|| contestant.plan(&job)));
         let result = series.run(contestant, machine, &self.source, &mut run);
-        if let Some(end) = contestant.end {
-            end(machine);
+        if let Some(kept) = contestant.kept {
+            (kept.end)(machine);
         }
         let is_quiet = machine.wait_until_quiet();
         let outcome = result?;
@@ -244,7 +244,7 @@ impl<'a> Contest<'a> {
             return Err("its connection stays open".to_owned());
         }
         // The last bytes of a connection that is kept belong to its end.
-        let carried = if contestant.end.is_some() { outcome.carried } else { machine.carried() };
+        let carried = if contestant.kept.is_some() { outcome.carried } else { machine.carried() };
         Ok(Outcome { carried, ..outcome })
     }
 
@@ -291,8 +291,11 @@ impl Series<'_> {
         source: &Path,
         run: &mut dyn FnMut() -> Result<Outcome, String>,
     ) -> Result<Outcome, String> {
-        if self.is_warm && contestant.end.is_some() {
+        if self.is_warm
+            && let Some(kept) = contestant.kept
+        {
             run()?;
+            (kept.settle)(machine);
         }
         machine.reset();
         let mut sum = Outcome { wall: Duration::ZERO, carried: Carried::default(), peaks: Peaks::default() };
@@ -319,15 +322,15 @@ fn last_lines(log: &Path) -> String {
     lines[lines.len().saturating_sub(3)..].join(" / ")
 }
 
-/// Lower bound of the time on a link: nine round trips until the first answer (TCP, WebSocket,
-/// SSH), plus the time of the bytes.
+/// Lower bound of the time on a link without a kept connection: four round trips until the first
+/// answer (TCP, WebSocket, key exchange, command), plus the time of the bytes.
 pub(crate) fn limit(sizes: &Sizes, case: &Case, link: Conditions, direction: Direction) -> Option<Duration> {
     let rate = match direction {
         Direction::Up => link.up_rate?,
         Direction::Down => link.down_rate?,
     };
     let bytes = sizes.new_bytes(case)?;
-    Some(link.round_trip * 9 + Duration::from_secs_f64(bytes as f64 * 8.0 / rate as f64))
+    Some(link.round_trip * 4 + Duration::from_secs_f64(bytes as f64 * 8.0 / rate as f64))
 }
 
 impl Row {
@@ -352,6 +355,6 @@ impl Heat {
     /// Row of ksync, with a kept connection if there is one.
     pub(crate) fn ksync(&self) -> Option<&Row> {
         let mut own = self.rows.iter().filter(|row| row.contestant.is_ksync() && !row.contestant.is_anew());
-        own.clone().find(|row| row.contestant.end.is_some()).or_else(|| own.next())
+        own.clone().find(|row| row.contestant.kept.is_some()).or_else(|| own.next())
     }
 }

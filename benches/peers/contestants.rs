@@ -45,10 +45,18 @@ pub(crate) struct Contestant {
     plan: fn(&Job) -> Plan,
     /// Preparation of each run, outside of the measurement.
     pub(crate) prepare: fn(&Machine),
-    /// Ends the connection that the program keeps after a run, if it keeps one.
-    pub(crate) end: Option<fn(&Machine)>,
+    /// The connection that the program keeps after a run, if it keeps one.
+    pub(crate) kept: Option<Kept>,
     /// False if the program only connects.
     pub(crate) copies: bool,
+}
+
+/// A connection that a program keeps after a run.
+#[derive(Clone, Copy)]
+pub(crate) struct Kept {
+    /// Waits until the next run would find it.
+    pub(crate) settle: fn(&Machine),
+    pub(crate) end: fn(&Machine),
 }
 
 const KSYNC: &str = "ksync";
@@ -67,7 +75,7 @@ const fn stateless(
     programs: &'static [&'static str],
     plan: fn(&Job) -> Plan,
 ) -> Contestant {
-    Contestant { name, about, programs, remembers: false, plan, prepare: nothing, end: None, copies: true }
+    Contestant { name, about, programs, remembers: false, plan, prepare: nothing, kept: None, copies: true }
 }
 
 /// A ksync with this preparation.
@@ -77,7 +85,7 @@ const fn own(
     plan: fn(&Job) -> Plan,
     prepare: fn(&Machine),
 ) -> Contestant {
-    Contestant { name, about, programs: &[], remembers: true, plan, prepare, end: None, copies: true }
+    Contestant { name, about, programs: &[], remembers: true, plan, prepare, kept: None, copies: true }
 }
 
 /// All contestants. The others are compared with the first one.
@@ -85,7 +93,7 @@ pub(crate) const ALL: &[Contestant] = &[
     own(KSYNC, "ksync --delete", ksync, nothing),
     own(KSYNC_ANEW, "ksync --delete, with no agent there yet", ksync, Machine::forget_agent),
     Contestant {
-        end: Some(end_keeper),
+        kept: Some(Kept { settle: wait_for_keeper, end: end_keeper }),
         ..own(KSYNC_KEPT, "ksync --delete, which keeps its connection", ksync_kept, nothing)
     },
     stateless("rsync", "rsync -a --delete", &["rsync"], |job| rsync(job, &[])),
@@ -99,13 +107,13 @@ pub(crate) const ALL: &[Contestant] = &[
         rsync(job, &["--append-verify"])
     }),
     Contestant {
-        end: Some(end_master),
+        kept: Some(Kept { settle: nothing, end: end_master }),
         ..stateless("rsync-kept", "rsync -a --delete, ssh -o ControlMaster=auto", &["rsync"], rsync_kept)
     },
     Contestant { copies: false, ..stateless("ssh-true", "ssh true", &["ssh"], |job| ssh_true(job, &[])) },
     Contestant {
         copies: false,
-        end: Some(end_master),
+        kept: Some(Kept { settle: nothing, end: end_master }),
         ..stateless("ssh-true-kept", "ssh -o ControlMaster=auto true", &["ssh"], |job| {
             ssh_true(job, &master_options(job.machine))
         })
@@ -121,7 +129,7 @@ pub(crate) const ALL: &[Contestant] = &[
         remembers: true,
         plan: unison,
         prepare: nothing,
-        end: None,
+        kept: None,
         copies: true,
     },
 ];
@@ -185,8 +193,8 @@ fn ksync_kept(job: &Job) -> Plan {
     plan
 }
 
-/// Ends the keeper, which begins to connect only when its run is over.
-fn end_keeper(machine: &Machine) {
+/// Waits for the keeper, which begins to connect only when its run is over.
+fn wait_for_keeper(machine: &Machine) {
     let list = || machine.world.command(KSYNC_PROGRAM).args(["keep", "list", "--json"]).output();
     for _ in 0..KEEPER_ATTEMPTS {
         if list().is_ok_and(|output| output.stdout.contains(&b'{')) {
@@ -194,6 +202,10 @@ fn end_keeper(machine: &Machine) {
         }
         std::thread::sleep(KEEPER_PAUSE);
     }
+}
+
+fn end_keeper(machine: &Machine) {
+    wait_for_keeper(machine);
     let _ = machine.world.command(KSYNC_PROGRAM).args(["keep", "stop"]).stdin(Stdio::null()).output();
 }
 

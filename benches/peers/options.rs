@@ -99,7 +99,7 @@ impl Options {
     /// Reports if a contestant takes part. A smoke run must stay below a minute, and its uploads
     /// already cover the peers. Kept connections have tests of their own.
     pub(crate) fn takes_part(&self, contestant: &Contestant, direction: Direction) -> bool {
-        if self.smoke && contestant.end.is_some() {
+        if self.smoke && contestant.kept.is_some() {
             return false;
         }
         !(self.smoke && direction == Direction::Down) || contestant.is_ksync() || contestant.name == "rsync"
