@@ -391,6 +391,9 @@ impl Plan {
     /// each subtree, and no more than a person reads.
     pub(super) fn left(&self, wanted: &Manifest, present: &Manifest, filter: &Filter) -> Vec<Event> {
         const LEFT_MAX: usize = 100;
+        if self.changes.is_empty() && wanted.len() == present.len() {
+            return Vec::new();
+        }
         let is_wanted = |path: PathRef<'_>| wanted.position(path).is_some();
         let left = present.entries().filter(|entry| {
             let is_uppermost = entry.path.parent().is_none_or(is_wanted);

@@ -203,7 +203,7 @@ impl<T: Target> Receiver<T> {
                 self.at_open = Some(at_open);
                 self.opened(opened);
             }
-            ReceiverOutcome::LoadBaseline(record) => self.loaded(record),
+            ReceiverOutcome::LoadBaseline(rebuild) => self.loaded(rebuild),
             ReceiverOutcome::Resolve(answers) => self.resolved(&answers),
             ReceiverOutcome::Plan(Ok(target)) => {
                 self.target = Some(target);

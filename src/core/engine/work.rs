@@ -11,14 +11,13 @@ use crate::engine::transfer::receive::{
 use crate::engine::transfer::send::{SendInput, SendNext, SendTransfer};
 use crate::engine::transfer::{Source, Target};
 use crate::monitor::Problem;
-use crate::tree::change::Change;
+use crate::tree::change::{Change, Rebuild};
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::kept::Kept;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::record::Record;
 use crate::tree::spelling::{Answers, Questions, Spelling};
 use crate::tree::subtrees::SubtreeSet;
 use crate::tree::time_rule::TimeRule;
@@ -132,7 +131,7 @@ pub enum ReceiverOutcome<T: Target> {
     /// The destination, for all works that follow. If it will change, this run holds its lock.
     Plan(Result<T, WorkError>),
     /// The record, if it exists.
-    LoadBaseline(Option<Record>),
+    LoadBaseline(Option<Rebuild>),
     /// The baseline is stored, or storing it failed.
     StoreBaseline,
     /// Facts about the basis.

@@ -29,6 +29,7 @@ use crate::exchange::prefetch::{Prehashes, Priority, candidates};
 use crate::exchange::receiver_session::ReceiverSession;
 use crate::exchange::run::Perform;
 use crate::log::{self, debug};
+use crate::tree::change::Rebuild;
 use crate::wire::hello::Options;
 
 /// The receiver of files on this machine.
@@ -107,6 +108,7 @@ impl Perform<Receiver<Arc<PlannedTree>>> for Receiving {
             ReceiverWork::Plan(open, planned) => ReceiverOutcome::Plan(self.plan(open, planned)),
             ReceiverWork::LoadBaseline(_) => {
                 let baseline = self.baseline.as_ref().and_then(Baseline::load);
+                let baseline = baseline.map(|record| Rebuild::new(record).ahead());
                 debug!("baseline role=receiver found={}", baseline.is_some());
                 ReceiverOutcome::LoadBaseline(baseline)
             }

@@ -146,7 +146,7 @@ impl ChangeWriter {
     }
 }
 
-/// Builds a manifest from an earlier one and its changes. Only the new one is ever in memory as a
+/// Builds a manifest from an earlier one and its changes. Only one of them is ever in memory as a
 /// whole.
 #[derive(Debug)]
 pub struct Rebuild {
@@ -155,6 +155,8 @@ pub struct Rebuild {
     baseline: Entries,
     builder: Builder,
     changed: bool,
+    /// The earlier manifest, decoded ahead, until the first change.
+    ahead: Option<Manifest>,
 }
 
 impl Rebuild {
@@ -163,7 +165,23 @@ impl Rebuild {
     pub fn new(baseline: Record) -> Self {
         let digest = baseline.digest();
         let (ignores, entries) = baseline.into_parts();
-        Self { digest, ignores, baseline: entries, builder: Builder::default(), changed: false }
+        Self { digest, ignores, baseline: entries, builder: Builder::default(), changed: false, ahead: None }
+    }
+
+    /// Decodes the earlier manifest ahead, while its changes are still awaited: most often there are
+    /// none. A damaged one fails later.
+    #[must_use]
+    pub fn ahead(mut self) -> Self {
+        let mut builder = Builder::default();
+        let is_whole = loop {
+            match self.next_of_baseline() {
+                Ok(Some(entry)) if builder.add(entry.view()).is_ok() => {}
+                result => break matches!(result, Ok(None)),
+            }
+        };
+        self.baseline.rewind();
+        self.ahead = is_whole.then(|| builder.finish());
+        self
     }
 
     /// The ignore files of the earlier manifest.
@@ -183,7 +201,7 @@ impl Rebuild {
     /// # Errors
     /// [`ChangeError`]; the rebuild must not be used afterwards.
     pub fn apply(&mut self, change: &Change) -> Result<(), ChangeError> {
-        self.changed = true;
+        (self.changed, self.ahead) = (true, None);
         if change.edits.is_empty() {
             return Err(ChangeError::Malformed);
         }
@@ -213,6 +231,9 @@ impl Rebuild {
     /// # Errors
     /// See [`ChangeError`].
     pub fn finish(mut self) -> Result<Manifest, ChangeError> {
+        if let Some(manifest) = self.ahead {
+            return Ok(manifest);
+        }
         while let Some(entry) = self.next_of_baseline()? {
             self.builder.add(entry.view())?;
         }

@@ -73,7 +73,7 @@ impl Record {
         Some(Self {
             digest,
             ignores,
-            entries: Entries { bytes, at, block_end: at, decoder: Decoder::default() },
+            entries: Entries { bytes, begin: at, at, block_end: at, decoder: Decoder::default() },
         })
     }
 
@@ -105,12 +105,18 @@ impl fmt::Debug for Record {
 /// The entries of a record in order. The stored bytes may be damaged; nothing follows an error.
 pub struct Entries {
     bytes: Vec<u8>,
+    begin: usize,
     at: usize,
     block_end: usize,
     decoder: Decoder,
 }
 
 impl Entries {
+    /// Goes back to the first entry.
+    pub fn rewind(&mut self) {
+        (self.at, self.block_end, self.decoder) = (self.begin, self.begin, Decoder::default());
+    }
+
     fn decode(&mut self) -> Result<Entry, ManifestError> {
         if self.at == self.block_end {
             let rest = self.bytes.get(self.at..).unwrap_or_default();

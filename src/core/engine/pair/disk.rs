@@ -20,6 +20,7 @@ use crate::engine::work::{
     Destination, Opened, Planned, ReceiverOutcome, ReceiverWork, ReportOrder, Room, Step,
 };
 use crate::monitor::ProblemKind;
+use crate::tree::change::Rebuild;
 use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{Entry, Kind, Time};
 use crate::tree::manifest::Manifest;
@@ -308,7 +309,10 @@ impl ReceiverDisk {
                 }
                 ReceiverOutcome::Close(Ok(()))
             }
-            ReceiverWork::LoadBaseline(_) => ReceiverOutcome::LoadBaseline(self.baseline.load()),
+            ReceiverWork::LoadBaseline(_) => {
+                let record = self.baseline.load();
+                ReceiverOutcome::LoadBaseline(record.map(|record| Rebuild::new(record).ahead()))
+            }
             ReceiverWork::StoreBaseline { manifest, ignores } => {
                 self.baseline.store(&manifest, &ignores);
                 ReceiverOutcome::StoreBaseline

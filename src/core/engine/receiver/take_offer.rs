@@ -14,7 +14,7 @@ use crate::tree::change::{Change, ChangeError, Rebuild};
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::record::{self, Record};
+use crate::tree::record;
 use crate::tree::subtrees::{SUBTREES_MAX, Subtree, SubtreeSet};
 use crate::wire::message::{AbortKind, FromReceiver, PUSHED_BYTES_MAX, SAMPLED_MAX, Subject};
 
@@ -117,12 +117,12 @@ impl<T: Target> Receiver<T> {
         self.outbox.start(ReceiverWork::LoadBaseline(digest));
     }
 
-    pub(super) fn loaded(&mut self, record: Option<Record>) {
+    pub(super) fn loaded(&mut self, rebuild: Option<Rebuild>) {
         let Baseline::Loading(digest) = self.offer.baseline else {
             return;
         };
-        match record.filter(|record| record.digest() == digest) {
-            Some(record) => self.offer.baseline = Baseline::Known(Box::new(Rebuild::new(record))),
+        match rebuild.filter(|rebuild| rebuild.unchanged() == Some(digest)) {
+            Some(rebuild) => self.offer.baseline = Baseline::Known(Box::new(rebuild)),
             None => self.report_missing(),
         }
     }
