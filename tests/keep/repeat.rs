@@ -143,3 +143,22 @@ fn nothing_is_kept_unless_it_is_wanted() {
     assert_eq!(run.stderr, "ksync: ended 1 kept connection\n");
     assert!(kept.keepers().is_empty());
 }
+
+#[test]
+fn emulated_vm_is_kept_only_if_somebody_asks() {
+    let Some(kept) = Kept::start() else { return };
+    let world = &kept.machine.world;
+    world.tree("src").file("a", "one");
+    let mut unasked = kept.ksync(["src", "sandbox:/tmp/kept"]);
+    unasked.env_remove("KSYNC_KEEP");
+    Run::of(unasked).ok();
+    assert!(!kept.has_lock());
+    let copy = || Run::of(kept.ksync(["--keep", "1", "src", "sandbox:/tmp/kept"])).ok();
+    copy();
+    kept.keeper();
+    world.tree("src").file("a", "changed").file("b", "new");
+    copy();
+    Run::of(kept.ksync(["sandbox:/tmp/kept", "back"])).ok();
+    world.assert_same("src", "back");
+    assert_eq!(kept.keeper().served, 2);
+}

@@ -110,7 +110,15 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     if live.is_some() {
         connection_args.timeout = connection_args.timeout.or(Some(WATCH_TIMEOUT_SECONDS));
     }
-    let connect_options = connect_options(connection_args)?;
+    let is_sandbox = |(source, destination): &(Endpoint, Endpoint)| {
+        [source, destination].iter().any(|side| matches!(side, Endpoint::Sandbox { .. }))
+    };
+    let keep = if pairs.iter().any(is_sandbox) {
+        connection_args.keep.sandbox_time()
+    } else {
+        connection_args.keep.time()
+    };
+    let connect_options = ConnectOptions { keep, ..connect_options(connection_args)? };
     let several = pairs.len() > 1;
     let resolve = |endpoint| sync::resolve(endpoint, &connect_options);
     let job = |(source, destination): (Endpoint, Endpoint)| {
@@ -274,7 +282,7 @@ fn connect_options(args: ConnectionArgs) -> Result<ConnectOptions, CliError> {
         api,
         session: variable("KSYNC_SESSION"),
         keep_alive: !args.no_keep_alive,
-        keep: args.keep.time(),
+        keep: None,
         #[cfg(feature = "sandbox")]
         host_files: args.host_files,
         #[cfg(not(feature = "sandbox"))]

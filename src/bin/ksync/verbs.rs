@@ -137,14 +137,17 @@ pub(crate) enum KeepVerb {
     Serve,
 }
 
+/// Minutes for which a connection is kept, unless an option says otherwise.
+const KEEP_MINUTES: f64 = 10.0;
+
 /// Options for the next runs.
 #[derive(Debug, Args)]
 pub(crate) struct KeepArgs {
-    /// Keep the connection this long for the next run: 10; 0 is not at all
-    #[arg(long, value_name = "MINUTES", env = "KSYNC_KEEP", hide_env_values = true, default_value_t = 10.0,
-          hide_default_value = true, value_parser = number(0.0..=1440.0, "minutes, 0 to 1440"),
+    /// Keep the connection this long for the next run: 10, and that of sandbox: only if asked; 0 is
+    /// not at all
+    #[arg(long, value_name = "MINUTES", env = "KSYNC_KEEP", hide_env_values = true, value_parser = number(0.0..=1440.0, "minutes, 0 to 1440"),
           allow_negative_numbers = true)]
-    keep: f64,
+    keep: Option<f64>,
     /// Do not keep the connection, and use none that is kept
     #[arg(long)]
     no_keep: bool,
@@ -153,8 +156,13 @@ pub(crate) struct KeepArgs {
 impl KeepArgs {
     /// The time for which a connection is kept, if it is.
     pub(crate) fn time(&self) -> Option<Duration> {
-        let time = Duration::from_secs_f64(self.keep * 60.0);
+        let time = Duration::from_secs_f64(self.keep.unwrap_or(KEEP_MINUTES) * 60.0);
         (!self.no_keep && !time.is_zero()).then_some(time)
+    }
+
+    /// The same for an emulated VM: only if somebody asks for it.
+    pub(crate) fn sandbox_time(&self) -> Option<Duration> {
+        self.keep.and_then(|_| self.time())
     }
 }
 

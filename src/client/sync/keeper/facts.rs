@@ -8,11 +8,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::content::hash::Hasher;
-use crate::remote::{Target, Transport};
+use crate::remote::{HostKeys, Target, Transport};
 use crate::sync::endpoint::Endpoint;
 use crate::sync::job::ConnectOptions;
 use crate::sync::kernel::{Session, known, target_of};
-use crate::sync::target::target;
+use crate::sync::target::{cache_dir, common, target};
 
 /// Hexadecimal digits of a name. The path of a socket has about a hundred bytes.
 const NAME_DIGITS: usize = 20;
@@ -50,12 +50,14 @@ pub(in crate::sync) struct Facts {
 }
 
 impl Facts {
-    /// The facts as they are now; `None` where nothing is kept: the endpoint is on this machine or
-    /// in the sandbox, or nobody has connected to it yet.
+    /// The facts as they are now; `None` where nothing is kept: the endpoint is on this machine, or
+    /// nobody has connected to it yet.
     pub(in crate::sync) fn of(endpoint: &Endpoint, connect_options: &ConnectOptions) -> Option<Self> {
         let endpoint = endpoint.clone().with_path(b"");
         let (target, session) = match &endpoint {
-            Endpoint::Local(_) | Endpoint::Sandbox { .. } => return None,
+            Endpoint::Local(_) => return None,
+            // Each emulator has keys and a port of its own.
+            Endpoint::Sandbox { .. } => (common(connect_options, HostKeys::Exactly(String::new())), None),
             Endpoint::Session { name, .. } => {
                 let session = known(name, connect_options)?;
                 (target_of(&session.stored, connect_options), Some(session))
@@ -97,6 +99,10 @@ fn name(
     let mut digest = Digest(Hasher::new());
     digest.add(&build(connect_options)?);
     digest.add(format!("{endpoint:?}").as_bytes());
+    if let Endpoint::Sandbox { .. } = endpoint {
+        digest.add(&[u8::from(connect_options.host_files)]);
+        digest.add(cache_dir().ok()?.as_os_str().as_bytes());
+    }
     digest.add(target.user.as_bytes());
     match &target.transport {
         Transport::Tcp { host, port, family, from } => {

@@ -14,9 +14,12 @@ use tokio::time::{interval, timeout};
 use crate::kernel::BridgeImage;
 use crate::kernel::KernelError;
 use crate::log::debug;
+use crate::monitor::Quiet;
 use crate::remote::relay::{hear, tell};
 use crate::remote::{self, AgentImage, Connection, RemoteError, SpareChannel, Target};
-use crate::sync::job::ConnectOptions;
+use crate::sync::emulator::Emulator;
+use crate::sync::endpoint::Endpoint;
+use crate::sync::job::{ConnectOptions, SharedMonitor};
 use crate::sync::keeper::ask::end_silent;
 use crate::sync::keeper::facts::Facts;
 use crate::sync::keeper::message::{Answer, Ask, Purpose, Status};
@@ -88,8 +91,17 @@ pub async fn serve(parameters: Parameters, agent: AgentImage, bridge: BridgeImag
     let Some(lock) = lock_or_replace(&place).await? else { return Ok(()) };
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let target = Target { silence_timeout: SILENCE_MAX, ..facts.target };
-    let connection = remote::connect(&target).await.map_err(io::Error::other)?;
+    let (connection, emulator) = match &facts.endpoint {
+        Endpoint::Sandbox { .. } => {
+            let nobody: SharedMonitor = Arc::new(Quiet);
+            let connected = Emulator::connect(&connect_options, &nobody).await.map_err(io::Error::other)?;
+            (connected.0, Some(connected.1))
+        }
+        _ => {
+            let target = Target { silence_timeout: SILENCE_MAX, ..facts.target };
+            (remote::connect(&target).await.map_err(io::Error::other)?, None)
+        }
+    };
     let connection = match state_dir() {
         Ok(state) => connection.with_secrets(state.join("secrets")),
         Err(_) => connection,
@@ -155,6 +167,9 @@ pub async fn serve(parameters: Parameters, agent: AgentImage, bridge: BridgeImag
     // Without the socket, the next run connects by itself at once.
     drop(lock);
     connection.goodbye().await;
+    if let Some(emulator) = emulator {
+        emulator.stop().await;
+    }
     Ok(())
 }
 
