@@ -19,7 +19,7 @@ use ksync_core::exchange::runs::{Run, Runs};
 use ksync_core::log;
 use ksync_core::rendezvous::serve_lane;
 use ksync_core::wire::flight::{self, Sealed};
-use ksync_core::wire::hello::{MAGIC, Request};
+use ksync_core::wire::hello::{self, MAGIC, Request};
 use ksync_core::wire::keep;
 use ksync_core::wire::lanes::Token;
 use ksync_core::wire::message::AbortKind;
@@ -74,7 +74,13 @@ fn main() -> ExitCode {
 fn serve_once(argument: &str) -> io::Result<Result<Summary, RunError>> {
     let (mut input, mut output) = (unbuffered(io::stdin())?, unbuffered(io::stdout())?);
     let first = first_flight(argument, &mut input, &mut output)?;
-    serve(Lane::new(Cursor::new(first).chain(input)), Outlet::new(output), None)
+    let mut output = Outlet::new(output).holding();
+    hello::write(&mut output, None)?;
+    // Without its first flight, the client may wait for a sign of us.
+    if first.is_empty() {
+        output.flush()?;
+    }
+    serve(Lane::new(Cursor::new(first).chain(input)), output, None)
 }
 
 /// Serves one run after another, until stdin ends.
@@ -85,7 +91,8 @@ fn serve_runs() -> io::Result<()> {
     let warming = Arc::clone(&kept);
     let warm = move |request: Request| serve::warm(&warming, &request);
     let runs = Runs::new(Lane::new(input), Outlet::new(output), warm);
-    while let Some(Run { input, output }) = runs.next()? {
+    while let Some(Run { input, mut output }) = runs.next()? {
+        hello::write(&mut output, None)?;
         // The peer of a run that failed knows the reason, or is gone.
         let _ = serve(input, output, Some(&kept));
         runs.finish()?;

@@ -20,14 +20,12 @@ use ksync_core::wire::message::AbortKind;
 /// Variable that the VM emulator sets to its directory where it has no file system of its own.
 const CONFINED_TO: &str = "KSYNC_SANDBOX_CONFINED_TO";
 
-/// Sends hello, reads the request, and runs it.
-/// Scans are kept in `kept`, if there is one.
+/// Reads the request, and runs it. Scans are kept in `kept`, if there is one.
 pub(crate) fn serve(
     mut reader: Lane,
-    mut writer: Outlet,
+    writer: Outlet,
     kept: Option<&Arc<KeptTrees>>,
 ) -> io::Result<Result<Summary, RunError>> {
-    hello::write(&mut writer, None)?;
     let request = hello::read(&mut reader).map_err(io::Error::other)?.request;
     let Some(Request { role, path, further, options, baseline_key, watch, timeout_ms }) = request else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no request"));

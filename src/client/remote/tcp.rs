@@ -39,7 +39,7 @@ pub(super) async fn connect(
     port: u16,
     endpoint: &str,
     timeout: Duration,
-) -> Result<TcpStream, RemoteError> {
+) -> Result<Tcp, RemoteError> {
     connect_from(None, AddressFamily::Any, (host, port), endpoint, timeout).await
 }
 
@@ -50,7 +50,7 @@ pub(super) async fn connect_from(
     to: (&str, u16),
     endpoint: &str,
     timeout: Duration,
-) -> Result<TcpStream, RemoteError> {
+) -> Result<Tcp, RemoteError> {
     let connecting = async {
         let locals: Vec<SocketAddr> = match from {
             Some(from) => lookup_host((from, 0)).await?.collect(),
@@ -63,7 +63,7 @@ pub(super) async fn connect_from(
                 continue;
             }
             match connect_address(address, local).await {
-                Ok(stream) => return Ok(stream),
+                Ok(stream) => return Ok(Tcp(stream)),
                 Err(error) => failure = error,
             }
         }
@@ -89,6 +89,59 @@ async fn connect_address(address: SocketAddr, local: Option<&SocketAddr>) -> io:
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Bytes of a read that may be all that the peer sends for now.
+const SMALL_READ_BYTES: usize = 4 << 10;
+
+/// A TCP connection that acknowledges small reads at once.
+///
+/// A relay that uses Nagle's algorithm, as websocat does and sshd did up to 10.0, holds its next
+/// packet back until its last one is acknowledged. Linux delays that by up to 40 ms.
+#[derive(Debug)]
+pub(super) struct Tcp(TcpStream);
+
+impl AsyncRead for Tcp {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.0).poll_read(cx, buf))?;
+        #[cfg(target_os = "linux")]
+        if (1..SMALL_READ_BYTES).contains(&(buf.filled().len() - before)) {
+            // The kernel forgets the option whenever it likes.
+            let _ = rustix::net::sockopt::set_tcp_quickack(&self.0, true);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tcp {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }
 
 /// Words the error of a host name that cannot be resolved.

@@ -1,6 +1,7 @@
 //! Exchanges with another machine: a connection to it, and exchanges with an agent on it.
 
 use std::convert::Infallible;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -520,7 +521,7 @@ impl<'a> LazyConnection<'a> {
         let (heard, acknowledged) = (agent.heard, agent.acknowledged);
         let running = spawn_blocking(move || {
             // If the write fails, the reader reports why.
-            let _ = hello::write(&mut writer, Some(request));
+            let _ = hello::write(&mut writer, Some(request)).and_then(|()| writer.flush());
             let incoming = Incoming::alone(reader).within(timeouts).carried(move || heard.bytes());
             run(incoming, Striped::new(Box::new(writer), Box::new(asking)))
         });

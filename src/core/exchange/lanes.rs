@@ -20,5 +20,6 @@ mod tests;
 
 pub use lane::Lane;
 pub use merged::{JoinLanes, Joining, Merged};
+pub(in crate::exchange) use outlet::Action;
 pub use outlet::Outlet;
 pub use striped::{Entrance, OpenLanes, Striped};

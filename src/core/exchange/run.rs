@@ -18,7 +18,7 @@ use crate::exchange::lanes::{JoinLanes, Lane, Merged};
 use crate::exchange::liveness::{Carried, Liveness, Timeouts};
 use crate::exchange::mailbox::Mailbox;
 use crate::exchange::pool::Pool;
-use crate::exchange::send_queue::{SendQueue, Taken};
+use crate::exchange::send_queue::{Following, SendQueue, Taken};
 use crate::log::{self, debug};
 use crate::monitor::{Event, Monitor};
 use crate::wire::frame::{FrameError, FrameReader, Next};
@@ -28,6 +28,9 @@ use crate::wire::message::{AbortKind, Common, FromReceiver, Message};
 /// Timeout for the last messages to leave once the run is over. A peer that reads no more must not
 /// block this side; a slow one has at most four messages to take.
 const LEAVING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time that a message waits for another one that is likely to follow.
+const LINGER: Duration = Duration::from_millis(5);
 
 /// Performer of an engine's works.
 pub trait Perform<E: Engine>: Send + Sync + 'static {
@@ -116,7 +119,9 @@ impl<E: Engine> Link<E> {
             (Arc::clone(&mailbox), Arc::clone(&send_queue), Arc::clone(&liveness));
         thread::spawn(move || {
             let _leaving = WriterLeaves { mailbox: &writing, send_queue: &messages };
-            guarded(&writing, || write_messages(writer, compress, &messages, &writing, &beating));
+            // Only on its way to the client does a packet pass a relay that uses Nagle's algorithm.
+            let linger = if expect_hello { Duration::ZERO } else { LINGER };
+            guarded(&writing, || write_messages(writer, compress, linger, &messages, &writing, &beating));
         });
         liveness.watch_over(&mailbox, &send_queue, carried);
         Self { mailbox, send_queue, liveness, pool: Pool::new() }
@@ -200,7 +205,7 @@ impl<E: Engine> Link<E> {
     /// Sends a message between two exchanges.
     pub(super) fn say(&self, message: E::Outgoing) {
         // A writer that ended has reported the reason in the mailbox.
-        let _ = self.send_queue.put(message, false);
+        let _ = self.send_queue.put(message, Following::Later);
     }
 
     /// Marks the pause between two rounds, in which neither side waits for the other, or its end.
@@ -236,7 +241,7 @@ impl Asker {
     /// Asks; `false` if nobody can answer any more.
     #[must_use]
     pub fn ask(&self) -> bool {
-        self.0.put(FromReceiver::Rescan, false)
+        self.0.put(FromReceiver::Rescan, Following::Later)
     }
 }
 
@@ -268,10 +273,10 @@ fn drive<E: Engine>(
 ) -> (Result<Summary, RunError>, Option<E::Outgoing>) {
     let Link { mailbox, send_queue, liveness, .. } = link;
     // A writer that ended has reported the reason in the mailbox.
-    let send = |message, follows| {
+    let send = |message, following| {
         liveness.wait(true);
         // A slow link may hold the engine up here for long, and its progress is the peer's.
-        send_queue.put_calling(message, follows, || {
+        send_queue.put_calling(message, following, || {
             mailbox.take_progress().into_iter().for_each(|written| monitor.observe(Event::Written(written)));
         });
         liveness.wait(false);
@@ -282,19 +287,19 @@ fn drive<E: Engine>(
         let output = engine.poll();
         if let Output::Done(result) = output {
             let abort = last.take_if(|last| matches!(last.as_common(), Some(Common::Abort { .. })));
-            last.into_iter().for_each(|message| send(message, false));
+            last.into_iter().for_each(|message| send(message, Following::Soon));
             return (result, abort);
         }
         if let Output::Wait | Output::WaitForWork = output
             && let Some(message) = last.take()
         {
-            send(message, false);
+            send(message, if waits.works > 0 { Following::Soon } else { Following::Later });
         }
         let only_outcomes = match output {
             Output::Send(message) => {
                 log_request(&message, "sent");
                 if let Some(earlier) = last.replace(message) {
-                    send(earlier, true);
+                    send(earlier, Following::AtOnce);
                 }
                 waits.has_spoken = true;
                 continue;
@@ -443,6 +448,7 @@ impl<E: Engine> Drop for WriterLeaves<'_, E> {
 fn write_messages<E: Engine>(
     writer: impl Write,
     compress: bool,
+    linger: Duration,
     messages: &SendQueue<E::Outgoing>,
     mailbox: &Mailbox<E>,
     liveness: &Liveness,
@@ -451,17 +457,29 @@ fn write_messages<E: Engine>(
     let failed = |error: io::Error| {
         mailbox.close(AbortKind::Connection, format!("writing to the connection: {error}"))
     };
-    let mut next = None;
+    let mut waiting = None;
+    // The hello may still be held back below.
+    let mut due = Some(Instant::now() + linger);
     loop {
-        let (message, follows) = match next.take() {
+        let patience = due.map_or(liveness.heartbeat(), |due| due.saturating_duration_since(Instant::now()));
+        let (message, following) = match waiting.take() {
             Some(message) => message,
-            None => match messages.take(liveness.heartbeat()) {
+            None => match messages.take(patience) {
                 Taken::Message(message) => message,
+                Taken::Late if due.take().is_some() => match frames.flush() {
+                    Ok(()) => continue,
+                    Err(error) => return failed(error),
+                },
                 Taken::Late => match liveness.beat() {
-                    Some(is_active) => (Common::Heartbeat { is_active }.into(), false),
+                    Some(is_active) => (Common::Heartbeat { is_active }.into(), Following::Later),
                     None => continue,
                 },
-                Taken::End => return,
+                // The last bytes leave with the end of the stream.
+                Taken::End if !linger.is_zero() => return,
+                Taken::End => match frames.flush() {
+                    Ok(()) => return,
+                    Err(error) => return failed(error),
+                },
             },
         };
         let raw = message.encode();
@@ -471,15 +489,12 @@ fn write_messages<E: Engine>(
         if let Err(error) = frames.write(&raw, message.has_deltas()) {
             return failed(error);
         }
-        // Small messages that follow at once share a packet.
-        if follows {
+        // Small messages that follow soon share a packet.
+        if following == Following::AtOnce {
             continue;
         }
-        next = messages.try_take();
-        if next.is_none()
-            && let Err(error) = frames.flush()
-        {
-            return failed(error);
-        }
+        waiting = messages.try_take();
+        let latest = Instant::now() + if following == Following::Soon { linger } else { Duration::ZERO };
+        due = Some(due.map_or(latest, |due| due.min(latest)));
     }
 }

@@ -8,7 +8,7 @@
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::exchange::lanes::{Lane, Outlet};
+use crate::exchange::lanes::{Action, Lane, Outlet};
 use crate::log::debug;
 use crate::wire::hello::Request;
 use crate::wire::keep::{Decoder, Kind, Record, encode, encode_data};
@@ -68,7 +68,7 @@ impl Runs {
     /// Makes a channel of these streams. `warm` is called with each request that is likely to come.
     #[must_use]
     pub fn new(input: Lane, output: Outlet, warm: impl FnMut(Request) + Send + 'static) -> Self {
-        let output = Arc::new(Mutex::new(Output { channel: output, run: None }));
+        let output = Arc::new(Mutex::new(Output { channel: output.holding(), run: None }));
         let input = Input {
             channel: input,
             bytes: Vec::new(),
@@ -106,7 +106,7 @@ impl Runs {
         let (reading, writing) = (Arc::clone(&self.input), Arc::clone(&self.output));
         Ok(Some(Run {
             input: Lane::of(move |buffer| lock(&reading).read(run, buffer)),
-            output: Outlet::of(move |bytes| lock(&writing).write(run, bytes)),
+            output: Outlet::of(move |action| lock(&writing).act(run, action)),
         }))
     }
 
@@ -210,15 +210,18 @@ impl Input {
 }
 
 impl Output {
-    fn write(&mut self, run: u64, bytes: &[u8]) -> io::Result<()> {
-        if self.run != Some(run) {
-            return Err(io::ErrorKind::BrokenPipe.into());
+    /// Acts for a run. What it writes last, without a flush, leaves together with its `End`.
+    fn act(&mut self, run: u64, action: Action<'_>) -> io::Result<()> {
+        match action {
+            _ if self.run != Some(run) => Err(io::ErrorKind::BrokenPipe.into()),
+            Action::Write(bytes) => self.channel.write_all(&encode_data(bytes)),
+            Action::Flush => self.channel.flush(),
         }
-        self.channel.write_all(&encode_data(bytes))
     }
 
     fn put(&mut self, kind: Kind, payload: &[u8]) -> io::Result<()> {
-        self.channel.write_all(&encode(kind, payload).map_err(malformed)?)
+        self.channel.write_all(&encode(kind, payload).map_err(malformed)?)?;
+        self.channel.flush()
     }
 }
 
@@ -244,8 +247,10 @@ mod tests {
     fn runs(records: &[Vec<u8>]) -> (Runs, Arc<Mutex<Vec<u8>>>) {
         let written: Arc<Mutex<Vec<u8>>> = Arc::default();
         let sink = Arc::clone(&written);
-        let output = Outlet::of(move |bytes| {
-            lock(&sink).extend_from_slice(bytes);
+        let output = Outlet::of(move |action| {
+            if let Action::Write(bytes) = action {
+                lock(&sink).extend_from_slice(bytes);
+            }
             Ok(())
         });
         (Runs::new(Lane::new(io::Cursor::new(records.concat())), output, drop), written)

@@ -11,10 +11,21 @@ const MESSAGES_MAX: usize = 4;
 /// Interval of calls while a message waits for room.
 const MEANWHILE: Duration = Duration::from_millis(100);
 
-/// A message, and whether another one follows at once. Each packet costs both sides and every hop
-/// between them. Where a relay uses Nagle's algorithm, a second packet waits up to 40 ms until the
-/// first is acknowledged.
-pub(super) type Outgoing<M> = (M, bool);
+/// A message, and what comes behind it. Each packet costs both sides and every hop between them.
+/// Where a relay uses Nagle's algorithm, a second packet waits until the first is acknowledged: a
+/// round trip, or 40 ms if that is longer.
+pub(super) type Outgoing<M> = (M, Following);
+
+/// The message behind another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Following {
+    /// It follows at once.
+    AtOnce,
+    /// It follows when this side's own work is done, or nothing follows.
+    Soon,
+    /// It depends on the peer.
+    Later,
+}
 
 /// A queue with one reader, which either end can close.
 #[derive(Debug)]
@@ -52,13 +63,13 @@ impl<M> Default for SendQueue<M> {
 
 impl<M> SendQueue<M> {
     /// Puts in a message, when there is room; `false` if nobody will take it.
-    pub(super) fn put(&self, message: M, follows: bool) -> bool {
-        self.put_calling(message, follows, || {})
+    pub(super) fn put(&self, message: M, following: Following) -> bool {
+        self.put_calling(message, following, || {})
     }
 
     /// Puts in a message as [`SendQueue::put`] does. While it waits for room, it calls `meanwhile`
     /// every tenth of a second.
-    pub(super) fn put_calling(&self, message: M, follows: bool, meanwhile: impl Fn()) -> bool {
+    pub(super) fn put_calling(&self, message: M, following: Following, meanwhile: impl Fn()) -> bool {
         let mut state = self.lock();
         while state.messages.len() >= MESSAGES_MAX && !state.ended {
             let waited = self.taken.wait_timeout(state, MEANWHILE);
@@ -67,7 +78,7 @@ impl<M> SendQueue<M> {
             state = self.lock();
         }
         if !state.ended {
-            state.messages.push_back((message, follows));
+            state.messages.push_back((message, following));
             self.filled.notify_one();
         }
         !state.ended
@@ -122,14 +133,17 @@ mod tests {
     #[test]
     fn full_send_queue_waits_until_a_message_is_taken_or_nobody_takes() {
         let send_queue = &SendQueue::default();
-        assert!((0..MESSAGES_MAX).all(|_| send_queue.put(FromReceiver::Rescan, false)));
+        assert!((0..MESSAGES_MAX).all(|_| send_queue.put(FromReceiver::Rescan, Following::Later)));
         std::thread::scope(|scope| {
-            let putting = scope.spawn(|| send_queue.put(FromReceiver::BaselineMissing, true));
-            assert!(matches!(send_queue.take(Duration::MAX), Taken::Message((FromReceiver::Rescan, false))));
+            let putting = scope.spawn(|| send_queue.put(FromReceiver::BaselineMissing, Following::AtOnce));
+            assert!(matches!(
+                send_queue.take(Duration::MAX),
+                Taken::Message((FromReceiver::Rescan, Following::Later))
+            ));
             assert!(putting.join().unwrap());
             let (calling, called) = std::sync::mpsc::channel();
             let putting = scope.spawn(move || {
-                send_queue.put_calling(FromReceiver::BaselineMissing, true, || {
+                send_queue.put_calling(FromReceiver::BaselineMissing, Following::AtOnce, || {
                     let _ = calling.send(());
                 })
             });
@@ -144,9 +158,9 @@ mod tests {
     fn waiting_messages_are_taken_after_the_end() {
         let send_queue = SendQueue::default();
         assert!(matches!(send_queue.take(Duration::ZERO), Taken::Late));
-        assert!(send_queue.put(FromReceiver::Rescan, false));
+        assert!(send_queue.put(FromReceiver::Rescan, Following::Later));
         send_queue.end();
-        assert!(!send_queue.put(FromReceiver::Rescan, false));
+        assert!(!send_queue.put(FromReceiver::Rescan, Following::Later));
         assert!(matches!(send_queue.take(Duration::MAX), Taken::Message(_)));
         assert!(
             matches!(send_queue.take(Duration::from_secs(60)), Taken::End) && send_queue.try_take().is_none()

@@ -185,7 +185,7 @@ pub enum HelloError {
     Stream(#[from] FrameError),
 }
 
-/// Writes the magic and the hello.
+/// Writes the magic and the hello, without a flush.
 ///
 /// # Errors
 /// The writer's error.
@@ -194,8 +194,7 @@ pub fn write(writer: &mut impl Write, request: Option<Request>) -> io::Result<()
     let bytes = postcard::to_stdvec(&hello).map_err(io::Error::other)?;
     let mut stream = MAGIC.to_vec();
     FrameWriter::new(&mut stream, false).write(&bytes)?;
-    writer.write_all(&stream)?;
-    writer.flush()
+    writer.write_all(&stream)
 }
 
 /// Reads the magic and the hello.

@@ -35,6 +35,11 @@ const TOLD_BYTES_MIN: usize = 64 << 10;
 /// Bytes that are read from a run at once.
 const READ_BYTES: usize = 32 << 10;
 
+/// Time for which the end of a run waits for the next one, to leave in one packet with its begin. On
+/// the VM, a relay that uses Nagle's algorithm would hold the begin back until sshd has acknowledged
+/// the end, which takes 40 ms.
+const END_WAITS: Duration = Duration::from_millis(200);
+
 /// Bytes that are few, so that others are waited for, and the time.
 const SMALL_BYTES: usize = 2 << 10;
 const LINGER: Duration = Duration::from_millis(1);
@@ -60,6 +65,8 @@ struct Kept {
     decoder: Decoder,
     /// Bytes of the magic that are still to come.
     magic_left: usize,
+    /// True if the end of the last run is still to be sent.
+    owes_end: bool,
     /// The first agents know more trees, so they are preferred.
     number: usize,
 }
@@ -123,16 +130,13 @@ impl Reserved {
         let agent = self.connection.keep(self.image.clone()).await.ok()?;
         let mut state = lock(&self.state);
         state.started += 1;
-        Some(Kept { agent, decoder: Decoder::default(), magic_left: MAGIC.len(), number: state.started })
+        let (decoder, magic_left) = (Decoder::default(), MAGIC.len());
+        Some(Kept { agent, decoder, magic_left, owes_end: false, number: state.started })
     }
 
     /// Puts an agent back for the next run.
     fn give_back(self, kept: Kept) {
-        let mut state = lock(&self.state);
-        if state.idle.len() < IDLE_MAX {
-            state.idle.push(kept);
-            state.count += 1;
-        }
+        give_back(&self.state, kept);
     }
 
     /// Connects the run at the other end of `stream` with the agent, until the run is over.
@@ -146,7 +150,13 @@ impl Reserved {
         let is_over = serve_run(&mut kept, &mut from, &mut to).await;
         debug!("keeper step=served agent={} again={is_over}", kept.number);
         if is_over {
+            let number = kept.number;
+            let state = Arc::clone(&self.state);
             self.give_back(kept);
+            tokio::spawn(async move {
+                tokio::time::sleep(END_WAITS).await;
+                settle_end(&state, number).await;
+            });
             return;
         }
         // The agent has ended, or must not serve another run. Dropping it ends it.
@@ -169,20 +179,53 @@ impl Reserved {
     }
 }
 
+fn give_back(state: &Mutex<State>, kept: Kept) {
+    let mut state = lock(state);
+    if state.idle.len() < IDLE_MAX {
+        state.idle.push(kept);
+        state.count += 1;
+    }
+}
+
+/// Sends the end that an idle agent still waits for.
+async fn settle_end(state: &Mutex<State>, number: usize) {
+    let owing = |kept: &Kept| kept.number == number && kept.owes_end;
+    let taken = {
+        let mut state = lock(state);
+        let at = state.idle.iter().position(owing);
+        state.count -= usize::from(at.is_some());
+        at.map(|at| state.idle.swap_remove(at))
+    };
+    let Some(mut kept) = taken else { return };
+    kept.owes_end = false;
+    if kept.agent.writer.send(end_of_run().into()).await {
+        give_back(state, kept);
+    }
+}
+
+fn end_of_run() -> Vec<u8> {
+    // An end without a payload is a valid record.
+    keep::encode(Kind::End, &[]).unwrap_or_default()
+}
+
 /// Serves one run. True if it is over on both sides, and the agent waits for the next one.
 async fn serve_run(kept: &mut Kept, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf) -> bool {
-    let Kept { agent: Agent { reader, writer, acknowledged, .. }, decoder, magic_left, .. } = kept;
+    let Kept { agent: Agent { reader, writer, acknowledged, .. }, decoder, magic_left, owes_end, .. } = kept;
+    let mut before = if std::mem::take(owes_end) { end_of_run() } else { Vec::new() };
+    let writer = &*writer;
     let to = &tokio::sync::Mutex::new(to);
     let up = async {
-        let (before, mut told, mut sent) = (acknowledged.bytes(), 0, 0);
+        let (read_before, mut told, mut sent) = (acknowledged.bytes(), 0, 0);
         let mut from = BufReader::with_capacity(READ_BYTES, from);
         while let Some(bytes) = read_data(&mut from).await {
             sent += bytes.len();
-            if !writer.send(keep::encode_data(&bytes).into()).await {
+            let mut records = std::mem::take(&mut before);
+            records.extend(keep::encode_data(&bytes));
+            if !writer.send(records.into()).await {
                 return;
             }
             // The run decides about lanes by what the other side has read.
-            let read = usize::try_from(acknowledged.bytes() - before).unwrap_or(usize::MAX);
+            let read = usize::try_from(acknowledged.bytes() - read_before).unwrap_or(usize::MAX);
             if read >= told + TOLD_BYTES_MIN {
                 told = read;
                 let room = SERVER_WINDOW_BYTES.saturating_sub(sent.saturating_sub(read));
@@ -190,9 +233,9 @@ async fn serve_run(kept: &mut Kept, from: &mut OwnedReadHalf, to: &mut OwnedWrit
                 write(*to.lock().await, &room).await;
             }
         }
-        // The run's client has ended its stream, or has died.
-        if let Ok(end) = keep::encode(Kind::End, &[]) {
-            writer.send(end.into()).await;
+        // The run has sent nothing.
+        if !before.is_empty() {
+            writer.send(before.into()).await;
         }
     };
     let down = async {
@@ -226,8 +269,15 @@ async fn serve_run(kept: &mut Kept, from: &mut OwnedReadHalf, to: &mut OwnedWrit
     };
     tokio::pin!(up, down);
     tokio::select! {
-        () = &mut up => timeout(ENDS_WITHIN, down).await.unwrap_or(false),
-        is_over = &mut down => is_over && timeout(ENDS_WITHIN, up).await.is_ok(),
+        // The run's client has ended its stream, or has died.
+        () = &mut up => {
+            writer.send(end_of_run().into()).await;
+            timeout(ENDS_WITHIN, down).await.unwrap_or(false)
+        }
+        is_over = &mut down => {
+            *owes_end = is_over && timeout(ENDS_WITHIN, up).await.is_ok();
+            *owes_end
+        }
     }
 }
 

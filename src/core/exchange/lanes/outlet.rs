@@ -2,31 +2,79 @@
 
 use std::io::{self, Write};
 
+/// Most bytes that an outlet holds back.
+const HELD_BYTES_MAX: usize = 16 << 10;
+
 /// A stream to write to, of any kind. Each write is taken whole.
 ///
 /// Not a `Box<dyn Write>`, for the reason that [`Lane`](super::Lane) gives.
-pub struct Outlet(Box<WriteBytes>);
+pub struct Outlet {
+    act: Box<Act>,
+    /// Bytes held back until a flush.
+    held: Vec<u8>,
+    holds: bool,
+}
 
-type WriteBytes = dyn FnMut(&[u8]) -> io::Result<()> + Send;
+type Act = dyn FnMut(Action<'_>) -> io::Result<()> + Send;
+
+/// An action of an outlet's stream.
+pub(in crate::exchange) enum Action<'a> {
+    Write(&'a [u8]),
+    Flush,
+}
 
 impl Outlet {
     /// Makes an outlet that writes to this, and buffers nothing.
     pub fn new(mut writer: impl Write + Send + 'static) -> Self {
-        Self::of(move |bytes| writer.write_all(bytes).and_then(|()| writer.flush()))
+        Self::of(move |action| match action {
+            Action::Write(bytes) => writer.write_all(bytes).and_then(|()| writer.flush()),
+            Action::Flush => Ok(()),
+        })
     }
 
-    /// Makes an outlet that writes by calling this.
-    pub(in crate::exchange) fn of(write: impl FnMut(&[u8]) -> io::Result<()> + Send + 'static) -> Self {
-        Self(Box::new(write))
+    /// Makes an outlet that calls this.
+    pub(in crate::exchange) fn of(act: impl FnMut(Action<'_>) -> io::Result<()> + Send + 'static) -> Self {
+        Self { act: Box::new(act), held: Vec::new(), holds: false }
+    }
+
+    /// Holds small writes back until a flush, or the end of the outlet. Each write becomes a packet
+    /// of its own below. Where a relay uses Nagle's algorithm, a second packet waits until the first
+    /// one is acknowledged, which takes a round trip.
+    #[must_use]
+    pub fn holding(mut self) -> Self {
+        self.holds = true;
+        self
+    }
+
+    fn let_go(&mut self) -> io::Result<()> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        (self.act)(Action::Write(&std::mem::take(&mut self.held)))
     }
 }
 
 impl Write for Outlet {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        (self.0)(bytes).map(|()| bytes.len())
+        if self.holds && self.held.len() + bytes.len() <= HELD_BYTES_MAX {
+            self.held.extend_from_slice(bytes);
+        } else if self.held.is_empty() {
+            (self.act)(Action::Write(bytes))?;
+        } else {
+            self.held.extend_from_slice(bytes);
+            self.let_go()?;
+        }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.let_go()?;
+        (self.act)(Action::Flush)
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        let _ = self.let_go();
     }
 }
