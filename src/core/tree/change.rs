@@ -168,8 +168,8 @@ impl Rebuild {
         Self { digest, ignores, baseline: entries, builder: Builder::default(), changed: false, ahead: None }
     }
 
-    /// Decodes the earlier manifest ahead, while its changes are still awaited: most often there are
-    /// none. A damaged one fails later.
+    /// Decodes the earlier manifest ahead, while its changes are still awaited: most often there
+    /// are none. A damaged one fails later.
     #[must_use]
     pub fn ahead(mut self) -> Self {
         let mut builder = Builder::default();

@@ -35,9 +35,9 @@ const TOLD_BYTES_MIN: usize = 64 << 10;
 /// Bytes that are read from a run at once.
 const READ_BYTES: usize = 32 << 10;
 
-/// Time for which the end of a run waits for the next one, to leave in one packet with its begin. On
-/// the VM, a relay that uses Nagle's algorithm would hold the begin back until sshd has acknowledged
-/// the end, which takes 40 ms.
+/// Time for which the end of a run waits for the next one, to leave in one packet with its begin.
+/// On the VM, a relay that uses Nagle's algorithm would hold the begin back until sshd has
+/// acknowledged the end, which takes 40 ms.
 const END_WAITS: Duration = Duration::from_millis(200);
 
 /// Bytes that are few, so that others are waited for, and the time.

@@ -38,8 +38,8 @@ impl Outlet {
     }
 
     /// Holds small writes back until a flush, or the end of the outlet. Each write becomes a packet
-    /// of its own below. Where a relay uses Nagle's algorithm, a second packet waits until the first
-    /// one is acknowledged, which takes a round trip.
+    /// of its own below. Where a relay uses Nagle's algorithm, a second packet waits until the
+    /// first one is acknowledged, which takes a round trip.
     #[must_use]
     pub fn holding(mut self) -> Self {
         self.holds = true;
