@@ -13,8 +13,8 @@
 //! The official CLI itself does not run. The bench makes its calls one after the other on one
 //! connection, without the CLI's start and without making a key. It also omits websocat's TLS,
 //! which not every build has: a relay in this process adds it. Both omissions favour the official
-//! procedure. A VM of the emulator has its sshd from the start. On a real one both procedures wait
-//! for the same services.
+//! procedure. All VMs share one real sshd, which runs from the start. On a real VM both procedures
+//! wait for the same services.
 //!
 //! The bench looks for programs in `KSYNC_PEERS_BIN` and in `PATH`. Run `cargo bench --bench
 //! sessions -- --help` for the options.
@@ -31,13 +31,13 @@ use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use ksync::kernel::{Api, ApiKey, DEFAULT_TIMEOUT, Exec, Settings};
-use ksync::sandbox::platform::{Platform, PlatformOptions};
+use ksync::sandbox::platform::{Platform, PlatformOptions, Sshd};
 use ksync::sandbox::{Isolation, LinkConditions};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
@@ -196,13 +196,17 @@ struct World {
     api: Api,
     folder: tempfile::TempDir,
     public_key: String,
+    sshd: Child,
 }
 
 impl World {
     fn new(round_trip: Duration) -> World {
         let folder = tempfile::tempdir().expect("a folder");
         let runtime = Runtime::new().expect("a runtime");
+        let (sshd, port) = start_sshd(folder.path());
+        let host_key = fs::read_to_string(folder.path().join("host.pub")).expect("a host key");
         let options = PlatformOptions {
+            sshd: Some(Sshd { port, host_key: host_key.trim().to_owned() }),
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             home: folder.path().join("platform"),
             // rsync needs itself on the other side, and no VM has it.
@@ -221,15 +225,8 @@ impl World {
             timeout: DEFAULT_TIMEOUT,
         };
         let api = Api::new(&settings).expect("an API");
-        let key = folder.path().join("key");
-        let made =
-            Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status();
-        let public_key = match made {
-            Ok(status) if status.success() => fs::read_to_string(key.with_extension("pub")).expect("a key"),
-            // Without ssh-keygen there is no peer that needs the key.
-            _ => String::new(),
-        };
-        let world = World { runtime, platform: Some(platform), api, folder, public_key };
+        let public_key = make_key(folder.path(), "key");
+        let world = World { runtime, platform: Some(platform), api, folder, public_key, sshd };
         if !round_trip.is_zero() {
             let delay_ms = u64::try_from(round_trip.as_millis()).expect("a short time");
             world.ask("POST", "faults", &json!({ "delay_ms": delay_ms, "times": u32::MAX }));
@@ -299,6 +296,10 @@ impl World {
         let begun = Instant::now();
         let mut command = match tool {
             Tool::Ksync => {
+                if temperature == "cold" {
+                    // The VMs share a home, but a new one has no agent.
+                    let _ = fs::remove_dir_all(self.folder.path().join("login/.cache"));
+                }
                 let mut command = self.command(env!("CARGO_BIN_EXE_ksync"));
                 command.arg("-q").arg(SOURCE).arg(format!("{}:{}", session.id, place.display()));
                 command
@@ -399,10 +400,51 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        let _ = self.sshd.kill();
+        let _ = self.sshd.wait();
         if let Some(platform) = self.platform.take() {
             self.runtime.block_on(platform.stop());
         }
     }
+}
+
+/// Makes a key without a passphrase, and returns the public one.
+fn make_key(folder: &Path, name: &str) -> String {
+    let mut command = Command::new("ssh-keygen");
+    command.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(folder.join(name));
+    assert!(command.status().expect("ssh-keygen").success(), "no key");
+    fs::read_to_string(folder.join(format!("{name}.pub"))).expect("a key")
+}
+
+/// Starts an sshd that accepts the keys of all VMs, on a free port.
+fn start_sshd(folder: &Path) -> (Child, u16) {
+    make_key(folder, "host");
+    let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = port.local_addr().expect("an address").port();
+    // sshd changes its root to this directory before the login.
+    let _ = fs::create_dir_all("/run/sshd");
+    fs::create_dir(folder.join("login")).expect("a home");
+    let place = folder.display();
+    let config = format!(
+        "ListenAddress 127.0.0.1\nPort {port}\nHostKey {place}/host\nPidFile none\nStrictModes no\nUsePAM no\n\
+         PermitRootLogin prohibit-password\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
+         PrintMotd no\nPrintLastLog no\nUseDNS no\nMaxStartups 1000\nSubsystem sftp internal-sftp\nSetEnv HOME={place}/login\n\
+         AuthorizedKeysFile none\nAuthorizedKeysCommandUser root\n\
+         AuthorizedKeysCommand /bin/sh -c \"cat {place}/platform/*/*/root/.ssh/authorized_keys\"\n"
+    );
+    fs::write(folder.join("sshd_config"), config).expect("a configuration");
+    let program =
+        std::env::split_paths(&path()).map(|folder| folder.join("sshd")).find(|sshd| sshd.is_file());
+    let mut command = Command::new(program.unwrap_or_else(|| "/usr/sbin/sshd".into()));
+    command.args(["-D", "-e", "-f"]).arg(folder.join("sshd_config"));
+    let log = fs::File::create(folder.join("sshd.log")).expect("a log");
+    let sshd = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("sshd");
+    let begun = Instant::now();
+    while std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        assert!(begun.elapsed() < TIMEOUT, "sshd does not listen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    (sshd, port)
 }
 
 /// Reports if a directory holds a non-empty file under its final name.

@@ -63,7 +63,7 @@ pub use isolation::{Files, Isolation};
 pub use link_conditions::LinkConditions;
 use link_conditions::Meter;
 use machine::{Directories, Machine};
-use port::Port;
+use port::{Inside, Port};
 use process::Processes;
 use server::{Lock, Server};
 
@@ -195,7 +195,7 @@ impl Sandbox {
         let lock = Lock { key: Some(client_key.public_key().clone()), root: None };
         let meter = Arc::new(Meter::default());
         let port = Port {
-            server: Server::new(host_key, lock, Arc::clone(&processes)),
+            server: Inside::Own(Server::new(host_key, lock, Arc::clone(&processes))),
             meter: Arc::clone(&meter),
             tls: None,
             conditions: Box::new(move || conditions.into()),

@@ -1,12 +1,13 @@
 //! The port of a VM: the layers of a connection from the socket to the SSH server.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -32,12 +33,34 @@ const CONNECTIONS_MAX: usize = 256;
 
 /// State shared by all connections to one VM.
 pub(super) struct Port {
-    pub(super) server: Server,
+    pub(super) server: Inside,
     pub(super) meter: Arc<Meter>,
     /// TLS for a VM with a `wss:` URL.
     pub(super) tls: Option<TlsAcceptor>,
     /// Makes the conditions of each connection.
     pub(super) conditions: Box<dyn Fn() -> ConnectionConditions + Send + Sync>,
+}
+
+/// The SSH server of a VM.
+pub(super) enum Inside {
+    Own(Server),
+    /// A real sshd, on this port of 127.0.0.1.
+    Sshd(u16),
+}
+
+impl Inside {
+    /// Speaks SSH on `stream` until either side ends the connection.
+    async fn serve(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        match self {
+            // The client sees how the connection ended, and its mistakes are no event here.
+            Self::Own(server) => drop(server.serve(stream).await),
+            Self::Sshd(port) => {
+                let Ok(mut sshd) = TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).await else { return };
+                let _ = sshd.set_nodelay(true);
+                let _ = copy_bidirectional(&mut stream, &mut sshd).await;
+            }
+        }
+    }
 }
 
 /// Accepts and serves connections. Aborting the task ends them all.
@@ -78,7 +101,7 @@ async fn serve(socket: TcpStream, port: Arc<Port>) {
 }
 
 /// Speaks with the gateway, or with an HTTP server if there is a status.
-async fn greet(outside: impl AsyncRead + AsyncWrite + Unpin, server: &Server, status: Option<u16>) {
+async fn greet(outside: impl AsyncRead + AsyncWrite + Unpin, server: &Inside, status: Option<u16>) {
     match status {
         None => speak(outside, server).await,
         // If the client is gone, it needs no answer.
@@ -100,10 +123,9 @@ async fn refuse(mut outside: impl AsyncRead + AsyncWrite + Unpin, status: u16) -
 }
 
 /// Speaks WebSocket on `outside`, and SSH within it.
-async fn speak(outside: impl AsyncRead + AsyncWrite + Unpin, server: &Server) {
+async fn speak(outside: impl AsyncRead + AsyncWrite + Unpin, server: &Inside) {
     let (to_server, server_in) = tokio::io::duplex(PENDING_UP_MAX);
     let (server_out, from_server) = tokio::io::duplex(PENDING_MAX);
-    // The client sees how the connection ended, and its mistakes are no event here.
     let _ = tokio::join!(
         gateway::bridge(outside, from_server, to_server),
         server.serve(tokio::io::join(server_in, server_out)),

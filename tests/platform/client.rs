@@ -51,6 +51,7 @@ impl Cloud {
         let folder = tempfile::tempdir().expect("a folder");
         let runtime = Runtime::new().expect("a runtime");
         let options = PlatformOptions {
+            sshd: None,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             home: folder.path().join("home"),
             isolation: Isolation::World,

@@ -48,6 +48,7 @@ pub(crate) fn run(args: &SandboxArgs) -> Result<u8, CliError> {
             out::note(&warned(&Warning { what, hint: hint.to_owned() }));
         }
         let platform = Platform::start(PlatformOptions {
+            sshd: None,
             listen: SocketAddr::new(args.listen.ip(), 0),
             home: home.path.clone(),
             isolation,

@@ -67,11 +67,15 @@ pub(super) struct Started {
     pub(super) terminal: Option<Terminal>,
 }
 
+/// Environment variable with the port of a real sshd.
+const SSHD_VARIABLE: &str = "KSYNC_SANDBOX_SSHD";
+
 impl Program {
     /// Makes a command with the environment of a process in the VM, without this process's own
     /// variables.
     fn command(
         &self,
+        host: &Host,
         session: &Session,
         search_path: &OsStr,
         in_terminal: bool,
@@ -130,6 +134,7 @@ impl Program {
             .env("SHELL", "/bin/bash")
             .env("DEBIAN_FRONTEND", "noninteractive")
             .envs(in_terminal.then_some(("TERM", "xterm-256color")))
+            .envs(host.sshd.as_ref().map(|sshd| (SSHD_VARIABLE, sshd.port.to_string())))
             .envs(self.env.iter().flatten())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -141,7 +146,7 @@ impl Program {
     /// # Errors
     /// 400 with the system's message, or if the request contradicts itself.
     async fn start(&self, host: &Host, session: &Session) -> Result<Child, PlatformError> {
-        let mut command = self.command(session, host.search_path(&session.machine).await?, false)?;
+        let mut command = self.command(host, session, host.search_path(&session.machine).await?, false)?;
         command.stdin(Stdio::null()).spawn().map_err(|error| self.not_started(&error))
     }
 
@@ -151,7 +156,8 @@ impl Program {
     /// As for `exec`, or 500 if the system has no terminals.
     pub(super) async fn start_fed(&self, host: &Host, session: &Session) -> Result<Started, PlatformError> {
         let in_terminal = self.allocate_tty == Some(true);
-        let mut command = self.command(session, host.search_path(&session.machine).await?, in_terminal)?;
+        let mut command =
+            self.command(host, session, host.search_path(&session.machine).await?, in_terminal)?;
         if !in_terminal {
             let mut child =
                 command.stdin(Stdio::piped()).spawn().map_err(|error| self.not_started(&error))?;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use russh::keys::PublicKey;
 use tokio::sync::OnceCell;
 
+use super::Sshd;
 use super::answer::PlatformError;
 use super::authority::Authority;
 use super::faults::Faults;
@@ -34,6 +35,8 @@ pub(super) struct Host {
     pub(super) faults: Faults,
     /// URL of a Chromium that answers the CDP sockets.
     pub(super) chromium: Option<String>,
+    /// The sshd in place of the VMs' own server.
+    pub(super) sshd: Option<Sshd>,
 }
 
 impl Host {

@@ -121,6 +121,17 @@ pub struct PlatformOptions {
     /// URL of a Chromium that answers the CDP sockets of all sessions: `ws://HOST:PORT/…`, or
     /// `http://HOST:PORT` for the one of its `/json/version`.
     pub chromium: Option<String>,
+    /// A real sshd in place of the SSH server of every VM.
+    pub sshd: Option<Sshd>,
+}
+
+/// A real sshd on this machine. It must accept the keys in the VMs' `authorized_keys`.
+#[derive(Debug, Clone)]
+pub struct Sshd {
+    /// Port on 127.0.0.1.
+    pub port: u16,
+    /// The public host key, in OpenSSH's one-line form.
+    pub host_key: String,
 }
 
 /// A running platform. Dropping it ends the platform, but neither waits for its processes nor
@@ -143,7 +154,7 @@ impl Platform {
     }
 
     async fn listen(options: PlatformOptions) -> Result<Platform, SandboxError> {
-        let PlatformOptions { listen, home, isolation, conditions, time_scale, client_key, chromium } =
+        let PlatformOptions { listen, home, isolation, conditions, time_scale, client_key, chromium, sshd } =
             options;
         if !listen.ip().is_loopback() {
             return Err(SandboxError::NotLoopback(listen));
@@ -175,6 +186,7 @@ impl Platform {
             time: Time::new(time_scale),
             faults: Faults::default(),
             chromium,
+            sshd,
         };
         let cloud = Arc::new(Cloud::new(host, format!("sk_sandbox_{secret}"), serve));
         let reaper = {

@@ -28,6 +28,7 @@ use super::watch::Watch;
 use super::{orphans, path_filter, rfc3339, rng, token};
 use crate::link_conditions::{ConnectionConditions, LinkConditions, Meter, StandsStill};
 use crate::machine::{Directories, Machine};
+use crate::port::Inside;
 use crate::port::{self, Port};
 use crate::process::Processes;
 use crate::rooted::Root;
@@ -120,7 +121,10 @@ impl Session {
         }
         let host_key =
             PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(PlatformError::internal)?;
-        let host_key_text = host_key.public_key().to_openssh().map_err(PlatformError::internal)?;
+        let host_key_text = match &host.sshd {
+            Some(sshd) => sshd.host_key.clone(),
+            None => host_key.public_key().to_openssh().map_err(PlatformError::internal)?,
+        };
         let host_key_file = "etc/ssh/ssh_host_ed25519_key.pub";
         machine
             .root()
@@ -138,7 +142,10 @@ impl Session {
         let tls = host.authority.acceptor(address.ip()).map_err(PlatformError::internal)?;
         let life = Arc::new(Mutex::new(Life::new(wish.timeout, host.time.now())));
         let port = Port {
-            server: Server::new(host_key, lock, Arc::clone(&processes)),
+            server: match &host.sshd {
+                Some(sshd) => Inside::Sshd(sshd.port),
+                None => Inside::Own(Server::new(host_key, lock, Arc::clone(&processes))),
+            },
             meter: Arc::new(Meter::default()),
             tls: Some(tls),
             conditions: conditions_of(host, &life),
