@@ -16,6 +16,8 @@ mod world;
 mod campaign;
 mod faults;
 mod kept;
+#[cfg(target_os = "linux")]
+mod namespace;
 mod places;
 mod repeat;
 mod session;
