@@ -1,5 +1,5 @@
 //! The client against servers of other kinds and versions: OpenSSH 8.4 to 10.x, dropbear, tinysshd,
-//! paramiko and AsyncSSH.
+//! paramiko, AsyncSSH and Go's x/crypto.
 //!
 //! ```sh
 //! tests/ssh/servers.sh DIRECTORY
@@ -82,7 +82,14 @@ async fn each_sshd(settings: &str, test: impl AsyncFn(&Server, Config)) {
 
 #[tokio::test]
 async fn every_server_takes_the_safe_order() {
-    let all = [Program::Sshd, Program::Dropbear, Program::Tinysshd, Program::Paramiko, Program::AsyncSsh];
+    let all = [
+        Program::Sshd,
+        Program::Dropbear,
+        Program::Tinysshd,
+        Program::Paramiko,
+        Program::AsyncSsh,
+        Program::Go,
+    ];
     for installed in installed(&all) {
         let server = installed.start("");
         let name = server.name();

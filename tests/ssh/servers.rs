@@ -31,12 +31,13 @@ pub(crate) enum Program {
     Tinysshd,
     Paramiko,
     AsyncSsh,
+    Go,
 }
 
 /// A server that can be started.
 #[derive(Debug, Clone)]
 pub(crate) struct Installed {
-    /// The release, or the name of a Python server.
+    /// The release, or the language of a server without one.
     pub(crate) name: String,
     pub(crate) program: Program,
     folder: PathBuf,
@@ -76,12 +77,13 @@ pub(crate) fn installed(programs: &[Program]) -> Vec<Installed> {
             Program::Dropbear => (&RELEASES, "usr/sbin/dropbear"),
             Program::Tinysshd => (&RELEASES, "usr/sbin/tinysshd"),
             Program::Paramiko | Program::AsyncSsh => (&["python"], "bin/python"),
+            Program::Go => (&["go"], "server"),
         };
         for name in places {
             let here = folder.join(name);
             if here.join(binary).is_file() {
                 found.push(Installed { name: (*name).to_owned(), program, folder: folder.clone() });
-            } else if ["python", RELEASE_NEEDED].contains(name) {
+            } else if ["python", "go", RELEASE_NEEDED].contains(name) {
                 needs(false, format!("{program:?} of {name} is missing"));
             } else {
                 println!("skipped: {program:?} of {name} is missing");
@@ -109,7 +111,7 @@ impl Installed {
     /// Starts it. `settings` are lines of sshd's configuration.
     pub(crate) fn start(&self, settings: &str) -> Server {
         let world = match self.program {
-            Program::Paramiko | Program::AsyncSsh => World::new(),
+            Program::Paramiko | Program::AsyncSsh | Program::Go => World::new(),
             _ => World::within(&self.root().join("run"), |_| ()),
         };
         for name in ["host-key", "stranger"] {
@@ -135,6 +137,11 @@ impl Installed {
                 let name = if self.program == Program::Paramiko { "paramiko" } else { "asyncssh" };
                 command.args([name, &port.to_string()]).arg(world.path("host-key"));
                 command.arg(self.folder.join("key.pub"));
+                command
+            }),
+            Program::Go => self.serve(&world, |port| {
+                let mut command = world.command(self.folder.join("go/server"));
+                command.arg(port.to_string()).arg(world.path("host-key")).arg(self.folder.join("key.pub"));
                 command
             }),
         };

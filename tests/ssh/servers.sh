@@ -95,6 +95,29 @@ python() {
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check paramiko==5.1.0 asyncssh==2.24.0
 }
 
+# Builds the server that is written in Go, with Debian's compiler and x/crypto.
+go_server() {
+    local new=$directory/.new-go state=$directory/.apt/go part
+    local source
+    source=$(realpath "$(dirname "${BASH_SOURCE[0]}")/server.go")
+    cmp -s "$source" "$directory/go/server.go" && return
+    rm -rf "$new"
+    mkdir -p "$state"/{state/lists/partial,cache/archives/partial} "$new"
+    : >"$state/status"
+    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s bookworm main\n' \
+        "$(mirror)" >"$state/sources.list"
+    release_apt "$state" apt-get update
+    (cd "$state/cache/archives" && release_apt "$state" apt-get download golang-1.19-go golang-1.19-src \
+        golang-golang-x-crypto-dev golang-golang-x-sys-dev golang-golang-x-term-dev)
+    for part in "$state"/cache/archives/*.deb; do dpkg-deb --extract "$part" "$new"; done
+    rm -rf "$directory/go"
+    mkdir -p "$directory/go"
+    GOROOT=$new/usr/lib/go-1.19 GOPATH=$new/usr/share/gocode GOCACHE=$new/cache GO111MODULE=off CGO_ENABLED=0 \
+        "$new/usr/lib/go-1.19/bin/go" build -o "$directory/go/server" "$source"
+    cp "$source" "$directory/go/server.go"
+    rm -rf "$state" "$new"
+}
+
 # Runs a step that may fail. The step itself ends at its first error, which it would not within a
 # condition.
 try() {
@@ -110,3 +133,4 @@ mkdir -p "$directory"
 [ -e "$directory/key.pub" ] || ssh-keygen -q -t ed25519 -N "" -C "" -f "$directory/key"
 for name in "${releases[@]}"; do try release "$name"; done
 try python
+try go_server
