@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use russh::keys::PublicKey;
 use tokio::sync::OnceCell;
 
-use super::Sshd;
 use super::answer::PlatformError;
 use super::authority::Authority;
 use super::faults::Faults;
@@ -17,6 +16,15 @@ use crate::isolation::Isolation;
 use crate::link_conditions::LinkConditions;
 use crate::machine::Machine;
 use crate::process::PATH;
+
+/// A real sshd on this machine. It must accept the keys in the VMs' `authorized_keys`.
+#[derive(Debug, Clone)]
+pub struct Sshd {
+    /// Port on 127.0.0.1.
+    pub port: u16,
+    /// The public host key, in OpenSSH's one-line form.
+    pub host_key: String,
+}
 
 /// The parts of a platform that do not know its sessions.
 #[derive(Debug)]

@@ -91,6 +91,7 @@ use authority::Authority;
 use cloud::Cloud;
 use faults::Faults;
 use host::Host;
+pub use host::Sshd;
 use time::Time;
 
 /// Interval between checks of the sessions' clocks, in the platform's time.
@@ -123,15 +124,6 @@ pub struct PlatformOptions {
     pub chromium: Option<String>,
     /// A real sshd in place of the SSH server of every VM.
     pub sshd: Option<Sshd>,
-}
-
-/// A real sshd on this machine. It must accept the keys in the VMs' `authorized_keys`.
-#[derive(Debug, Clone)]
-pub struct Sshd {
-    /// Port on 127.0.0.1.
-    pub port: u16,
-    /// The public host key, in OpenSSH's one-line form.
-    pub host_key: String,
 }
 
 /// A running platform. Dropping it ends the platform, but neither waits for its processes nor
