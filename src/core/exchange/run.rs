@@ -86,7 +86,9 @@ pub fn run<E: Engine>(
     compress: bool,
     monitor: &dyn Monitor,
 ) -> Result<Summary, RunError> {
-    let link = Link::new(incoming, writer, expect_hello, compress);
+    // Only on its way to the client does a packet pass a relay that uses Nagle's algorithm.
+    let linger = if expect_hello { Duration::ZERO } else { LINGER };
+    let link = Link::lingering(incoming, writer, expect_hello, compress, linger);
     let result = link.run(engine, performer, monitor);
     let raw_bytes = link.close();
     result.map(|summary| Summary { traffic: Traffic { raw_bytes, ..summary.traffic }, ..summary })
@@ -104,10 +106,21 @@ impl<E: Engine> Link<E> {
     /// Starts the reader, the writer and the workers.
     #[must_use]
     pub fn new(
+        incoming: Incoming,
+        writer: impl Write + Send + 'static,
+        expect_hello: bool,
+        compress: bool,
+    ) -> Self {
+        Self::lingering(incoming, writer, expect_hello, compress, Duration::ZERO)
+    }
+
+    /// As [`new`](Self::new). A message waits up to `linger` for another one that is likely.
+    fn lingering(
         mut incoming: Incoming,
         writer: impl Write + Send + 'static,
         expect_hello: bool,
         compress: bool,
+        linger: Duration,
     ) -> Self {
         let carried = incoming.carried.take();
         let mailbox = Arc::new(Mailbox::default());
@@ -119,8 +132,6 @@ impl<E: Engine> Link<E> {
             (Arc::clone(&mailbox), Arc::clone(&send_queue), Arc::clone(&liveness));
         thread::spawn(move || {
             let _leaving = WriterLeaves { mailbox: &writing, send_queue: &messages };
-            // Only on its way to the client does a packet pass a relay that uses Nagle's algorithm.
-            let linger = if expect_hello { Duration::ZERO } else { LINGER };
             guarded(&writing, || write_messages(writer, compress, linger, &messages, &writing, &beating));
         });
         liveness.watch_over(&mailbox, &send_queue, carried);

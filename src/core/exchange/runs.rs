@@ -289,6 +289,33 @@ mod tests {
     }
 
     #[test]
+    fn answers_without_a_flush_leave_in_one_write_with_the_end() {
+        let writes: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let sink = Arc::clone(&writes);
+        let output = Outlet::of(move |action| {
+            if let Action::Write(bytes) = action {
+                lock(&sink).push(bytes.to_vec());
+            }
+            Ok(())
+        });
+        let input = [encode_data(b"1"), end(), encode_data(b"2"), end()].concat();
+        let runs = Runs::new(Lane::new(io::Cursor::new(input)), output, drop);
+        let mut run = runs.next().unwrap().unwrap();
+        run.output.write_all(b"hello").unwrap();
+        run.output.write_all(b"done").unwrap();
+        drop(run);
+        runs.finish().unwrap();
+        let mut run = runs.next().unwrap().unwrap();
+        run.output.write_all(b"hello").unwrap();
+        run.output.flush().unwrap();
+        run.output.write_all(b"done").unwrap();
+        runs.finish().unwrap();
+        let [hello, done] = [b"hello".as_slice(), b"done"].map(encode_data);
+        let one = [&hello[..], &done, &end()].concat();
+        assert_eq!(*lock(&writes), [one, hello, [done, end()].concat()]);
+    }
+
+    #[test]
     fn run_that_ends_early_leaves_nothing_to_the_next_one() {
         let (runs, _) = runs(&[encode_data(b"one"), encode_data(b"more"), end(), encode_data(b"two"), end()]);
         let mut first = runs.next().unwrap().unwrap();

@@ -78,3 +78,32 @@ impl Drop for Outlet {
         let _ = self.let_go();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[test]
+    fn held_bytes_leave_in_one_write_at_a_flush_a_large_write_or_the_end() {
+        let writes: Arc<Mutex<Vec<usize>>> = Arc::default();
+        let sink = Arc::clone(&writes);
+        let mut outlet = Outlet::of(move |action| {
+            if let Action::Write(bytes) = action {
+                sink.lock().unwrap().push(bytes.len());
+            }
+            Ok(())
+        });
+        outlet.write_all(&[0; 3]).unwrap();
+        outlet = outlet.holding();
+        outlet.write_all(&[0; 4]).unwrap();
+        outlet.write_all(&[0; 5]).unwrap();
+        outlet.flush().unwrap();
+        outlet.write_all(&[0; 6]).unwrap();
+        outlet.write_all(&[0; HELD_BYTES_MAX]).unwrap();
+        outlet.write_all(&[0; 7]).unwrap();
+        drop(outlet);
+        assert_eq!(*writes.lock().unwrap(), [3, 9, 6 + HELD_BYTES_MAX, 7]);
+    }
+}
