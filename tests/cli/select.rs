@@ -9,9 +9,9 @@
 //! - Times within one second. rsync takes them for equal; ksync compares them to the nanosecond, so
 //!   `-u` keeps a file that is newer by a millisecond. With `--modify-window=-1`, rsync's `-u`
 //!   replaces a file that is newer by one second; ksync keeps it.
-//! - `--ignore-existing` where a file has the place of a directory. rsync gives the file the
-//!   directory's time, and reports each entry of the directory as an error (23); ksync passes over
-//!   all of them in silence.
+//! - `--ignore-existing` where a file or link has the place of a directory. rsync gives the file the
+//!   directory's time and reports each entry of the directory as an error (23), or writes them where
+//!   the link leads; ksync passes over all of them in silence.
 //! - The time of a directory that SOURCE does not have, and in which something was deleted. ksync
 //!   restores it.
 
@@ -83,8 +83,7 @@ fn plant(seed: u64, world: &World, name: &str) {
     grow(&mut Rng::new(seed), world.tree(name), "", 2).mode("", 0o755).time("", 1_000_000, 0);
 }
 
-/// Kind, mode and time of each entry. The time counts if the entry is a directory like the one that
-/// is `offered` in its place, or if none is.
+/// Kind, mode and time of each entry. The time of a directory counts if one is `offered`.
 fn seen(root: &Path, offered: Option<&dyn Fn(&Path) -> bool>) -> BTreeMap<PathBuf, String> {
     let walk = walkdir::WalkDir::new(root).into_iter().filter_entry(|entry| entry.file_name() != ".ksync");
     let shown = walk.map(|entry| {
@@ -98,11 +97,21 @@ fn seen(root: &Path, offered: Option<&dyn Fn(&Path) -> bool>) -> BTreeMap<PathBu
         } else {
             format!("file {:?}", fs::read_to_string(entry.path()).unwrap())
         };
-        let has_time = offered.is_none_or(|offered| offered(&path) == meta.is_dir());
+        let has_time = !meta.is_dir() || offered.is_none_or(|offered| offered(&path));
         let time = if has_time { meta.mtime() } else { 0 };
         (path, format!("{kind} {:o} {time}", meta.mode()))
     });
     shown.collect()
+}
+
+/// Removes what has the place of a directory of the source.
+fn clear_directories(source: &Path, destination: &Path) {
+    for entry in walkdir::WalkDir::new(source).min_depth(1).into_iter().map(Result::unwrap) {
+        let path = destination.join(entry.path().strip_prefix(source).unwrap());
+        if entry.file_type().is_dir() && path.symlink_metadata().is_ok_and(|meta| !meta.is_dir()) {
+            fs::remove_file(path).unwrap();
+        }
+    }
 }
 
 /// True if a directory of the source is offered: it is there, and not pruned as empty.
@@ -127,6 +136,9 @@ fn check(world: &World, seed: u64, options: &[&str], way: Way) {
     plant(seed.wrapping_mul(2), world, &source);
     for destination in [&ours, &theirs] {
         plant(seed.wrapping_mul(2) + 1, world, destination);
+        if options.contains(&"--ignore-existing") {
+            clear_directories(&world.path(&source), &world.path(destination));
+        }
     }
     let mut rsync = Command::new(program("rsync").unwrap());
     rsync.arg("-a").args(options).arg(world.path(&source).join("")).arg(world.path(&theirs).join(""));
@@ -164,7 +176,9 @@ fn check(world: &World, seed: u64, options: &[&str], way: Way) {
         .filter(|path| ours_seen.get(*path) != theirs_seen.get(*path))
         .map(|path| format!("{path:?}: {:?}, rsync {:?}", ours_seen.get(path), theirs_seen.get(path)))
         .collect();
-    assert!(differing.is_empty(), "{}:\n{}", case(), differing.join("\n"));
+    let offer = seen(&world.path(&source), None);
+    let differing = differing.join("\n");
+    assert!(differing.is_empty(), "{}:\n{differing}\nbefore: {before:#?}\noffered: {offer:#?}", case());
     if !matches!(way, Way::Local) {
         // What was passed over is no part of the baseline: without these options it arrives.
         let [from, to] = match way {

@@ -65,10 +65,7 @@ const FOREIGN: &[Foreign] = &[
     ),
     foreign("--sparse -S", ALWAYS),
     foreign("--preallocate", "leave it out, ksync looks for room before it writes"),
-    foreign(
-        "--fuzzy --block-size -B",
-        "leave it out, ksync decides for each file what costs less",
-    ),
+    foreign("--fuzzy --block-size -B", "leave it out, ksync decides for each file what costs less"),
     foreign("--checksum-choice --cc --checksum-seed", "leave it out, ksync verifies each file by BLAKE3"),
     foreign("--remove-source-files", "ksync changes nothing in SOURCE; remove the files after exit code 0"),
     foreign("--delete-missing-args --ignore-missing-args", "name only a SOURCE that exists"),

@@ -509,6 +509,28 @@ mod tests {
     }
 
     #[test]
+    fn transfer_rules_are_those_of_rsync() {
+        let rules = |line: &str| built(line).unwrap().jobs[0].options.transfer;
+        assert_eq!(rules("ksync -W a b"), TransferRules::default());
+        let all = TransferRules {
+            update: true,
+            existing: true,
+            ignore_existing: true,
+            size_max: Some(1024),
+            size_min: Some(1),
+            prune_empty: true,
+            proof: Proof::Size,
+        };
+        let line = "ksync -uIm --existing --ignore-existing --size-only --max-size 1k --min-size=1b a b";
+        assert_eq!(rules(line), all);
+        assert_eq!(rules("ksync -I --no-whole-file a b").proof, Proof::None);
+        let excluded = built("ksync --delete-excluded a b").unwrap();
+        assert!(excluded.jobs[0].options.delete && excluded.jobs[0].options.delete_excluded);
+        assert!(error("ksync --delete-excluded a b c").starts_with("ksync: --delete-excluded takes one"));
+        assert!(error("ksync -w -m a b").starts_with("ksync: --watch and --prune-empty-dirs exclude"));
+    }
+
+    #[test]
     fn a_new_name_here_that_looks_remote_gets_a_hint() {
         let hint = |line: &str| built(line).unwrap().warnings.pop().map(|warning| warning.hint);
         let told = hint("ksync a me@host");

@@ -37,9 +37,8 @@ pub(crate) fn size(text: &str) -> Result<u64, &'static str> {
     let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| TOO_LARGE)? };
     // Parts of a byte do not count.
     let digits = fraction.chars().filter_map(|digit| digit.to_digit(10)).take(FRACTION_DIGITS_MAX);
-    let (part, divisor) = digits.fold((0, 1), |(part, divisor): (u128, u128), digit| {
-        (part * 10 + u128::from(digit), divisor * 10)
-    });
+    let (part, divisor) = digits
+        .fold((0, 1), |(part, divisor): (u128, u128), digit| (part * 10 + u128::from(digit), divisor * 10));
     let part = u64::try_from(u128::from(unit) * part / divisor).map_err(|_| TOO_LARGE)?;
     let bytes = whole.checked_mul(unit).and_then(|bytes| bytes.checked_add(part)).ok_or(TOO_LARGE)?;
     let bytes = bytes.checked_add_signed(offset).ok_or(EXPECTED)?;
@@ -73,7 +72,9 @@ mod tests {
         ] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
-        for text in ["-1", "1ki", "1kbb", "1E", "10+2", "", " 5", "1.2.3", "0-1", "1X", "0x10", "1e3", "-0", "9000P"] {
+        for text in
+            ["-1", "1ki", "1kbb", "1E", "10+2", "", " 5", "1.2.3", "0-1", "1X", "0x10", "1e3", "-0", "9000P"]
+        {
             assert!(size(text).is_err(), "{text}");
         }
     }

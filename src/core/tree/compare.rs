@@ -387,6 +387,54 @@ mod tests {
     }
 
     #[test]
+    fn entries_that_rules_pass_over_get_no_decision() {
+        let none = TransferRules::default();
+        let existing = TransferRules { existing: true, ..none };
+        let ignore_existing = TransferRules { ignore_existing: true, ..none };
+        let update = TransferRules { update: true, ..none };
+        let short = TransferRules { size_max: Some(1), ..none };
+        let prune = TransferRules { prune_empty: true, ..none };
+        for (transfer, wanted, present, expected) in [
+            (existing, "a:1 b/ b/c:1 d:2", "d:1", &["update d"][..]),
+            (existing, "a/ a/b:1", "a:1", &["replace a"]),
+            (ignore_existing, "a:1 b:2 d/@2 l>t", "b:1 d/ l>u", &["create a", "adjust d"]),
+            (ignore_existing, "a/ a/b:1 c:1", "a>t", &["create c"]),
+            (ignore_existing, "a:1", "a/ a/b:1", &[]),
+            (
+                update,
+                "a:2@1 b:2@2 c:2@3 l>t@1",
+                "a:1@2 b:1@2 c:1@2 l>u@2",
+                &["update b", "update c", "update l"],
+            ),
+            (update, "a:1@1 b>t@1", "a>t@2 b:1@2", &["update a", "update b"]),
+            (short, "a:2 b:1 c:2", "c/ c/d:1 e:1", &["create b", "remove e"]),
+            (
+                prune,
+                "a/ a/b/ c/ c/d/ c/d/e:1 f/",
+                "f/ f/g/ h:1",
+                &["create c", "create c/d", "create c/d/e", "remove f", "remove f/g", "remove h"],
+            ),
+        ] {
+            let rules = Rules { transfer, delete: transfer == short || transfer == prune, ..RULES };
+            assert_eq!(decisions(wanted, present, rules), expected, "{transfer:?} {wanted} | {present}");
+        }
+    }
+
+    #[test]
+    fn proof_decides_if_equal_sizes_are_equal_files() {
+        for (proof, wanted, expected) in [
+            (Proof::Time, "a:1", &[][..]),
+            (Proof::Time, "a:1@2", &["update a"]),
+            (Proof::Size, "a:1@2", &["adjust a"]),
+            (Proof::Size, "a:2", &["update a"]),
+            (Proof::None, "a:1", &["update a"]),
+        ] {
+            let rules = Rules { transfer: TransferRules { proof, ..TransferRules::default() }, ..RULES };
+            assert_eq!(decisions(wanted, "a:1", rules), expected, "{proof:?} {wanted}");
+        }
+    }
+
+    #[test]
     fn protected_entries_stay_with_the_directories_above_them() {
         assert_eq!(
             decisions("z:1", "a/ a/b/ a/b/keep:1 a/c:1 keep/ z:1", DELETE),

@@ -255,6 +255,17 @@ mod tests {
     }
 
     #[test]
+    fn without_other_protection_only_unentered_directories_stay() {
+        let mut filter = Filter::of_unentered();
+        for (directory, text) in [("", &b"*.o\n"[..]), ("m", UNENTERED), ("n", b"*\n")] {
+            assert!(filter.add(IgnoreFile { directory: directory.into(), text: text.into() }));
+        }
+        let kept = ["a.o", "m/a", "m/b/c", "n/a"].map(|name| filter.excludes_within(&path(name), false));
+        assert_eq!(kept, [false, true, true, false]);
+        assert_eq!(filter.files().len(), 3, "they belong to the offer's digest");
+    }
+
+    #[test]
     fn first_matching_rule_wins() {
         let filter = filter(&["+ keep.o", "- *.o", "- tmp/"], &[]);
         assert!(filter.excludes(&path("d/a.o"), false));

@@ -137,8 +137,7 @@ mod tests {
         let path = TreePath::new(&b"a"[..]).unwrap();
         let rules = TransferRules { size_max: Some(3), size_min: Some(2), ..TransferRules::default() };
         let passes_over = |kind| {
-            let entry: EntryRef<'_> =
-                Entry { path: (&path).into(), kind, mode: 0o644, mtime: time(1, 0) };
+            let entry: EntryRef<'_> = Entry { path: (&path).into(), kind, mode: 0o644, mtime: time(1, 0) };
             rules.passes_over(entry, None, TimeRule::Exact)
         };
         let sizes = [1, 2, 3, 4].map(|size| passes_over(Kind::File { size, hash: None }));
