@@ -20,8 +20,9 @@
 //! | nothing | anything | `Remove` if deleting is on, unless protected |
 //!
 //! Files are equal if size and time are, and hashes where both have one; with `checksum` the hash
-//! decides. Transfer rules come first: an entry that they pass over gets no decision, and neither
-//! does what is in its place. A directory may go if it is empty, or if deleting is on and nothing in it is protected.
+//! decides. A directory may go if it is empty, or if deleting is on and nothing in it is protected.
+//! Transfer rules come first: an entry that they pass over gets no decision, and neither does what
+//! is in its place.
 
 use std::cmp::Ordering;
 

@@ -1,9 +1,9 @@
 //! Transfer rules: they decide which of the offered entries the receiver passes over, with rsync's
 //! meanings.
 //!
-//! Filters shape the offer; transfer rules do not. An entry that a rule passes over is still wanted,
-//! so `--delete` keeps what is in its place. Neither its content nor its metadata are touched. Only
-//! pruned directories are not wanted.
+//! Filters shape the offer; transfer rules do not. An entry that a rule passes over is still
+//! wanted, so `--delete` keeps what is in its place. Neither its content nor its metadata are
+//! touched. Only pruned directories are not wanted.
 
 use std::collections::HashSet;
 
