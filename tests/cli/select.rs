@@ -9,13 +9,14 @@
 //! - Times within one second. rsync takes them for equal; ksync compares them to the nanosecond, so
 //!   `-u` keeps a file that is newer by a millisecond. With `--modify-window=-1`, rsync's `-u`
 //!   replaces a file that is newer by one second; ksync keeps it.
-//! - `--ignore-existing` where a file or link has the place of a directory. rsync gives the file the
-//!   directory's time and reports each entry of the directory as an error (23), or writes them where
-//!   the link leads; ksync passes over all of them in silence.
-//! - A file in the place of a directory that holds something excluded. With `--delete`, rsync removes
-//!   all but that, and then fails (23); ksync fails and removes nothing.
+//! - `--ignore-existing` where a file or link has the place of a directory. rsync gives the file
+//!   the directory's time and reports each entry of the directory as an error (23), or writes them
+//!   where the link leads; ksync passes over all of them in silence.
+//! - A file in the place of a directory that holds something excluded. With `--delete`, rsync
+//!   removes all but that, and then fails (23); ksync fails and removes nothing.
 //! - The time of a directory that SOURCE does not have, and in which something was deleted. ksync
 //!   restores it.
+//! - Times that differ less than `--modify-window`, where the mode differs: ksync sets both.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,7 +35,7 @@ const OPTIONS: &[&[&str]] = &[
     &["-u", "--delete"],
     &["-u", "-c"],
     &["-u", "-I"],
-    &["-u", "--modify-window=1"],
+    &["-u", "--modify-window=0"],
     &["--existing"],
     &["--existing", "--delete"],
     &["--ignore-non-existing", "-u"],
