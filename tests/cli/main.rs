@@ -31,6 +31,7 @@ mod plan;
 mod progress;
 mod reports;
 mod rules;
+mod select;
 mod silence;
 mod streams;
 mod times;

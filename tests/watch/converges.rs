@@ -249,3 +249,21 @@ fn a_checkout_of_another_revision_converges() {
         watcher.is_there();
     }
 }
+
+#[test]
+fn a_watch_passes_over_what_its_options_say() {
+    const OPTIONS: &[&str] = &["-u", "--existing", "--delete-excluded", "--exclude=*.o", "--yes"];
+    for direction in Direction::ALL {
+        let world = World::new();
+        world.tree("src").file("kept", "source").time("kept", 1_000_000, 0).file("new", "").file("old", "1");
+        let target = world.tree("dst").file("kept", "newer").time("kept", 2_000_000, 0);
+        target.file("old", "0").time("old", 1_000_000, 0).file("x.o", "");
+        let _watcher = Watcher::ready(&world, direction, OPTIONS);
+        let read = |name: &str| fs::read_to_string(world.path("dst").join(name)).ok();
+        let found = ["kept", "new", "old", "x.o"].map(read);
+        assert_eq!(found, [Some("newer".into()), None, Some("1".into()), None], "{direction:?}");
+        world.tree("src").file("late", "").file("kept", "saved now");
+        wait_for("a save", || read("kept").filter(|text| text == "saved now"));
+        assert_eq!(read("late"), None, "{direction:?}");
+    }
+}

@@ -19,7 +19,7 @@ mod tests;
 
 #[cfg(feature = "sandbox")]
 pub(crate) use sandbox::SandboxArgs;
-pub(crate) use sync::{ConnectionArgs, ForeignArgs, OutputArgs, SyncArgs, WatchArgs, WhatArgs};
+pub(crate) use sync::{ConnectionArgs, ForeignArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
 
 /// The mode that the command line selects.
 #[derive(Debug)]

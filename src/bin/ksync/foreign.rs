@@ -20,12 +20,10 @@ const OWNERS: &str = "ksync copies no owners and groups; use rsync where they ma
 const DEVICES: &str = "ksync copies no devices and special files; use rsync where they matter";
 const ATTRIBUTES: &str = "ksync copies no ACLs and extended attributes; use rsync where they matter";
 const BACKUPS: &str = "ksync keeps no old versions; copy DEST first, or use restic or borg";
-const BY_SIZE: &str = "ksync cannot select files by size; use --exclude, or rsync";
 const OTHER_BASIS: &str = "ksync compares with DEST only; it finds moved and copied files in there by itself";
 const DAEMON: &str = "ksync speaks to no rsync daemon; reach the machine over SSH: user@host:/path";
 const BATCH: &str = "ksync writes no batch files; -n lists what would change";
 const IN_PLACE: &str = "ksync replaces each file by a complete one; use rsync to write into files";
-const SELECTION: &str = "ksync cannot choose by what DEST has; use rsync";
 const LISTED: &str = "use -v, -i, --stats or --json";
 const FILTERS: &str = "use --exclude, --include, --exclude-from, --include-from or a .ksyncignore file";
 
@@ -39,7 +37,6 @@ const FOREIGN: &[Foreign] = &[
         "name the directory that holds all, with --include and --exclude, or one DEST for each SOURCE",
     ),
     foreign("--backup -b --backup-dir --suffix", BACKUPS),
-    foreign("--update -u --existing --ignore-non-existing --ignore-existing", SELECTION),
     foreign("--inplace --append --append-verify --write-devices", IN_PLACE),
     foreign("--dirs -d --old-dirs --old-d", "use --exclude '/*/*' to copy one level"),
     foreign("--mkpath", ALWAYS),
@@ -68,24 +65,16 @@ const FOREIGN: &[Foreign] = &[
     ),
     foreign("--sparse -S", ALWAYS),
     foreign("--preallocate", "leave it out, ksync looks for room before it writes"),
-    foreign(
-        "--whole-file -W --no-whole-file --no-W --fuzzy --block-size -B",
-        "leave it out, ksync decides for each file what costs less",
-    ),
+    foreign("--fuzzy --block-size -B", "leave it out, ksync decides for each file what costs less"),
     foreign("--checksum-choice --cc --checksum-seed", "leave it out, ksync verifies each file by BLAKE3"),
     foreign("--remove-source-files", "ksync changes nothing in SOURCE; remove the files after exit code 0"),
-    foreign("--delete-excluded", "ksync deletes nothing that is excluded; remove it in DEST by hand"),
     foreign("--delete-missing-args --ignore-missing-args", "name only a SOURCE that exists"),
     foreign("--ignore-errors", "ksync deletes nothing after an incomplete scan of SOURCE"),
     foreign("--force", "leave it out, ksync replaces a directory by a file only with --delete"),
-    foreign("--max-size --min-size", BY_SIZE),
     foreign(
         "--partial-dir --temp-dir -T --delay-updates",
         "leave it out, ksync stages in DEST/.ksync and keeps what has arrived",
     ),
-    foreign("--prune-empty-dirs -m", "use --exclude for directories that shall not arrive"),
-    foreign("--ignore-times -I", "use -c to compare by content"),
-    foreign("--size-only", "ksync compares by size and time, and with -c by content"),
     foreign("--modify-window -@", "use -c to compare by content where DEST keeps no exact times"),
     foreign("--compare-dest --copy-dest --link-dest", OTHER_BASIS),
     foreign(

@@ -26,6 +26,7 @@ mod sandbox;
 mod screen;
 mod session;
 mod shell;
+mod size;
 mod ssh;
 mod status;
 mod units;

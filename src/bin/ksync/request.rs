@@ -16,10 +16,11 @@ use ksync::sync::{self, ConnectOptions, Job};
 use ksync::tree::filter::{RULES_BYTES_MAX, RULES_MAX, Rule};
 use ksync::tree::path::escape;
 use ksync::tree::time_rule::TimeRule;
+use ksync::tree::transfer_rules::{Proof, TransferRules};
 use ksync::wire::hello::{Consent, FORCED_MAX, Links, Options, WatchOptions};
 use serde_bytes::ByteBuf;
 
-use crate::args::{ConnectionArgs, ForeignArgs, OutputArgs, SyncArgs, WatchArgs, WhatArgs};
+use crate::args::{ConnectionArgs, ForeignArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
 use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
 use crate::report::{CliError, USAGE};
 use crate::verbs::AccessArgs;
@@ -73,6 +74,9 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     refuse_key(&args)?;
     let warnings = args.endpoints.last().and_then(|text| mistaken(text)).into_iter().collect();
     let pairs = pair(&args.endpoints, args.connection.setup.is_some())?;
+    if args.what.delete_excluded && pairs.len() > 1 {
+        return Err(CliError::usage("--delete-excluded takes one SOURCE", "Run one ksync for each SOURCE."));
+    }
     let mut rules = rules::compile(&args.rules, load)?;
     let after = after(&args.watch, &pairs)?;
     let live = live(&args.watch, &args.what, &pairs, after.clone())?;
@@ -93,9 +97,11 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     }
     let OutputArgs { verbose, itemize_changes, quiet, stats, no_progress, json, .. } = args.output;
     let options = Options {
-        delete: args.what.delete,
+        delete: args.what.delete || args.what.delete_excluded,
+        delete_excluded: args.what.delete_excluded,
         dry_run: args.what.dry_run,
         checksum: args.what.checksum,
+        transfer: transfer_rules(&args.what.transfer),
         fsync: args.what.fsync,
         one_file_system: args.what.one_file_system,
         links: links(&args.what),
@@ -165,6 +171,23 @@ fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, C
     Ok(Consent { yes: what.yes, agreed: None, max_delete: what.max_delete, force_in })
 }
 
+/// The transfer rules; as in rsync, `--size-only` wins over `--ignore-times`.
+fn transfer_rules(args: &TransferArgs) -> TransferRules {
+    TransferRules {
+        update: args.update,
+        existing: args.existing,
+        ignore_existing: args.ignore_existing,
+        size_max: args.max_size,
+        size_min: args.min_size,
+        prune_empty: args.prune_empty_dirs,
+        proof: match (args.size_only, args.ignore_times) {
+            (true, _) => Proof::Size,
+            (false, true) => Proof::None,
+            (false, false) => Proof::Time,
+        },
+    }
+}
+
 /// The rule of `--modify-window`: -1 is exact, as in rsync.
 fn time_rule(window: i64) -> TimeRule {
     u32::try_from(window).map_or(TimeRule::Exact, TimeRule::Window)
@@ -211,6 +234,12 @@ fn live(
     }
     if what.dry_run {
         return Err(CliError::usage("--watch and --dry-run exclude each other", "Leave one of them out."));
+    }
+    if what.transfer.prune_empty_dirs {
+        return Err(CliError::usage(
+            "--watch and --prune-empty-dirs exclude each other: a round sees only a part of the tree",
+            "Leave one of them out.",
+        ));
     }
     if pairs.len() > 1 {
         return Err(CliError::usage(
@@ -477,6 +506,28 @@ mod tests {
         {
             built(&line).unwrap();
         }
+    }
+
+    #[test]
+    fn transfer_rules_are_those_of_rsync() {
+        let rules = |line: &str| built(line).unwrap().jobs[0].options.transfer;
+        assert_eq!(rules("ksync -W a b"), TransferRules::default());
+        let all = TransferRules {
+            update: true,
+            existing: true,
+            ignore_existing: true,
+            size_max: Some(1024),
+            size_min: Some(1),
+            prune_empty: true,
+            proof: Proof::Size,
+        };
+        let line = "ksync -uIm --existing --ignore-existing --size-only --max-size 1k --min-size=1b a b";
+        assert_eq!(rules(line), all);
+        assert_eq!(rules("ksync -I --no-whole-file a b").proof, Proof::None);
+        let excluded = built("ksync --delete-excluded a b").unwrap();
+        assert!(excluded.jobs[0].options.delete && excluded.jobs[0].options.delete_excluded);
+        assert!(error("ksync --delete-excluded a b c").starts_with("ksync: --delete-excluded takes one"));
+        assert!(error("ksync -w -m a b").starts_with("ksync: --watch and --prune-empty-dirs exclude"));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::unconfirmed::{Covers, Seen};
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::{EntryRef, Kind};
-use crate::tree::filter::{Filter, IGNORE_BYTES_MAX, IGNORE_FILE, IgnoreFile};
+use crate::tree::filter::{Filter, IGNORE_BYTES_MAX, IGNORE_FILE, IgnoreFile, UNENTERED};
 use crate::tree::manifest::{Builder, Manifest};
 use crate::tree::path::{PathError, TreePath};
 use crate::tree::spelling::{self, Variant};
@@ -457,7 +457,7 @@ impl Scanner<'_> {
     /// Adds a rule that tells the receiver to keep everything below a directory that is not
     /// entered.
     fn protect_below(&mut self, path: &TreePath) -> Result<(), DiskError> {
-        let rule = || IgnoreFile { directory: path.as_bytes().to_vec(), text: b"*\n".to_vec() };
+        let rule = || IgnoreFile { directory: path.as_bytes().to_vec(), text: UNENTERED.to_vec() };
         let taken = self.filter.as_mut().is_none_or(|filter| filter.add(rule()));
         if taken { Ok(()) } else { Err(DiskError::new("read", path.as_bytes(), DiskErrorKind::OutOfRange)) }
     }

@@ -100,7 +100,8 @@ impl Plan {
             time_rule: rules.time_rule,
             ..Self::default()
         };
-        let mut touched = Touched::new(wanted, present);
+        let pruned = rules.transfer.pruned(wanted);
+        let mut touched = Touched::new(wanted, present, &pruned);
         for change in with_respelled(changes, wanted, present, spelling, &mut plan.respelled) {
             let id = change.wanted();
             if id.is_some_and(|id| spelling.leaves_out(id)) || safe_links && plan.is_unsafe(change, wanted) {
@@ -156,6 +157,12 @@ impl Plan {
                     self.updates.insert(id);
                 }
                 let is_basis = old_is_file && doubts.of(at) != Some(Doubt::Lost);
+                if let (Some(entry), Some(old)) = (entry, old)
+                    && listing::differs(entry, old, self.mode_mask, self.time_rule) == Differs::default()
+                {
+                    // Without a proof by time. If the content is the same, nothing changes.
+                    self.verifies.insert(id, false);
+                }
                 self.make(id, is_basis.then_some(at), wanted);
             }
             Change::Verify { id, at, adjust } => {

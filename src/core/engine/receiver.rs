@@ -140,7 +140,7 @@ impl<T: Target> Receiver<T> {
     pub fn new(config: &Config) -> Self {
         Self {
             outbox: Outbox::new(config.relay),
-            filter: Filter::anchored(&config.options.rules, &config.options.anchor),
+            filter: config.options.protecting(),
             config: config.clone(),
             phase: Phase::Offer,
             offer: Offer::default(),

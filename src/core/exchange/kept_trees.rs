@@ -69,7 +69,9 @@ impl View {
             },
             Role::Receiver => ScanOptions { doubts: true, is_destination: true, ..scan },
         };
-        Self { rules: options.rules.clone(), anchor: options.anchor.clone(), options: scan }
+        let is_entered = scan.is_destination && options.delete_excluded;
+        let rules = if is_entered { Vec::new() } else { options.rules.clone() };
+        Self { rules, anchor: options.anchor.clone(), options: scan }
     }
 
     fn filter(&self) -> Filter {

@@ -21,6 +21,8 @@
 //!
 //! Files are equal if size and time are, and hashes where both have one; with `checksum` the hash
 //! decides. A directory may go if it is empty, or if deleting is on and nothing in it is protected.
+//! Transfer rules come first: an entry that they pass over gets no decision, and neither does what
+//! is in its place.
 
 use std::cmp::Ordering;
 
@@ -29,6 +31,7 @@ use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::manifest::Manifest;
 use crate::tree::path_ref::PathRef;
 use crate::tree::time_rule::TimeRule;
+use crate::tree::transfer_rules::{Proof, TransferRules};
 
 /// Options of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,6 +44,8 @@ pub struct Rules {
     pub mode_mask: u16,
     /// Differences between times that do not count.
     pub time_rule: TimeRule,
+    /// The entries to pass over.
+    pub transfer: TransferRules,
 }
 
 /// One decision. `id` is an index into the wanted manifest, `at` into the present one.
@@ -133,10 +138,15 @@ pub fn compare_doubting(
     protects: impl Fn(EntryRef<'_>) -> bool,
 ) -> Vec<Change> {
     let mut changes = Vec::new();
-    let mut lock_step = LockStep { wanted: wanted.iter().peekable(), present: present.iter().peekable() };
+    let pruned = rules.transfer.pruned(wanted);
+    let offered = wanted.iter().filter(|(id, _)| !pruned.contains(id));
+    let mut lock_step = LockStep { wanted: offered.peekable(), present: present.iter().peekable() };
     // A directory that goes, or stays, as a whole: present entries below it need no decision of
     // their own.
     let mut settled: Option<PathRef<'_>> = None;
+    // A wanted directory that is passed over although something is in its place.
+    let mut passed_over: Option<PathRef<'_>> = None;
+    let passes_over = |entry, old| rules.transfer.passes_over(entry, old, rules.time_rule);
     let may_remove = |at| {
         let mut below = below(present, at);
         if rules.delete {
@@ -147,13 +157,21 @@ pub fn compare_doubting(
     };
     while let Some(step) = lock_step.next() {
         match step {
-            (Some((id, _)), None) => changes.push(Change::Create { id }),
+            (Some((id, entry)), None) => {
+                let is_below = passed_over.is_some_and(|directory| entry.path.is_below(directory));
+                if !is_below && !passes_over(entry, None) {
+                    changes.push(Change::Create { id });
+                }
+            }
             (Some((id, entry)), Some((at, old))) => {
-                let decision = decide((id, entry), (at, old), doubts.of(at), rules, || may_remove(at));
                 if old.is_directory() && !entry.is_directory() {
                     settled = Some(old.path);
                 }
-                changes.extend(decision);
+                if passes_over(entry, Some(old)) {
+                    passed_over = Some(entry.path);
+                } else {
+                    changes.extend(decide((id, entry), (at, old), doubts.of(at), rules, || may_remove(at)));
+                }
             }
             (None, Some((at, old))) => {
                 let settled = settled.is_some_and(|directory| old.path.is_below(directory));
@@ -188,13 +206,17 @@ fn decide(
                 && if rules.checksum {
                     hash.is_some() && same_hash
                 } else {
-                    same_time && (same_hash || hash.is_none() || old_hash.is_none())
+                    match rules.transfer.proof {
+                        Proof::Time => same_time && (same_hash || hash.is_none() || old_hash.is_none()),
+                        Proof::Size => true,
+                        Proof::None => false,
+                    }
                 };
             // The content on disk has the wanted hash.
             let is_verified = hash.is_some() && same_hash;
             match doubt {
                 Some(Doubt::Lost) => Some(Change::Update { id, at }),
-                Some(Doubt::Unverified) if same_content && !is_verified => {
+                Some(Doubt::Unverified) if same_content && same_time && !is_verified => {
                     Some(Change::Verify { id, at, adjust: !same_mode })
                 }
                 _ if same_content => adjust(same_time && same_mode),
@@ -283,8 +305,21 @@ mod tests {
     use crate::tree::entry::{Entry, Time};
     use crate::tree::path::TreePath;
 
-    const RULES: Rules =
-        Rules { delete: false, checksum: false, mode_mask: 0o7777, time_rule: TimeRule::Exact };
+    const RULES: Rules = Rules {
+        delete: false,
+        checksum: false,
+        mode_mask: 0o7777,
+        time_rule: TimeRule::Exact,
+        transfer: TransferRules {
+            update: false,
+            existing: false,
+            ignore_existing: false,
+            size_max: None,
+            size_min: None,
+            prune_empty: false,
+            proof: Proof::Time,
+        },
+    };
     const DELETE: Rules = Rules { delete: true, ..RULES };
 
     /// A tree in a line: `d/` a directory, `l>t` a link to t, `f:3` a file of 3 bytes, `f:3@9` with
@@ -349,6 +384,54 @@ mod tests {
             ("b:1", "a:1 b:1 c/ c/d:1", DELETE, &["remove a", "remove c", "remove c/d"]),
         ] {
             assert_eq!(decisions(wanted, present, rules), expected, "{wanted} | {present}");
+        }
+    }
+
+    #[test]
+    fn entries_that_rules_pass_over_get_no_decision() {
+        let none = TransferRules::default();
+        let existing = TransferRules { existing: true, ..none };
+        let ignore_existing = TransferRules { ignore_existing: true, ..none };
+        let update = TransferRules { update: true, ..none };
+        let short = TransferRules { size_max: Some(1), ..none };
+        let prune = TransferRules { prune_empty: true, ..none };
+        for (transfer, wanted, present, expected) in [
+            (existing, "a:1 b/ b/c:1 d:2", "d:1", &["update d"][..]),
+            (existing, "a/ a/b:1", "a:1", &["replace a"]),
+            (ignore_existing, "a:1 b:2 d/@2 l>t", "b:1 d/ l>u", &["create a", "adjust d"]),
+            (ignore_existing, "a/ a/b:1 c:1", "a>t", &["create c"]),
+            (ignore_existing, "a:1", "a/ a/b:1", &[]),
+            (
+                update,
+                "a:2@1 b:2@2 c:2@3 l>t@1",
+                "a:1@2 b:1@2 c:1@2 l>u@2",
+                &["update b", "update c", "update l"],
+            ),
+            (update, "a:1@1 b>t@1", "a>t@2 b:1@2", &["update a", "update b"]),
+            (short, "a:2 b:1 c:2", "c/ c/d:1 e:1", &["create b", "remove e"]),
+            (
+                prune,
+                "a/ a/b/ c/ c/d/ c/d/e:1 f/",
+                "f/ f/g/ h:1",
+                &["create c", "create c/d", "create c/d/e", "remove f", "remove f/g", "remove h"],
+            ),
+        ] {
+            let rules = Rules { transfer, delete: transfer == short || transfer == prune, ..RULES };
+            assert_eq!(decisions(wanted, present, rules), expected, "{transfer:?} {wanted} | {present}");
+        }
+    }
+
+    #[test]
+    fn proof_decides_if_equal_sizes_are_equal_files() {
+        for (proof, wanted, expected) in [
+            (Proof::Time, "a:1", &[][..]),
+            (Proof::Time, "a:1@2", &["update a"]),
+            (Proof::Size, "a:1@2", &["adjust a"]),
+            (Proof::Size, "a:2", &["update a"]),
+            (Proof::None, "a:1", &["update a"]),
+        ] {
+            let rules = Rules { transfer: TransferRules { proof, ..TransferRules::default() }, ..RULES };
+            assert_eq!(decisions(wanted, "a:1", rules), expected, "{proof:?} {wanted}");
         }
     }
 

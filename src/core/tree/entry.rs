@@ -17,8 +17,8 @@ pub const MODE_MASK: u16 = 0o7777;
 /// filesystem and far from every overflow.
 pub const SECONDS_MAX: i64 = 1 << 40;
 
-/// A point in time as filesystems store it. Times are compared for equality only, never ordered:
-/// clocks differ.
+/// A point in time as filesystems store it. Times are compared for equality, since clocks differ;
+/// only `--update` orders them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Time {
     seconds: i64,

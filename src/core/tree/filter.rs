@@ -33,6 +33,10 @@ pub const RULES_MAX: usize = 10_000;
 /// with each of them.
 pub const RULES_BYTES_MAX: usize = 1 << 20;
 
+/// The text of an ignore file that stands for a directory that the sender did not enter: the
+/// receiver keeps everything below it. The first line tells it from a user's file.
+pub const UNENTERED: &[u8] = b"# Not entered by ksync.\n*\n";
+
 /// UTF-8's byte order mark, which some editors put at the beginning of a text.
 pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -77,6 +81,8 @@ pub struct Filter {
     ignores: BTreeMap<Vec<u8>, Vec<Compiled>>,
     files: Vec<IgnoreFile>,
     files_bytes: usize,
+    /// Ignore files have no effect, except [`UNENTERED`].
+    is_of_unentered: bool,
 }
 
 impl Filter {
@@ -97,6 +103,12 @@ impl Filter {
         Self { rules: compiled.collect(), anchor: anchor.to_vec(), ..Self::default() }
     }
 
+    /// A filter that excludes only what is below directories that the sender did not enter.
+    #[must_use]
+    pub fn of_unentered() -> Self {
+        Self { is_of_unentered: true, ..Self::default() }
+    }
+
     /// Takes in an ignore file. Returns `false` and ignores the file if it is longer than
     /// [`IGNORE_BYTES_MAX`], or exceeds the limit of all ignore files together.
     pub fn add(&mut self, file: IgnoreFile) -> bool {
@@ -106,6 +118,10 @@ impl Filter {
             || self.files.len() == RULES_MAX
         {
             return false;
+        }
+        if self.is_of_unentered && file.text != UNENTERED {
+            self.files.push(file);
+            return true;
         }
         let text = file.text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&file.text);
         let lines = text.split(|&byte| byte == b'\n').zip(1..);
@@ -236,6 +252,17 @@ mod tests {
             );
         }
         filter
+    }
+
+    #[test]
+    fn without_other_protection_only_unentered_directories_stay() {
+        let mut filter = Filter::of_unentered();
+        for (directory, text) in [("", &b"*.o\n"[..]), ("m", UNENTERED), ("n", b"*\n")] {
+            assert!(filter.add(IgnoreFile { directory: directory.into(), text: text.into() }));
+        }
+        let kept = ["a.o", "m/a", "m/b/c", "n/a"].map(|name| filter.excludes_within(&path(name), false));
+        assert_eq!(kept, [false, true, true, false]);
+        assert_eq!(filter.files().len(), 3, "they belong to the offer's digest");
     }
 
     #[test]

@@ -19,4 +19,5 @@ pub mod spelling;
 pub mod subtrees;
 mod table;
 pub mod time_rule;
+pub mod transfer_rules;
 pub mod tree_id;

@@ -5,8 +5,9 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::tree::filter::{RULES_BYTES_MAX, RULES_MAX, Rule};
+use crate::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
 use crate::tree::time_rule::TimeRule;
+use crate::tree::transfer_rules::TransferRules;
 use crate::tree::tree_id::Pair;
 use crate::wire::frame::{FrameError, FrameReader, FrameWriter};
 
@@ -31,10 +32,14 @@ pub enum Role {
 pub struct Options {
     /// Remove entries from the destination that the source does not have.
     pub delete: bool,
+    /// With `delete`, remove excluded entries too.
+    pub delete_excluded: bool,
     /// Change nothing.
     pub dry_run: bool,
     /// Compare by content instead of size and time.
     pub checksum: bool,
+    /// The offered entries that the receiver passes over.
+    pub transfer: TransferRules,
     /// Report every change.
     pub list_changes: bool,
     /// Compress content with zstd.
@@ -61,6 +66,18 @@ pub struct Options {
     pub consent: Consent,
     /// The client's facts from earlier runs about source and destination.
     pub history: History,
+}
+
+impl Options {
+    /// The filter that protects entries of the destination.
+    #[must_use]
+    pub fn protecting(&self) -> Filter {
+        if self.delete_excluded {
+            Filter::of_unentered()
+        } else {
+            Filter::anchored(&self.rules, &self.anchor)
+        }
+    }
 }
 
 /// The symbolic links that take part.

@@ -9,6 +9,7 @@ use clap::{ArgAction, Args};
 
 use crate::args::seconds;
 use crate::rules::RuleSource;
+use crate::size::size;
 use crate::usage::number;
 use crate::verbs::KeepArgs;
 
@@ -47,6 +48,9 @@ pub(crate) struct WhatArgs {
     #[arg(long, visible_alias = "del",
           aliases = ["delete-before", "delete-during", "delete-delay", "delete-after"])]
     pub(crate) delete: bool,
+    /// The same, and delete excluded entries of DEST too
+    #[arg(long)]
+    pub(crate) delete_excluded: bool,
     /// Do not descend into other filesystems that are mounted in SOURCE
     #[arg(short = 'x', long)]
     pub(crate) one_file_system: bool,
@@ -62,6 +66,8 @@ pub(crate) struct WhatArgs {
     /// Compare by content, not by size and time
     #[arg(short = 'c', long)]
     pub(crate) checksum: bool,
+    #[command(flatten)]
+    pub(crate) transfer: TransferArgs,
     /// Times may differ by N seconds; by default by what DEST's filesystem rounds off, -1 is exact
     #[arg(short = '@', long, value_name = "N", value_parser = clap::value_parser!(i64).range(-1..=86_400),
           allow_hyphen_values = true)]
@@ -92,6 +98,39 @@ pub(crate) struct WhatArgs {
     perms: bool,
     #[arg(long, hide = true)]
     partial: bool,
+}
+
+/// The options that pass over offered entries, with rsync's meanings.
+#[derive(Debug, Args)]
+pub(crate) struct TransferArgs {
+    /// Pass over files that are newer in DEST
+    #[arg(short = 'u', long)]
+    pub(crate) update: bool,
+    /// Update only what DEST has, and create nothing
+    #[arg(long, alias = "ignore-non-existing")]
+    pub(crate) existing: bool,
+    /// Create only what DEST lacks, and update no file and no link
+    #[arg(long)]
+    pub(crate) ignore_existing: bool,
+    /// Compare by size alone
+    #[arg(long)]
+    pub(crate) size_only: bool,
+    /// Compare the content of each file, also of one whose size and time are equal
+    #[arg(short = 'I', long)]
+    pub(crate) ignore_times: bool,
+    /// Pass over files of more than SIZE bytes; rsync's units: 1.5m, 100KiB, 1GB-1
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
+    pub(crate) max_size: Option<u64>,
+    /// Pass over files of less than SIZE bytes
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
+    pub(crate) min_size: Option<u64>,
+    /// Create no directories that hold nothing but directories, and with --delete delete them
+    #[arg(short = 'm', long)]
+    pub(crate) prune_empty_dirs: bool,
+    #[arg(short = 'W', long, hide = true, overrides_with = "no_whole_file")]
+    whole_file: bool,
+    #[arg(long, hide = true, alias = "no-W", overrides_with = "whole_file")]
+    no_whole_file: bool,
 }
 
 #[derive(Debug, Args)]

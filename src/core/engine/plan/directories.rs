@@ -1,11 +1,12 @@
 //! The directories whose entries a plan changes: their times move, and their modes may forbid the
 //! change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use crate::tree::compare::Change;
 use crate::tree::entry::EntryRef;
 use crate::tree::manifest::Manifest;
+use crate::tree::path_ref::PathRef;
 
 /// Permission bits that an owner needs to change a directory's entries.
 const CHANGE_BITS: u16 = 0o300;
@@ -14,6 +15,8 @@ const CHANGE_BITS: u16 = 0o300;
 pub(super) struct Touched<'a> {
     wanted: &'a Manifest,
     present: &'a Manifest,
+    /// Wanted directories that count as not offered.
+    pruned: &'a HashSet<u32>,
     /// Wanted directories whose times move.
     pub(super) directories: BTreeSet<u32>,
     /// Directories whose times move and that are not wanted, as positions in the present manifest.
@@ -25,9 +28,9 @@ pub(super) struct Touched<'a> {
 }
 
 impl<'a> Touched<'a> {
-    pub(super) fn new(wanted: &'a Manifest, present: &'a Manifest) -> Self {
+    pub(super) fn new(wanted: &'a Manifest, present: &'a Manifest, pruned: &'a HashSet<u32>) -> Self {
         let (directories, kept, locked) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        Self { wanted, present, directories, kept, locked, last_parent: None }
+        Self { wanted, present, pruned, directories, kept, locked, last_parent: None }
     }
 
     pub(super) fn add(&mut self, change: Change) {
@@ -50,19 +53,23 @@ impl<'a> Touched<'a> {
         };
         let Some(entry) = entry else { return };
         if entry.is_directory() {
-            self.directories.extend(self.wanted.position(entry.path));
+            self.directories.extend(self.wanted_at(entry.path));
         }
         let parent = entry.path.directory();
         if parent != self.last_parent.as_deref() {
             self.last_parent = parent.map(<[u8]>::to_vec);
             let Some(parent) = entry.path.parent() else { return };
             let at = self.present.position(parent);
-            match self.wanted.position(parent) {
+            match self.wanted_at(parent) {
                 Some(id) => drop(self.directories.insert(id)),
                 None => self.kept.extend(at),
             }
             at.into_iter().for_each(|at| self.change_in(at));
         }
+    }
+
+    fn wanted_at(&self, path: PathRef<'_>) -> Option<u32> {
+        self.wanted.position(path).filter(|id| !self.pruned.contains(id))
     }
 
     /// Records a present directory whose entries change, if its mode forbids that.

@@ -209,7 +209,13 @@ fn descending(key: &mut Vec<u8>, name: &[u8], is_directory: bool) {
     key.extend(name_key.into_iter().map(|byte| !byte));
 }
 
-fn differs(entry: EntryRef<'_>, old: EntryRef<'_>, mode_mask: u16, time_rule: TimeRule) -> Differs {
+/// The properties in which two entries differ.
+pub(super) fn differs(
+    entry: EntryRef<'_>,
+    old: EntryRef<'_>,
+    mode_mask: u16,
+    time_rule: TimeRule,
+) -> Differs {
     let is_link = matches!(entry.kind, Kind::Symlink { .. });
     Differs {
         size: entry.size() != old.size(),

@@ -63,6 +63,7 @@ impl<T: Target> Receiver<T> {
             // Without this option set-id bits are never set, so they must not count either.
             mode_mask: if options.set_id_owner.is_some() { 0o7777 } else { 0o1777 },
             time_rule: options.time_rule.unwrap_or(opened.time_rule),
+            transfer: options.transfer,
         };
         let withheld = options.delete && !may_delete;
         if !self.is_what_was_announced() {

@@ -11,7 +11,7 @@ use crate::content::sample::Samples;
 use crate::engine::transfer::Target;
 use crate::engine::work::ReceiverWork;
 use crate::tree::change::{Change, ChangeError, Rebuild};
-use crate::tree::filter::{Filter, IgnoreFile};
+use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::record;
@@ -181,7 +181,7 @@ impl<T: Target> Receiver<T> {
     fn begin_again(&mut self) {
         self.offer.baseline = Baseline::Passed;
         self.offer.has_ignores = false;
-        self.filter = Filter::anchored(&self.config.options.rules, &self.config.options.anchor);
+        self.filter = self.config.options.protecting();
     }
 
     // Either kind of offer.

@@ -30,7 +30,6 @@ use crate::log::debug;
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
-use crate::tree::filter::Filter;
 use crate::tree::kept::Kept;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
@@ -180,7 +179,7 @@ impl Receiving {
         };
         let options =
             ScanOptions { doubts: true, is_destination: true, ..scan_options(self.options.checksum, &which) };
-        let mut filter = Filter::anchored(&self.options.rules, &self.options.anchor);
+        let mut filter = self.options.protecting();
         let is_kept = which == scan::Subject::Whole && self.session.is_none();
         let mut scanned = match self.kept.as_ref().filter(|_| is_kept) {
             Some(kept) => kept.list(root, View::new(Role::Receiver, &self.options), &mut filter, &mut Away),
