@@ -7,9 +7,9 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::report::CliError;
-use crate::rules;
 use crate::usage::{self, number};
 use crate::verbs::{DoctorArgs, FlushArgs, KeepVerbArgs, ProxyArgs, SessionArgs, SshArgs};
+use crate::{accepted, rules};
 
 #[cfg(feature = "sandbox")]
 mod sandbox;
@@ -19,7 +19,7 @@ mod tests;
 
 #[cfg(feature = "sandbox")]
 pub(crate) use sandbox::SandboxArgs;
-pub(crate) use sync::{ConnectionArgs, ForeignArgs, OutputArgs, SyncArgs, WatchArgs, WhatArgs};
+pub(crate) use sync::{ConnectionArgs, OutputArgs, SyncArgs, WatchArgs, WhatArgs};
 
 /// The mode that the command line selects.
 #[derive(Debug)]
@@ -158,12 +158,13 @@ fn behind_i(matches: &ArgMatches) -> Option<OsString> {
 
 /// Parses a command line.
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, CliError> {
-    let mut command = Cli::command();
+    let mut command = accepted::declare(Cli::command());
     let args = usage::with_help(args.into_iter().collect());
     let parsed = command.try_get_matches_from_mut(&args).and_then(|matches| {
         let mut cli = Cli::from_arg_matches(&matches)?;
         cli.sync.rules = rules::in_order(&matches);
         cli.sync.behind_i = behind_i(&matches);
+        cli.sync.accepted = accepted::read(&matches);
         Ok(cli)
     });
     match parsed {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args};
 
+use crate::accepted::Accepted;
 use crate::args::seconds;
 use crate::rules::RuleSource;
 use crate::usage::number;
@@ -27,14 +28,15 @@ pub(crate) struct SyncArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) connection: ConnectionArgs,
-    #[command(flatten)]
-    pub(crate) foreign: ForeignArgs,
     /// The rules in the order of the command line, since the first that matches wins.
     #[arg(skip)]
     pub(crate) rules: Vec<RuleSource>,
     /// The endpoint right behind `-i`, which ssh takes for a key.
     #[arg(skip)]
     pub(crate) behind_i: Option<OsString>,
+    /// Options that rsync users give, and that need no field here.
+    #[arg(skip)]
+    pub(crate) accepted: Accepted,
 }
 
 #[derive(Debug, Args)]
@@ -208,20 +210,12 @@ pub(crate) struct ConnectionArgs {
     /// is never
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = number(0..=u32::MAX, "a number, 0 or more"), allow_negative_numbers = true)]
     pub(crate) retries: u32,
-    /// Give up connecting after this long; 0 is never
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds(), allow_negative_numbers = true)]
-    pub(crate) contimeout: u64,
+    /// Give up connecting after this long: 30; 0 is never
+    #[arg(long, value_name = "SECONDS", value_parser = seconds(), allow_negative_numbers = true)]
+    pub(crate) contimeout: Option<u64>,
+    /// The ssh command for an SSH host, as in 'ssh -p PORT -i FILE': only settings that ksync follows
+    #[arg(short = 'e', long, value_name = "SSH", allow_hyphen_values = true)]
+    pub(crate) rsh: Option<OsString>,
     #[command(flatten)]
     pub(crate) keep: KeepArgs,
-}
-
-/// Options of rsync that ksync lacks, declared so that the error can name the alternative.
-#[derive(Debug, Args)]
-pub(crate) struct ForeignArgs {
-    #[arg(short = 'e', long, hide = true, allow_hyphen_values = true)]
-    pub(crate) rsh: Option<OsString>,
-    #[arg(long, hide = true, allow_hyphen_values = true)]
-    pub(crate) rsync_path: Option<OsString>,
-    #[arg(long, hide = true)]
-    pub(crate) daemon: bool,
 }

@@ -13,7 +13,7 @@ fn sync(line: &str) -> SyncArgs {
 
 #[test]
 fn the_command_definition_is_valid() {
-    Cli::command().debug_assert();
+    accepted::declare(Cli::command()).debug_assert();
 }
 
 #[test]
@@ -21,7 +21,7 @@ fn rsyncs_common_options_are_accepted() {
     let args = sync("ksync -avzPh --delete-after -e x -n --itemize-changes a b");
     assert_eq!(args.endpoints, ["a", "b"]);
     assert!(args.what.delete && args.what.dry_run && args.output.itemize_changes);
-    assert_eq!((args.output.verbose, args.foreign.rsh), (1, Some("x".into())));
+    assert_eq!((args.output.verbose, args.connection.rsh), (1, Some("x".into())));
     for line in ["ksync -rtlp a b", "ksync -aa -vv a b", "ksync --del a b", "ksync a b --partial -i"] {
         assert_eq!(sync(line).endpoints, ["a", "b"], "{line}");
     }
