@@ -14,6 +14,7 @@ mod keep;
 mod list;
 mod live;
 mod log;
+mod manual;
 mod nearest;
 mod out;
 mod progress;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Subcommand};
+use clap_complete::Shell;
 use ksync::remote::Forward;
 
 use crate::args::seconds;
@@ -174,6 +175,29 @@ pub(crate) struct ProxyArgs {
     pub(crate) target: String,
     #[command(flatten)]
     pub(crate) access: AccessArgs,
+}
+
+/// `ksync completions`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// bash, zsh, fish, powershell or elvish
+    #[arg(value_name = "SHELL", value_parser = shell)]
+    pub(crate) shell: Shell,
+    /// Print this help
+    #[arg(short = 'h', long, action = ArgAction::Help)]
+    help: Option<bool>,
+}
+
+fn shell(name: &str) -> Result<Shell, &'static str> {
+    name.parse().map_err(|_| "bash, zsh, fish, powershell or elvish")
+}
+
+/// `ksync man`.
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Print this help
+    #[arg(short = 'h', long, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 /// `ksync ssh`.
