@@ -82,6 +82,7 @@ fn the_man_page_has_the_usual_sections_and_every_option_of_the_help() {
     let world = World::new();
     let page = world.run(["man"]).ok().stdout;
     assert!(page.lines().any(|line| line.starts_with(".TH ksync 1")), "{page}");
+    assert_eq!(page.matches(".ds Aq").count(), 2);
     let sections: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix(".SH ")).collect();
     let expected = [
         "NAME",
@@ -104,7 +105,7 @@ fn the_man_page_has_the_usual_sections_and_every_option_of_the_help() {
     let options: BTreeSet<&str> = help
         .lines()
         .filter(is_option)
-        .filter_map(|line| line.split([' ', ',']).find(|word| word.starts_with("--")))
+        .filter_map(|line| line.split([' ', ',', '.']).find(|word| word.starts_with("--")))
         .collect();
     assert!(options.len() > 30 && options.contains("--force-delete-in"), "{options:?}");
     for option in options {

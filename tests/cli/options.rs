@@ -115,10 +115,17 @@ fn a_partial_directory_is_excluded_as_rsync_excludes_it() {
     world.run(["-a", "--delete", "--yes", "--partial-dir=.parts", "src", "dst"]).ok();
     assert!(world.path("dst/a").exists() && world.path("dst/.parts/rest").exists());
     assert!(!world.path("dst/below/.parts").exists() && !world.path("dst/.parts/half").exists());
-    // One outside of the tree excludes nothing.
+    world.run(["-a", "--partial-dir=.parts/", "src", "same"]).ok();
+    assert!(world.path("same/a").exists() && !world.path("same/.parts").exists());
+    // One outside of the tree excludes nothing, and an empty one is none.
     let outside = format!("--partial-dir={}", world.path("parts").display());
-    world.run(["-a", &outside, "src", "all"]).ok();
-    assert!(world.path("all/below/.parts/half").exists() && !world.path("parts").exists());
+    for (option, destination) in
+        [(outside.as_str(), "all"), ("--partial-dir=", "none"), ("--partial-dir=.", "dot")]
+    {
+        world.run(["-a", option, "src", destination]).ok();
+        assert!(world.path(destination).join("below/.parts/half").exists(), "{option}");
+    }
+    assert!(!world.path("parts").exists());
 }
 
 #[test]

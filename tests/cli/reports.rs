@@ -174,7 +174,7 @@ fn common_mistakes_get_a_hint() {
         ),
         (
             &["-e", "rsh -p 22", "src", "me@host:/x"],
-            "ksync: ksync starts no remote shell, and -e \"rsh -p 22\" is not a plain ssh\n  \
+            "ksync: \"rsh -p 22\" is not a plain ssh (-e, --rsh), and ksync starts no remote shell\n  \
              hint: Write user@host:/path, ssh://user@host:port/path or wss://host:port/path.\n",
         ),
         (

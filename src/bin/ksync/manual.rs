@@ -24,6 +24,9 @@ _ksync_or_paths() {
 complete -F _ksync_or_paths -o bashdefault -o default ksync
 "#;
 
+/// What the generator writes in front of everything: how an apostrophe is printed.
+const PREAMBLE: &str = ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n";
+
 /// The completion script of a shell.
 pub(crate) fn completions(mut command: Command, shell: Shell) -> String {
     let verbs: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
@@ -38,14 +41,16 @@ pub(crate) fn completions(mut command: Command, shell: Shell) -> String {
 
 /// The man page of ksync.
 pub(crate) fn page(command: Command) -> String {
-    let mut text = String::new();
+    let mut text = PREAMBLE.to_owned();
     let verbs: Vec<Command> = command.get_subcommands().cloned().collect();
     let man = Man::new(command).manual("ksync");
     let part = |render: fn(&Man, &mut dyn std::io::Write) -> std::io::Result<()>| {
         let mut roff = Vec::new();
         // A vector takes everything.
         let _ = render(&man, &mut roff);
-        String::from_utf8_lossy(&roff).into_owned()
+        let roff = String::from_utf8_lossy(&roff).into_owned();
+        // Each part defines the apostrophe anew: once is enough.
+        roff.strip_prefix(PREAMBLE).map_or_else(|| roff.clone(), str::to_owned)
     };
     text.push_str(&part(Man::render_title));
     text.push_str(&part(Man::render_name_section));

@@ -87,7 +87,8 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     let pairs = pair(&args.endpoints, args.connection.setup.is_some())?;
     let mut rules = rules::compile(&args.rules, load)?;
     // As rsync does, behind all other rules.
-    let partial_dir = accepted.partial_dir.as_deref().filter(|name| !name.starts_with('/'));
+    let partial_dir = accepted.partial_dir.as_deref().map(|name| name.trim_end_matches('/'));
+    let partial_dir = partial_dir.filter(|name| !name.starts_with('/') && !matches!(*name, "" | "."));
     rules.extend(partial_dir.map(|name| Rule { include: false, pattern: format!("{name}/").into_bytes() }));
     let after = after(&args.watch, &pairs)?;
     let live = live(&args.watch, &args.what, &pairs, after.clone())?;
@@ -427,7 +428,7 @@ mod tests {
             ("ksync sandbox: sandbox:/x d", "sandbox:. has no name that it could have in DEST"),
             ("ksync a b /dev/null", "/dev/null is not a directory, and several SOURCEs go into one"),
             ("ksync a http://b/c", "\"http://b/c\" is not an endpoint: its scheme is not ssh, ws or wss"),
-            ("ksync -e rsh a b", "ksync starts no remote shell, and -e \"rsh\" is not a plain ssh"),
+            ("ksync -e rsh a b", "\"rsh\" is not a plain ssh (-e, --rsh), and ksync starts no remote shell"),
             ("ksync --host-key AAAA a b", "--host-key is not a public key"),
         ] {
             let error = error(line);

@@ -66,7 +66,7 @@ impl Rsh {
         };
         if program != b"ssh" && !program.ends_with(b"/ssh") {
             return Err(CliError::usage(
-                format!("ksync starts no remote shell, and -e \"{shown}\" is not a plain ssh"),
+                format!("\"{shown}\" is not a plain ssh (-e, --rsh), and ksync starts no remote shell"),
                 "Write user@host:/path, ssh://user@host:port/path or wss://host:port/path.",
             ));
         }
@@ -330,9 +330,9 @@ mod tests {
     #[test]
     fn whatever_changes_the_connection_is_refused_by_name() {
         for (command, name) in [
-            ("rsh", "-e \"rsh\""),
-            ("sudo ssh", "-e \"sudo ssh\""),
-            ("autossh -M 0", "-e \"autossh -M 0\""),
+            ("rsh", "\"rsh\" is not a plain ssh"),
+            ("sudo ssh", "\"sudo ssh\""),
+            ("autossh -M 0", "\"autossh -M 0\""),
             ("", "-e names no program"),
             ("ssh -J jump", "-J jump"),
             ("ssh -qJjump", "-J jump"),

@@ -65,7 +65,7 @@ pub(crate) struct WhatArgs {
     #[arg(short = 'c', long)]
     pub(crate) checksum: bool,
     /// Times may differ by N seconds; by default by what DEST's filesystem rounds off, -1 is exact
-    #[arg(short = '@', long, value_name = "N", value_parser = clap::value_parser!(i64).range(-1..=86_400),
+    #[arg(short = '@', long, value_name = "N", value_parser = number(-1..=86_400i64, "seconds, -1 to 86400"),
           allow_hyphen_values = true)]
     pub(crate) modify_window: Option<i64>,
     /// Flush to the disk before reporting success, so the result survives a power cut
@@ -213,7 +213,7 @@ pub(crate) struct ConnectionArgs {
     /// Give up connecting after this long: 30; 0 is never
     #[arg(long, value_name = "SECONDS", value_parser = seconds(), allow_negative_numbers = true)]
     pub(crate) contimeout: Option<u64>,
-    /// The ssh command for an SSH host, as in 'ssh -p PORT -i FILE': only settings that ksync follows
+    /// The ssh command for an SSH host, as in 'ssh -p PORT -i FILE'; RSYNC_RSH is ignored
     #[arg(short = 'e', long, value_name = "SSH", allow_hyphen_values = true)]
     pub(crate) rsh: Option<OsString>,
     #[command(flatten)]

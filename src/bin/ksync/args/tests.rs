@@ -161,6 +161,7 @@ fn wrong_values_are_named_with_what_the_option_takes() {
         ("ksync --timeout=-1 a b", "--timeout takes seconds, 0 or more, and not \"-1\""),
         ("ksync --timeout -1 a b", "--timeout takes seconds, 0 or more, and not \"-1\""),
         ("ksync --contimeout=x a b", "--contimeout takes seconds, 0 or more, and not \"x\""),
+        ("ksync -@ x a b", "--modify-window takes seconds, -1 to 86400, and not \"x\""),
         ("ksync --retries=1.5 a b", "--retries takes a number, 0 or more, and not \"1.5\""),
         ("ksync --debounce=101 a b", "--debounce takes milliseconds, 0 to 100, and not \"101\""),
         ("ksync -j=0 a b", "--connections takes a number from 1 to 8, and not \"0\""),
