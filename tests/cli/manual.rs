@@ -73,7 +73,7 @@ fn each_shell_gets_its_own_script() {
         }
     }
     let run = world.run(["completions", "tcsh"]).fails(1);
-    let said = "ksync: SHELL takes bash, zsh, fish, powershell or elvish, and not \"tcsh\"\n";
+    let said = "ksync: SHELL takes bash, zsh, fish or powershell, and not \"tcsh\"\n";
     assert!(run.stderr.starts_with(said), "{}", run.stderr);
 }
 

@@ -1,7 +1,7 @@
 //! `ksync completions` and `ksync man`: both are made from the definition of the command line.
 
 use clap::Command;
-use clap_complete::Shell;
+use clap_complete::shells;
 use clap_mangen::Man;
 
 use crate::args::help::{ENDPOINTS, ENVIRONMENT, EXAMPLES, EXIT, MAPPING};
@@ -27,11 +27,38 @@ complete -F _ksync_or_paths -o bashdefault -o default ksync
 /// What the generator writes in front of everything: how an apostrophe is printed.
 const PREAMBLE: &str = ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n";
 
+/// A shell with completions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+    PowerShell,
+}
+
+impl Shell {
+    /// The shell of this name. The error continues "takes".
+    pub(crate) fn of(name: &str) -> Result<Self, &'static str> {
+        match name {
+            "bash" => Ok(Self::Bash),
+            "zsh" => Ok(Self::Zsh),
+            "fish" => Ok(Self::Fish),
+            "powershell" => Ok(Self::PowerShell),
+            _ => Err("bash, zsh, fish or powershell"),
+        }
+    }
+}
+
 /// The completion script of a shell.
 pub(crate) fn completions(mut command: Command, shell: Shell) -> String {
     let verbs: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut command, "ksync", &mut script);
+    match shell {
+        Shell::Bash => clap_complete::generate(shells::Bash, &mut command, "ksync", &mut script),
+        Shell::Zsh => clap_complete::generate(shells::Zsh, &mut command, "ksync", &mut script),
+        Shell::Fish => clap_complete::generate(shells::Fish, &mut command, "ksync", &mut script),
+        Shell::PowerShell => clap_complete::generate(shells::PowerShell, &mut command, "ksync", &mut script),
+    }
     let mut script = String::from_utf8_lossy(&script).into_owned();
     if shell == Shell::Bash {
         script.push_str(&BASH_PATHS.replace("VERBS", &verbs.join(" ")));

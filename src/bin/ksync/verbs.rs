@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Subcommand};
-use clap_complete::Shell;
 use ksync::remote::Forward;
 
 use crate::args::seconds;
 use crate::create::CreateArgs;
+use crate::manual::Shell;
 use crate::usage::number;
 
 /// The paragraph about forwards in the help of `ksync ssh`.
@@ -180,16 +180,12 @@ pub(crate) struct ProxyArgs {
 /// `ksync completions`.
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
-    /// bash, zsh, fish, powershell or elvish
-    #[arg(value_name = "SHELL", value_parser = shell)]
+    /// bash, zsh, fish or powershell
+    #[arg(value_name = "SHELL", value_parser = Shell::of)]
     pub(crate) shell: Shell,
     /// Print this help
     #[arg(short = 'h', long, action = ArgAction::Help)]
     help: Option<bool>,
-}
-
-fn shell(name: &str) -> Result<Shell, &'static str> {
-    name.parse().map_err(|_| "bash, zsh, fish, powershell or elvish")
 }
 
 /// `ksync man`.

@@ -181,7 +181,7 @@ fn wrong_values_are_named_with_what_the_option_takes() {
         ("ksync --poll a b", "--watch is missing"),
         ("ksync proxy", "URL-OR-SESSION is missing"),
         ("ksync completions", "SHELL is missing"),
-        ("ksync completions sh", "SHELL takes bash, zsh, fish, powershell or elvish, and not \"sh\""),
+        ("ksync completions sh", "SHELL takes bash, zsh, fish or powershell, and not \"sh\""),
         ("ksync session use", "SESSION is missing"),
         ("ksync session lst", "ksync session has no verb lst"),
         ("ksync session", "ksync session needs a verb"),
