@@ -33,7 +33,7 @@ pub(crate) enum Shell {
     Bash,
     Zsh,
     Fish,
-    PowerShell,
+    Powershell,
 }
 
 impl Shell {
@@ -43,7 +43,7 @@ impl Shell {
             "bash" => Ok(Self::Bash),
             "zsh" => Ok(Self::Zsh),
             "fish" => Ok(Self::Fish),
-            "powershell" => Ok(Self::PowerShell),
+            "powershell" => Ok(Self::Powershell),
             _ => Err("bash, zsh, fish or powershell"),
         }
     }
@@ -57,7 +57,7 @@ pub(crate) fn completions(mut command: Command, shell: Shell) -> String {
         Shell::Bash => clap_complete::generate(shells::Bash, &mut command, "ksync", &mut script),
         Shell::Zsh => clap_complete::generate(shells::Zsh, &mut command, "ksync", &mut script),
         Shell::Fish => clap_complete::generate(shells::Fish, &mut command, "ksync", &mut script),
-        Shell::PowerShell => clap_complete::generate(shells::PowerShell, &mut command, "ksync", &mut script),
+        Shell::Powershell => clap_complete::generate(shells::PowerShell, &mut command, "ksync", &mut script),
     }
     let mut script = String::from_utf8_lossy(&script).into_owned();
     if shell == Shell::Bash {
