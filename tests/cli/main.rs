@@ -23,6 +23,7 @@ mod itemized;
 mod kinds;
 mod locked;
 mod log;
+mod manual;
 mod mapping;
 mod messages;
 mod moved;

@@ -72,8 +72,88 @@ fn every_option_of_rsync_is_accepted_or_answered_by_name() {
             other => panic!("{option}: {other:?} {}", run.stderr),
         }
     }
-    assert!(accepted > 30 && answered > 100, "{accepted} {answered}");
+    assert!(accepted > 80 && answered > 80, "{accepted} {answered}");
     assert!(!world.path("dst").exists());
+}
+
+#[test]
+fn options_that_need_nothing_give_the_same_copy() {
+    let world = World::new();
+    world.tree("src").file("a", "text").file("below/b", "more");
+    let options = [
+        "-as",
+        "--mkpath",
+        "--no-whole-file",
+        "--no-motd",
+        "--info=progress2",
+        "--inc-recursive",
+        "-8",
+        "--blocking-io",
+        "--outbuf=L",
+        "--stderr=errors",
+        "--no-owner",
+        "--no-g",
+        "--no-D",
+        "--force",
+        "--delete",
+        "--partial-dir=.parts",
+    ];
+    let run = world.run([&options[..], &["src", "made/on/the/way"]].concat()).ok();
+    world.assert_same("src", "made/on/the/way");
+    assert!(!run.stderr.contains("warning") && !run.stderr.contains("does not copy"), "{}", run.stderr);
+    let said = "ksync: ksync replaces a directory by a file only with --delete, and not with --force alone\n  \
+                hint: Add --delete, or leave --force out.\n";
+    world.run(["--force", "src", "dst"]).fails(1).says(said);
+    assert!(!world.path("dst").exists());
+}
+
+#[test]
+fn a_partial_directory_is_excluded_as_rsync_excludes_it() {
+    let world = World::new();
+    world.tree("src").file("a", "text").file("below/.parts/half", "x").file(".parts/half", "x");
+    world.tree("dst").file(".parts/rest", "y");
+    world.run(["-a", "--delete", "--yes", "--partial-dir=.parts", "src", "dst"]).ok();
+    assert!(world.path("dst/a").exists() && world.path("dst/.parts/rest").exists());
+    assert!(!world.path("dst/below/.parts").exists() && !world.path("dst/.parts/half").exists());
+    world.run(["-a", "--partial-dir=.parts/", "src", "same"]).ok();
+    assert!(world.path("same/a").exists() && !world.path("same/.parts").exists());
+    // One outside of the tree excludes nothing, and an empty one is none.
+    let outside = format!("--partial-dir={}", world.path("parts").display());
+    for (option, destination) in
+        [(outside.as_str(), "all"), ("--partial-dir=", "none"), ("--partial-dir=.", "dot")]
+    {
+        world.run(["-a", option, "src", destination]).ok();
+        assert!(world.path(destination).join("below/.parts/half").exists(), "{option}");
+    }
+    assert!(!world.path("parts").exists());
+}
+
+#[test]
+fn owners_and_devices_that_were_asked_for_are_told_in_one_line() {
+    let world = World::new();
+    world.tree("src").file("a", "text");
+    let run = world.run(["-rlptgoD", "src", "dst"]).ok();
+    world.assert_same("src", "dst");
+    let told = "ksync does not copy owners and groups (-o -g) and devices and special files (-D)";
+    assert_eq!(run.stderr.matches(told).count(), 1, "{}", run.stderr);
+    for silent in [&["-a"][..], &["-a", "--no-o", "--no-g"], &["-goD", "--no-o", "--no-g", "--no-D"]] {
+        let run = world.run([silent, &["src", "dst"]].concat()).ok();
+        assert!(!run.stderr.contains("does not copy"), "{silent:?}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn info_flags_are_the_options_that_they_mean() {
+    let world = World::new();
+    world.tree("src").file("a", "text");
+    let shown = |option: &str, destination: &str| world.run([option, "src", destination]).ok().stdout;
+    let lists = |text: &str| text.lines().any(|line| line.ends_with('a') && !line.contains("changed"));
+    let (plain, verbose) = (shown("-t", "one"), shown("-v", "two"));
+    assert!(!lists(&plain) && lists(&verbose), "{plain} {verbose}");
+    assert!(lists(&shown("--info=name", "three")));
+    let lines = |text: String| text.lines().count();
+    assert_eq!(lines(shown("--info=stats2", "four")), lines(shown("--stats", "five")));
+    assert_eq!(lines(shown("--info=progress2,stats1", "six")), lines(plain));
 }
 
 #[test]

@@ -173,16 +173,19 @@ fn common_mistakes_get_a_hint() {
              its port is not a number from 1 to 65535\n",
         ),
         (
-            &["-e", "ssh -p 22", "src", "me@host:/x"],
-            "ksync: ksync speaks SSH itself and starts no remote shell (-e, --rsh)\n  \
-             hint: Write ssh://user@host:port/path or wss://host:port/path, with --identity FILE for a key.\n",
+            &["-e", "rsh -p 22", "src", "me@host:/x"],
+            "ksync: \"rsh -p 22\" is not a plain ssh (-e, --rsh), and ksync starts no remote shell\n  \
+             hint: Write user@host:/path, ssh://user@host:port/path or wss://host:port/path.\n",
         ),
         (
             &["--rsync-path=/bin/rsync", "src", "me@host:/x"],
-            "ksync: ksync runs its own agent on the other side, not rsync (--rsync-path)\n  \
-             hint: Leave it out: nothing has to be installed there.\n",
+            "ksync: there is no --rsync-path: leave it out, ksync runs its own agent on the other side\n",
         ),
-        (&["--daemon"], "ksync: ksync is no daemon\n  hint: Reach the machine over SSH: user@host:/path.\n"),
+        (
+            &["--daemon"],
+            "ksync: there is no --daemon: ksync speaks to no rsync daemon; \
+             reach the machine over SSH: user@host:/path\n",
+        ),
         (
             &["--exclude-from=missing", "src", "dst"],
             "ksync: cannot read missing: no such file or directory\n",

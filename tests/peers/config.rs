@@ -157,3 +157,60 @@ fn a_home_of_another_user_does_no_harm_if_everything_is_given() {
         fs::remove_dir_all(world.path("dst")).unwrap();
     }
 }
+
+#[test]
+fn an_ssh_command_for_rsync_leads_ksync_to_the_same_host() {
+    let Some(machine) = Machine::start() else { return };
+    let world = &machine.world;
+    world.tree("src").file("a", "text");
+    // ssh's configuration names no host, so that only -e tells that this is one.
+    for (from, to) in [("key", "my key"), ("key.pub", "my key.pub")] {
+        fs::rename(world.path(from), world.path(to)).unwrap();
+    }
+    let ssh = |more: &str| format!("ssh -p {} -i 'my key' {more}", machine.port);
+    let bare = format!("127.0.0.1:{}", world.path("dst").display());
+    let both = [
+        ["-av", "-e", &ssh("-l root -o BatchMode=yes -o StrictHostKeyChecking=yes"), "src/", &bare],
+        ["-a", "--rsh", &ssh("-oUser=root -q -o ServerAliveInterval=9"), "src/", &format!("root@{bare}")],
+    ];
+    for args in both {
+        world.run(args).ok();
+        machine.rsync_finds_no_difference("src", "dst");
+        // rsync takes the same command line, and finds nothing left to do.
+        let mut rsync = world.command("rsync");
+        let known = format!("-o UserKnownHostsFile={}", world.home().join(".ssh/known_hosts").display());
+        rsync.args(["-ai", args[1], &format!("{} {known}", args[2]), args[3], args[4]]);
+        assert_eq!(Run::of(rsync).ok().stdout, "");
+        fs::remove_dir_all(world.path("dst")).unwrap();
+    }
+    let port = machine.port;
+    for (rsh, endpoint, told) in [
+        (
+            ssh(""),
+            format!("ssh://root@127.0.0.1:1{}", world.path("dst").display()),
+            format!("the endpoint names port 1 of 127.0.0.1, and -e names port {port}"),
+        ),
+        (
+            ssh("-l me"),
+            format!("root@{bare}"),
+            "the endpoint names user root of 127.0.0.1, and -e names user me".into(),
+        ),
+        (ssh(""), "session:/x".into(), "-e ssh is for an SSH host, and session:/x is none".into()),
+        (ssh(""), "sandbox:/x".into(), "-e ssh is for an SSH host, and sandbox:/x is none".into()),
+        (ssh(""), "wss://vm/x".into(), "-e ssh is for an SSH host, and wss://vm/x is none".into()),
+        (ssh("-J jump"), bare.clone(), "-J jump of -e is refused: ".into()),
+        (
+            ssh("-o StrictHostKeyChecking=no"),
+            bare.clone(),
+            "-o StrictHostKeyChecking=no of -e is refused: ".into(),
+        ),
+    ] {
+        let run = world.run(["-e", &rsh, "src", &endpoint]).fails(1);
+        assert!(run.stderr.starts_with(&format!("ksync: {told}")), "{}", run.stderr);
+    }
+    // Without -e the name is no host.
+    let run = world.run(["src", &bare]);
+    assert!(!run.status.success() && !world.path("dst").exists(), "{}", run.stderr);
+    // rsync ignores the command where both sides are here.
+    world.run(["-e", "ssh -p 1", "src", "dst"]).ok();
+}

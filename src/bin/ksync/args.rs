@@ -7,10 +7,13 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::report::CliError;
-use crate::rules;
 use crate::usage::{self, number};
-use crate::verbs::{DoctorArgs, FlushArgs, KeepVerbArgs, ProxyArgs, SessionArgs, SshArgs};
+use crate::verbs::{
+    CompletionsArgs, DoctorArgs, FlushArgs, KeepVerbArgs, ManArgs, ProxyArgs, SessionArgs, SshArgs,
+};
+use crate::{accepted, manual, rules};
 
+pub(crate) mod help;
 #[cfg(feature = "sandbox")]
 mod sandbox;
 mod sync;
@@ -19,7 +22,7 @@ mod tests;
 
 #[cfg(feature = "sandbox")]
 pub(crate) use sandbox::SandboxArgs;
-pub(crate) use sync::{ConnectionArgs, ForeignArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
+pub(crate) use sync::{ConnectionArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
 
 /// The mode that the command line selects.
 #[derive(Debug)]
@@ -45,46 +48,13 @@ pub(crate) enum Mode {
     Sandbox(SandboxArgs),
 }
 
-/// Help that fits a screen of 80 columns and starts with the most common uses.
-const TEMPLATE: &str = "\
-{about}
-
-{usage-heading} {usage}
-
-Examples:
-  ksync ./site sandbox:/tmp/site              try it: an emulated VM, here
-  ksync -n --delete ./site me@host:/srv/site  what would change over there?
-  ksync -w ./site session:/srv/site           and each save, a moment later
-  ksync session create                        a session, by KERNEL_API_KEY
-  ksync ./site session:/tmp/site              into it
-  ksync wss://host:2222/tmp/out ./out         from a VM to this machine
-
-Endpoints:
-  ./dir  /dir             on this machine
-  sandbox:/dir            in the emulated VM that ksync carries
-  session:/dir            in the current Kernel session; else ID:/dir, NAME:/dir
-  :/dir                   in the VM that --setup describes
-  user@host:/dir          on an SSH host; with a port ssh://user@host:22/dir
-  wss://host:2222/dir     on an SSH host behind a WebSocket bridge
-A directory becomes DEST itself, with or without a trailing slash. A file goes
-into a DEST that is a directory or ends in a slash. Several SOURCEs go into DEST
-by name. A remote path without a leading slash is below the remote home.
-
-{all-args}
-
-Exit status: 0 done, 1 usage, 23 some entries failed, 24 source files vanished,
-25 deletions wait for consent; others say why there was no run. Further verbs,
-each with a --help of its own: ksync session, ssh, proxy, doctor, flush, keep,
-sandbox.
-";
-
 #[derive(Debug, Parser)]
 #[command(
     name = "ksync",
     version,
     about = "Makes DEST a copy of SOURCE and sends only what changed.",
-    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync session|ssh|proxy|doctor|flush|keep|sandbox ...",
-    help_template = TEMPLATE,
+    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync session|ssh|proxy|doctor|flush|keep|sandbox|completions|man ...",
+    help_template = help::template(),
     max_term_width = 80,
     disable_help_flag = true,
     disable_version_flag = true,
@@ -119,6 +89,12 @@ enum Verb {
     /// Lists and closes the connections that are kept for the next runs
     #[command(hide = true, max_term_width = 80)]
     Keep(KeepVerbArgs),
+    /// Prints a completion script: `eval "$(ksync completions bash)"`
+    #[command(hide = true, max_term_width = 80)]
+    Completions(CompletionsArgs),
+    /// Prints the man page: `ksync man | man -l -`
+    #[command(hide = true, max_term_width = 80)]
+    Man(ManArgs),
     /// Runs a VM emulator on this machine until Ctrl-C: an SSH server behind a WebSocket. Beside it
     /// runs an emulator of the platform's API, with VMs of its own
     #[cfg(feature = "sandbox")]
@@ -158,12 +134,13 @@ fn behind_i(matches: &ArgMatches) -> Option<OsString> {
 
 /// Parses a command line.
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, CliError> {
-    let mut command = Cli::command();
+    let mut command = accepted::declare(Cli::command());
     let args = usage::with_help(args.into_iter().collect());
     let parsed = command.try_get_matches_from_mut(&args).and_then(|matches| {
         let mut cli = Cli::from_arg_matches(&matches)?;
         cli.sync.rules = rules::in_order(&matches);
         cli.sync.behind_i = behind_i(&matches);
+        cli.sync.accepted = accepted::read(&matches);
         Ok(cli)
     });
     match parsed {
@@ -173,10 +150,15 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, Cl
         Ok(Cli { verb: Some(Verb::Proxy(args)), .. }) => Ok(Mode::Proxy(args)),
         Ok(Cli { verb: Some(Verb::Flush(args)), .. }) => Ok(Mode::Flush(args)),
         Ok(Cli { verb: Some(Verb::Keep(args)), .. }) => Ok(Mode::Keep(args)),
+        // Without the options that are accepted for rsync users, and that do nothing.
+        Ok(Cli { verb: Some(Verb::Completions(args)), .. }) => {
+            Ok(Mode::Show(manual::completions(Cli::command(), args.shell)))
+        }
+        Ok(Cli { verb: Some(Verb::Man(_)), .. }) => Ok(Mode::Show(manual::page(Cli::command()))),
         #[cfg(feature = "sandbox")]
         Ok(Cli { verb: Some(Verb::Sandbox(args)), .. }) => Ok(Mode::Sandbox(args)),
         Ok(Cli { sync, .. }) if sync.output.human_readable && sync.endpoints.is_empty() => {
-            Ok(Mode::Show(command.render_help().to_string()))
+            Ok(Mode::Show(help::SHORT.to_owned()))
         }
         Ok(Cli { sync, .. }) => {
             sync.endpoints.first().map_or(Ok(()), |first| usage::refuse_verb(first))?;

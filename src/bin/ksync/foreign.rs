@@ -12,8 +12,7 @@ const fn foreign(names: &'static str, instead: &'static str) -> Foreign {
     Foreign { names, instead }
 }
 
-/// Options that only change what ksync does not do, or does anyway.
-const NEEDLESS: &str = "leave it out, ksync needs no such setting";
+/// Options that only change what ksync does anyway.
 const ALWAYS: &str = "leave it out, ksync does this anyway";
 const SYMLINKS: &str = "ksync copies a symbolic link as a link; name what it leads to as a SOURCE of its own";
 const OWNERS: &str = "ksync copies no owners and groups; use rsync where they matter";
@@ -28,10 +27,9 @@ const LISTED: &str = "use -v, -i, --stats or --json";
 const FILTERS: &str = "use --exclude, --include, --exclude-from, --include-from or a .ksyncignore file";
 
 const FOREIGN: &[Foreign] = &[
-    foreign("--info --debug", "use -v, -vv, --stats or --no-progress"),
-    foreign("--stderr --outbuf --blocking-io --8-bit-output -8", NEEDLESS),
-    foreign("--no-motd --password-file --early-input --address --port --sockopts", DAEMON),
-    foreign("--inc-recursive --i-r --no-inc-recursive --no-i-r --max-alloc", NEEDLESS),
+    foreign("--debug", "use -vv"),
+    foreign("--daemon --password-file --early-input --address --port --sockopts", DAEMON),
+    foreign("--rsync-path", "leave it out, ksync runs its own agent on the other side"),
     foreign(
         "--relative -R --no-implied-dirs",
         "name the directory that holds all, with --include and --exclude, or one DEST for each SOURCE",
@@ -39,7 +37,6 @@ const FOREIGN: &[Foreign] = &[
     foreign("--backup -b --backup-dir --suffix", BACKUPS),
     foreign("--inplace --append --append-verify --write-devices", IN_PLACE),
     foreign("--dirs -d --old-dirs --old-d", "use --exclude '/*/*' to copy one level"),
-    foreign("--mkpath", ALWAYS),
     foreign("--copy-links -L --copy-unsafe-links --copy-dirlinks -k", SYMLINKS),
     foreign(
         "--safe-links --munge-links",
@@ -56,8 +53,8 @@ const FOREIGN: &[Foreign] = &[
     foreign("--executability -E", "leave it out, ksync copies all mode bits"),
     foreign("--chmod", "change the modes in SOURCE, or in DEST with --exec 'chmod ...'"),
     foreign("--acls -A --xattrs -X --fake-super", ATTRIBUTES),
-    foreign("--owner -o --group -g --numeric-ids --usermap --groupmap --chown --super --copy-as", OWNERS),
-    foreign("--devices --copy-devices --specials --drop-D -D", DEVICES),
+    foreign("--usermap --groupmap --chown --super --copy-as", OWNERS),
+    foreign("--copy-devices --drop-D", DEVICES),
     foreign("--atimes -U --open-noatime --crtimes -N", "ksync copies modification times only"),
     foreign(
         "--omit-dir-times -O --omit-link-times -J",
@@ -65,28 +62,19 @@ const FOREIGN: &[Foreign] = &[
     ),
     foreign("--sparse -S", ALWAYS),
     foreign("--preallocate", "leave it out, ksync looks for room before it writes"),
-    foreign("--fuzzy --block-size -B", "leave it out, ksync decides for each file what costs less"),
-    foreign("--checksum-choice --cc --checksum-seed", "leave it out, ksync verifies each file by BLAKE3"),
+    foreign("--fuzzy", "leave it out, ksync finds moved and copied files in DEST by itself"),
     foreign("--remove-source-files", "ksync changes nothing in SOURCE; remove the files after exit code 0"),
     foreign("--delete-missing-args --ignore-missing-args", "name only a SOURCE that exists"),
     foreign("--ignore-errors", "ksync deletes nothing after an incomplete scan of SOURCE"),
-    foreign("--force", "leave it out, ksync replaces a directory by a file only with --delete"),
     foreign(
-        "--partial-dir --temp-dir -T --delay-updates",
+        "--temp-dir -T --delay-updates",
         "leave it out, ksync stages in DEST/.ksync and keeps what has arrived",
     ),
     foreign("--modify-window -@", "use -c to compare by content where DEST keeps no exact times"),
     foreign("--compare-dest --copy-dest --link-dest", OTHER_BASIS),
-    foreign(
-        "--compress-choice --zc --compress-level --zl --compress-threads --zt --skip-compress",
-        "leave it out, ksync adapts zstd to the link and the data; --no-compress turns it off",
-    ),
     foreign("--cvs-exclude -C --filter -f -F", FILTERS),
     foreign("--files-from --from0 -0", "use --include-from with the names, and then --exclude '*'"),
-    foreign(
-        "--old-args --secluded-args --protect-args -s --trust-sender",
-        "leave it out, no name passes through a shell",
-    ),
+    foreign("--old-args", "leave it out, no name passes through a shell"),
     foreign("--remote-option -M --protocol", "leave it out, ksync brings its own agent of the same version"),
     foreign("--out-format --log-file --log-file-format", LISTED),
     foreign("--list-only", "use -n -v with an empty DEST, or ssh and ls"),
@@ -106,6 +94,7 @@ pub(crate) fn instead(name: &str) -> Option<&'static str> {
     let negated = name.strip_prefix("--no-")?;
     match negated {
         "perms" | "p" | "times" | "t" | "links" | "l" => Some("ksync always copies modes, times and links"),
+        "mkpath" => Some("ksync always makes DEST's missing parents"),
         "recursive" | "r" => Some("use --exclude '/*/*' to copy one level"),
         "archive" | "a" | "OPTION" => Some("ksync always copies directories, modes, times and links"),
         "verbose" | "v" | "itemize-changes" | "i" | "quiet" | "q" => {

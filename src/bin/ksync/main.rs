@@ -1,6 +1,7 @@
 //! The command line: one match on the mode. All work of a run is in the library; this program
 //! parses arguments and prints.
 
+mod accepted;
 mod args;
 mod brake;
 mod create;
@@ -13,12 +14,14 @@ mod keep;
 mod list;
 mod live;
 mod log;
+mod manual;
 mod nearest;
 mod out;
 mod progress;
 mod proxy;
 mod report;
 mod request;
+mod rsh;
 mod rules;
 mod run;
 #[cfg(feature = "sandbox")]

@@ -20,9 +20,10 @@ use ksync::tree::transfer_rules::{Proof, TransferRules};
 use ksync::wire::hello::{Consent, FORCED_MAX, Links, Options, WatchOptions};
 use serde_bytes::ByteBuf;
 
-use crate::args::{ConnectionArgs, ForeignArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
+use crate::args::{ConnectionArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
 use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
 use crate::report::{CliError, USAGE};
+use crate::rsh::Rsh;
 use crate::verbs::AccessArgs;
 use crate::{out, rules};
 
@@ -34,6 +35,9 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 /// learn of a lost connection sooner.
 const TIMEOUT_SECONDS: u64 = 60;
 const WATCH_TIMEOUT_SECONDS: u64 = 30;
+
+/// Default timeout for connecting.
+const CONNECT_TIMEOUT_SECONDS: u64 = 30;
 
 /// A year stands for never: it can be added to any clock without overflow.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -70,14 +74,26 @@ pub(crate) struct Show {
 
 /// Builds the request from the arguments.
 pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
-    refuse_foreign(&args.foreign)?;
     refuse_key(&args)?;
-    let warnings = args.endpoints.last().and_then(|text| mistaken(text)).into_iter().collect();
+    let rsh = args.connection.rsh.as_deref().map(Rsh::parse).transpose()?;
+    let accepted = &args.accepted;
+    if accepted.force && !args.what.delete {
+        return Err(CliError::usage(
+            "ksync replaces a directory by a file only with --delete, and not with --force alone",
+            "Add --delete, or leave --force out.",
+        ));
+    }
+    let mistaken = args.endpoints.last().and_then(|text| mistaken(text));
+    let warnings = mistaken.into_iter().chain(accepted.warning()).collect();
     let pairs = pair(&args.endpoints, args.connection.setup.is_some())?;
     if args.what.delete_excluded && pairs.len() > 1 {
         return Err(CliError::usage("--delete-excluded takes one SOURCE", "Run one ksync for each SOURCE."));
     }
     let mut rules = rules::compile(&args.rules, load)?;
+    // As rsync does, behind all other rules.
+    let partial_dir = accepted.partial_dir.as_deref().map(|name| name.trim_end_matches('/'));
+    let partial_dir = partial_dir.filter(|name| !name.starts_with('/') && !matches!(*name, "" | "."));
+    rules.extend(partial_dir.map(|name| Rule { include: false, pattern: format!("{name}/").into_bytes() }));
     let after = after(&args.watch, &pairs)?;
     let live = live(&args.watch, &args.what, &pairs, after.clone())?;
     let is_pull = pairs.iter().any(|(source, _)| source.is_remote());
@@ -96,6 +112,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         ));
     }
     let OutputArgs { verbose, itemize_changes, quiet, stats, no_progress, json, .. } = args.output;
+    let list_changes = accepted.info.names.unwrap_or(verbose > 0) || itemize_changes;
     let options = Options {
         delete: args.what.delete || args.what.delete_excluded,
         delete_excluded: args.what.delete_excluded,
@@ -106,13 +123,17 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         one_file_system: args.what.one_file_system,
         links: links(&args.what),
         time_rule: args.what.modify_window.map(time_rule),
-        list_changes: (verbose > 0 || itemize_changes || args.what.dry_run || json) && !quiet,
+        list_changes: (list_changes || args.what.dry_run || json) && !quiet,
         compress: !args.what.no_compress,
         rules,
         consent: consent(&args.what, &pairs)?,
         ..Options::default()
     };
     let mut connection_args = args.connection;
+    if let Some(rsh) = &rsh {
+        connection_args.identity.extend(rsh.identities.iter().cloned());
+        connection_args.contimeout = connection_args.contimeout.or(rsh.connect_timeout);
+    }
     if live.is_some() {
         connection_args.timeout = connection_args.timeout.or(Some(WATCH_TIMEOUT_SECONDS));
     }
@@ -126,19 +147,23 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     };
     let connect_options = ConnectOptions { keep, ..connect_options(connection_args)? };
     let several = pairs.len() > 1;
-    let resolve = |endpoint| sync::resolve(endpoint, &connect_options);
+    let resolve = |endpoint| match &rsh {
+        Some(rsh) => rsh.endpoint(endpoint, &connect_options),
+        None => Ok(sync::resolve(endpoint, &connect_options)),
+    };
     let job = |(source, destination): (Endpoint, Endpoint)| {
         let mut options = options.clone();
         if several {
             // SOURCE goes into DEST, the transfer root, by this name.
             options.anchor = destination.name().unwrap_or_default().to_vec();
         }
-        let (source, destination) = (resolve(source), resolve(destination));
+        let (source, destination) = (resolve(source)?, resolve(destination)?);
         let (further, connect_options) = (Vec::new(), connect_options.clone());
-        Job { source, further, destination, options, connect_options }
+        Ok(Job { source, further, destination, options, connect_options })
     };
-    let jobs: Vec<Job> = pairs.into_iter().map(job).filter(|job| !is_excluded(job)).collect();
-    let destination = args.endpoints.last().map(|text| endpoint(text)).transpose()?.map(resolve);
+    let mut jobs = pairs.into_iter().map(job).collect::<Result<Vec<Job>, CliError>>()?;
+    jobs.retain(|job| !is_excluded(job));
+    let destination = args.endpoints.last().map(|text| resolve(endpoint(text)?)).transpose()?;
     Ok(Request {
         jobs: if several { together(jobs, destination.as_ref()) } else { jobs },
         live,
@@ -146,9 +171,9 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         show: Show {
             quiet,
             itemize: itemize_changes,
-            stats,
+            stats: accepted.info.stats.unwrap_or(stats),
             // Lines of the log would run into a bar.
-            progress: !no_progress && !quiet && !ksync::log::is_on(),
+            progress: accepted.info.progress.unwrap_or(!no_progress) && !quiet && !ksync::log::is_on(),
             json,
         },
         warnings,
@@ -304,7 +329,7 @@ fn connect_options(args: ConnectionArgs) -> Result<ConnectOptions, CliError> {
         setup: args.setup.map(|file| load(file.as_os_str())).transpose()?,
         ca_cert: args.ca_cert,
         host_key: args.host_key,
-        connect_timeout: seconds(args.contimeout),
+        connect_timeout: seconds(args.contimeout.unwrap_or(CONNECT_TIMEOUT_SECONDS)),
         timeout: seconds(args.timeout.unwrap_or(TIMEOUT_SECONDS)),
         retries: args.retries,
         connections: args.connections.map(usize::from),
@@ -371,25 +396,6 @@ pub(crate) fn load(file: &OsStr) -> Result<Vec<u8>, CliError> {
     Ok(bytes)
 }
 
-fn refuse_foreign(args: &ForeignArgs) -> Result<(), CliError> {
-    let misuse = if args.daemon {
-        Some(("ksync is no daemon", "Reach the machine over SSH: user@host:/path."))
-    } else if args.rsh.is_some() {
-        Some((
-            "ksync speaks SSH itself and starts no remote shell (-e, --rsh)",
-            "Write ssh://user@host:port/path or wss://host:port/path, with --identity FILE for a key.",
-        ))
-    } else if args.rsync_path.is_some() {
-        Some((
-            "ksync runs its own agent on the other side, not rsync (--rsync-path)",
-            "Leave it out: nothing has to be installed there.",
-        ))
-    } else {
-        None
-    };
-    misuse.map_or(Ok(()), |(what, hint)| Err(CliError::usage(what, hint)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -451,12 +457,7 @@ mod tests {
             ("ksync sandbox: sandbox:/x d", "sandbox:. has no name that it could have in DEST"),
             ("ksync a b /dev/null", "/dev/null is not a directory, and several SOURCEs go into one"),
             ("ksync a http://b/c", "\"http://b/c\" is not an endpoint: its scheme is not ssh, ws or wss"),
-            ("ksync --daemon a b", "ksync is no daemon"),
-            ("ksync -e ssh a b", "ksync speaks SSH itself and starts no remote shell (-e, --rsh)"),
-            (
-                "ksync --rsync-path=x a b",
-                "ksync runs its own agent on the other side, not rsync (--rsync-path)",
-            ),
+            ("ksync -e rsh a b", "\"rsh\" is not a plain ssh (-e, --rsh), and ksync starts no remote shell"),
             ("ksync --host-key AAAA a b", "--host-key is not a public key"),
         ] {
             let error = error(line);

@@ -13,8 +13,7 @@ use crate::foreign;
 use crate::report::CliError;
 
 /// Verbs that later versions will have.
-pub(crate) const LATER: [&str; 8] =
-    ["apply", "completions", "config", "man", "run", "schema", "undo", "verify"];
+pub(crate) const LATER: [&str; 6] = ["apply", "config", "run", "schema", "undo", "verify"];
 
 /// Words in an option that a typo must never lead to: it deletes, or consents to deletions.
 const HARMFUL: [&str; 5] = ["del", "remove", "force", "yes", "no-keep"];

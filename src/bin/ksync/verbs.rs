@@ -9,6 +9,7 @@ use ksync::remote::Forward;
 
 use crate::args::seconds;
 use crate::create::CreateArgs;
+use crate::manual::Shell;
 use crate::usage::number;
 
 /// The paragraph about forwards in the help of `ksync ssh`.
@@ -174,6 +175,25 @@ pub(crate) struct ProxyArgs {
     pub(crate) target: String,
     #[command(flatten)]
     pub(crate) access: AccessArgs,
+}
+
+/// `ksync completions`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// bash, zsh, fish or powershell
+    #[arg(value_name = "SHELL", value_parser = Shell::of)]
+    pub(crate) shell: Shell,
+    /// Print this help
+    #[arg(short = 'h', long, action = ArgAction::Help)]
+    help: Option<bool>,
+}
+
+/// `ksync man`.
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Print this help
+    #[arg(short = 'h', long, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 /// `ksync ssh`.

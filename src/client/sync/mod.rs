@@ -34,5 +34,5 @@ pub use job::{ConnectOptions, Job, SharedMonitor};
 pub use kernel::access;
 pub use report::Report;
 pub use run::{Runner, run};
-pub use target::{parse, resolve};
+pub use target::{parse, resolve, resolve_for_ssh};
 pub use visit::Visit;

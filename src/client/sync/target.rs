@@ -25,6 +25,21 @@ const SSH_PORT: u16 = 22;
 /// configuration names, else a session that only the platform knows.
 #[must_use]
 pub fn resolve(endpoint: Endpoint, connect_options: &ConnectOptions) -> Endpoint {
+    resolve_by(endpoint, connect_options, is_host)
+}
+
+/// The same where the user asks for ssh (`-e ssh`): `NAME:/path` is on an SSH host then, unless
+/// NAME is a session that was used from here.
+#[must_use]
+pub fn resolve_for_ssh(endpoint: Endpoint, connect_options: &ConnectOptions) -> Endpoint {
+    resolve_by(endpoint, connect_options, |_| true)
+}
+
+fn resolve_by(
+    endpoint: Endpoint,
+    connect_options: &ConnectOptions,
+    is_host: impl Fn(&str) -> bool,
+) -> Endpoint {
     match endpoint {
         Endpoint::Session { name, path } if !is_session(&name, connect_options) && is_host(&name) => {
             Endpoint::Ssh { user: None, host: name, port: None, path }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args};
 
+use crate::accepted::Accepted;
 use crate::args::seconds;
 use crate::rules::RuleSource;
 use crate::size::size;
@@ -28,14 +29,15 @@ pub(crate) struct SyncArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) connection: ConnectionArgs,
-    #[command(flatten)]
-    pub(crate) foreign: ForeignArgs,
     /// The rules in the order of the command line, since the first that matches wins.
     #[arg(skip)]
     pub(crate) rules: Vec<RuleSource>,
     /// The endpoint right behind `-i`, which ssh takes for a key.
     #[arg(skip)]
     pub(crate) behind_i: Option<OsString>,
+    /// Options that rsync users give, and that need no field here.
+    #[arg(skip)]
+    pub(crate) accepted: Accepted,
 }
 
 #[derive(Debug, Args)]
@@ -69,7 +71,7 @@ pub(crate) struct WhatArgs {
     #[command(flatten)]
     pub(crate) transfer: TransferArgs,
     /// Times may differ by N seconds; by default by what DEST's filesystem rounds off, -1 is exact
-    #[arg(short = '@', long, value_name = "N", value_parser = clap::value_parser!(i64).range(-1..=86_400),
+    #[arg(short = '@', long, value_name = "N", value_parser = number(-1..=86_400i64, "seconds, -1 to 86400"),
           allow_hyphen_values = true)]
     pub(crate) modify_window: Option<i64>,
     /// Flush to the disk before reporting success, so the result survives a power cut
@@ -127,10 +129,6 @@ pub(crate) struct TransferArgs {
     /// Create no directories that hold nothing but directories, and with --delete delete them
     #[arg(short = 'm', long)]
     pub(crate) prune_empty_dirs: bool,
-    #[arg(short = 'W', long, hide = true, overrides_with = "no_whole_file")]
-    whole_file: bool,
-    #[arg(long, hide = true, alias = "no-W", overrides_with = "whole_file")]
-    no_whole_file: bool,
 }
 
 #[derive(Debug, Args)]
@@ -247,20 +245,12 @@ pub(crate) struct ConnectionArgs {
     /// is never
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = number(0..=u32::MAX, "a number, 0 or more"), allow_negative_numbers = true)]
     pub(crate) retries: u32,
-    /// Give up connecting after this long; 0 is never
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds(), allow_negative_numbers = true)]
-    pub(crate) contimeout: u64,
+    /// Give up connecting after this long: 30; 0 is never
+    #[arg(long, value_name = "SECONDS", value_parser = seconds(), allow_negative_numbers = true)]
+    pub(crate) contimeout: Option<u64>,
+    /// The ssh command for an SSH host, as in 'ssh -p PORT -i FILE'; RSYNC_RSH is ignored
+    #[arg(short = 'e', long, value_name = "SSH", allow_hyphen_values = true)]
+    pub(crate) rsh: Option<OsString>,
     #[command(flatten)]
     pub(crate) keep: KeepArgs,
-}
-
-/// Options of rsync that ksync lacks, declared so that the error can name the alternative.
-#[derive(Debug, Args)]
-pub(crate) struct ForeignArgs {
-    #[arg(short = 'e', long, hide = true, allow_hyphen_values = true)]
-    pub(crate) rsh: Option<OsString>,
-    #[arg(long, hide = true, allow_hyphen_values = true)]
-    pub(crate) rsync_path: Option<OsString>,
-    #[arg(long, hide = true)]
-    pub(crate) daemon: bool,
 }

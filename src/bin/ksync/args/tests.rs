@@ -13,7 +13,7 @@ fn sync(line: &str) -> SyncArgs {
 
 #[test]
 fn the_command_definition_is_valid() {
-    Cli::command().debug_assert();
+    accepted::declare(Cli::command()).debug_assert();
 }
 
 #[test]
@@ -21,7 +21,7 @@ fn rsyncs_common_options_are_accepted() {
     let args = sync("ksync -avzPh --delete-after -e x -n --itemize-changes a b");
     assert_eq!(args.endpoints, ["a", "b"]);
     assert!(args.what.delete && args.what.dry_run && args.output.itemize_changes);
-    assert_eq!((args.output.verbose, args.foreign.rsh), (1, Some("x".into())));
+    assert_eq!((args.output.verbose, args.connection.rsh), (1, Some("x".into())));
     for line in ["ksync -rtlp a b", "ksync -aa -vv a b", "ksync --del a b", "ksync a b --partial -i"] {
         assert_eq!(sync(line).endpoints, ["a", "b"], "{line}");
     }
@@ -56,7 +56,7 @@ fn a_verb_counts_only_in_the_first_place() {
 
 #[test]
 fn h_alone_prints_help_and_with_others_changes_nothing() {
-    assert!(matches!(parsed("ksync -h"), Ok(Mode::Show(text)) if text.contains("Examples:")));
+    assert!(matches!(parsed("ksync -h"), Ok(Mode::Show(text)) if text == help::SHORT));
     assert!(matches!(parsed("ksync --help"), Ok(Mode::Show(text)) if text.contains("Examples:")));
     assert!(matches!(parsed("ksync sandbox --help"), Ok(Mode::Show(text)) if text.contains("--listen")));
     assert!(matches!(parsed("ksync --version"), Ok(Mode::Show(text)) if text.starts_with("ksync ")));
@@ -81,9 +81,26 @@ fn every_verb_has_a_help_of_its_own() {
 #[test]
 fn help_fits_eighty_columns() {
     let Ok(Mode::Show(text)) = parsed("ksync --help") else { panic!("no help") };
-    for line in text.lines() {
+    for line in text.lines().chain(help::SHORT.lines()) {
         assert!(line.chars().count() <= 80, "{line}");
     }
+}
+
+#[test]
+fn the_short_help_is_one_screen_of_options_that_exist() {
+    let command = Cli::command();
+    assert!(help::SHORT.lines().count() <= 24);
+    let options = help::SHORT.lines().filter(|line| line.starts_with("  -") || line.starts_with("      -"));
+    let mut count = 0;
+    for line in options {
+        let long = line.split(' ').find_map(|word| word.strip_prefix("--")).unwrap();
+        let option = command.get_arguments().find(|option| option.get_long() == Some(long));
+        let option = option.unwrap_or_else(|| panic!("--{long}"));
+        let short = line.strip_prefix("  -").and_then(|rest| rest.chars().next());
+        assert_eq!(option.get_short(), short.filter(|c| *c != '-' && *c != ' '), "--{long}");
+        count += 1;
+    }
+    assert_eq!(count, 10);
 }
 
 fn refused(line: &str) -> String {
@@ -144,6 +161,7 @@ fn wrong_values_are_named_with_what_the_option_takes() {
         ("ksync --timeout=-1 a b", "--timeout takes seconds, 0 or more, and not \"-1\""),
         ("ksync --timeout -1 a b", "--timeout takes seconds, 0 or more, and not \"-1\""),
         ("ksync --contimeout=x a b", "--contimeout takes seconds, 0 or more, and not \"x\""),
+        ("ksync -@ x a b", "--modify-window takes seconds, -1 to 86400, and not \"x\""),
         ("ksync --retries=1.5 a b", "--retries takes a number, 0 or more, and not \"1.5\""),
         ("ksync --debounce=101 a b", "--debounce takes milliseconds, 0 to 100, and not \"101\""),
         ("ksync -j=0 a b", "--connections takes a number from 1 to 8, and not \"0\""),
@@ -162,6 +180,8 @@ fn wrong_values_are_named_with_what_the_option_takes() {
         ("ksync --checksum=1 a b", "--checksum takes no value"),
         ("ksync --poll a b", "--watch is missing"),
         ("ksync proxy", "URL-OR-SESSION is missing"),
+        ("ksync completions", "SHELL is missing"),
+        ("ksync completions sh", "SHELL takes bash, zsh, fish or powershell, and not \"sh\""),
         ("ksync session use", "SESSION is missing"),
         ("ksync session lst", "ksync session has no verb lst"),
         ("ksync session", "ksync session needs a verb"),
@@ -210,7 +230,7 @@ fn forwards_stand_before_or_behind_the_session_and_not_in_the_command() {
 
 #[test]
 fn a_verb_of_a_later_version_is_no_source() {
-    for line in ["ksync verify a b", "ksync man", "ksync completions bash x", "ksync -n config"] {
+    for line in ["ksync verify a b", "ksync run", "ksync schema x y", "ksync -n config"] {
         let verb = line.split(' ').find(|word| usage::LATER.contains(word)).unwrap();
         let hint = format!("hint: ksync --help lists the verbs; an entry of that name here is ./{verb}.");
         assert_eq!(refused(line), format!("ksync: ksync has no verb {verb} yet\n  {hint}"));
@@ -237,5 +257,81 @@ fn the_endpoint_behind_i_is_known() {
     }
     for line in ["ksync k a b", "ksync -iv k a b", "ksync -i -n k a b", "ksync k a b -i"] {
         assert_eq!(behind(line), None, "{line}");
+    }
+}
+
+#[test]
+fn options_that_change_nothing_are_accepted() {
+    for option in [
+        "--mkpath",
+        "-s",
+        "--protect-args",
+        "--secluded-args",
+        "--no-whole-file",
+        "--no-W",
+        "-W",
+        "--no-motd",
+        "--partial-dir=.p",
+        "--partial-dir .p",
+        "--info=progress2",
+        "--info=name,stats2",
+        "--inc-recursive",
+        "--no-inc-recursive",
+        "--i-r",
+        "--no-i-r",
+        "--blocking-io",
+        "--outbuf=L",
+        "--outbuf n",
+        "-8",
+        "--8-bit-output",
+        "--stderr=errors",
+        "--stderr=c",
+        "--no-owner",
+        "--no-o",
+        "--no-group",
+        "--no-g",
+        "--no-D",
+        "--no-devices",
+        "--no-specials",
+        "-avzs",
+        "--trust-sender",
+        "--cc=md5",
+        "--zl=9",
+        "-B 4096",
+        "-D --no-D",
+        "-og --no-o --no-g",
+        "--devices --specials --no-D",
+        "--owner --no-owner",
+    ] {
+        let args = sync(&format!("ksync {option} a b"));
+        assert_eq!(args.endpoints, ["a", "b"], "{option}");
+        assert_eq!(args.accepted.warning(), None, "{option}");
+    }
+    assert!(sync("ksync --force --delete a b").accepted.force);
+    assert_eq!(sync("ksync --partial-dir=x --partial-dir=y a b").accepted.partial_dir.as_deref(), Some("y"));
+    let info = sync("ksync --info=progress0,name --info=progress2 a b").accepted.info;
+    assert_eq!((info.progress, info.names, info.stats), (Some(true), Some(true), None));
+    for (line, text) in [
+        ("--outbuf=x", "--outbuf takes N, L or B, and not \"x\""),
+        ("--stderr=all", "--stderr takes errors or client: results go to stdout, all else to stderr, and"),
+        (
+            "--info=del2",
+            "--info takes progress, name, stats and none, each with a level, as in progress2,stats2",
+        ),
+    ] {
+        assert!(refused(&format!("ksync {line} a b")).starts_with(&format!("ksync: {text}")), "{line}");
+    }
+}
+
+#[test]
+fn what_is_not_copied_is_told_in_one_line() {
+    for (options, told) in [
+        ("-rlptgoD", "owners and groups (-o -g) and devices and special files (-D)"),
+        ("-a --numeric-ids", "owners and groups (--numeric-ids)"),
+        ("--no-o --owner", "owners and groups (-o)"),
+        ("--no-D --specials", "devices and special files (--specials)"),
+    ] {
+        let warning = sync(&format!("ksync {options} a b")).accepted.warning().unwrap();
+        assert_eq!(warning.what, format!("ksync does not copy {told}"), "{options}");
     }
 }

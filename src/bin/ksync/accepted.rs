@@ -1,0 +1,221 @@
+//! Options of rsync that need no code: the result is the same without them. They stand in no help.
+//! What rsync would copy and ksync does not is told in one line.
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use ksync::monitor::Warning;
+
+/// Options without a value: all spellings of each, the first long one first.
+const FLAGS: &[&str] = &[
+    // DEST's missing parents are always made.
+    "--mkpath",
+    // No name passes through a shell.
+    "--secluded-args --protect-args -s",
+    "--no-secluded-args --no-protect-args --no-s",
+    "--trust-sender",
+    // ksync scans while it sends, and chooses between delta and whole file for each file.
+    "--inc-recursive --i-r",
+    "--no-inc-recursive --no-i-r",
+    "--whole-file -W",
+    "--no-whole-file --no-W",
+    // There is no daemon, no remote shell's pipe, and no output that waits for its end.
+    "--no-motd",
+    "--blocking-io",
+    "--no-blocking-io",
+    "--8-bit-output -8",
+    "--no-8-bit-output --no-8",
+    FORCE,
+    "--no-force",
+];
+
+/// Options with a value that only tunes the transfer.
+const TUNING: &[&str] = &[
+    "--block-size -B",
+    "--checksum-choice --cc",
+    "--checksum-seed",
+    "--compress-choice --zc",
+    "--compress-level --zl",
+    "--compress-threads --zt",
+    "--max-alloc",
+    "--skip-compress",
+];
+
+/// Options that ask for metadata or kinds of entries that ksync does not copy, and what turns each
+/// off again. `-a` asks for them as well as rsync can, which is not at all without root.
+const NOT_COPIED: &[(&str, &str)] = &[
+    ("--owner -o", "--no-owner --no-o"),
+    ("--group -g", "--no-group --no-g"),
+    ("--numeric-ids", "--no-numeric-ids"),
+    ("--devices", "--no-devices"),
+    ("--specials", "--no-specials"),
+    ("-D", "--no-D"),
+];
+
+/// ksync replaces a directory by a file only with `--delete`.
+const FORCE: &str = "--force";
+const PARTIAL_DIR: &str = "--partial-dir";
+const INFO: &str = "--info";
+
+/// The effect of these options.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    /// `--force` is given.
+    pub(crate) force: bool,
+    /// rsync excludes this directory, and so does ksync. It needs no such directory itself.
+    pub(crate) partial_dir: Option<String>,
+    /// The flags of all `--info`.
+    pub(crate) info: Info,
+    /// Options that ask for something that ksync does not copy, as typed in rsync's manual.
+    not_copied: Vec<&'static str>,
+}
+
+/// What `--info` asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Info {
+    /// Progress, if mentioned.
+    pub(crate) progress: Option<bool>,
+    /// The name of each change, if mentioned.
+    pub(crate) names: Option<bool>,
+    /// Statistics at the end, if mentioned. rsync's level 1 is the summary line.
+    pub(crate) stats: Option<bool>,
+}
+
+impl Info {
+    /// Parses a list of flags, each with a level.
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        const EXPECTED: &str = "progress, name, stats and none, each with a level, as in progress2,stats2";
+        let mut info = Self::default();
+        for flag in text.split(',') {
+            let name = flag.trim_end_matches(|c: char| c.is_ascii_digit());
+            let digits = flag.get(name.len()..).unwrap_or_default();
+            let level: u32 = if digits.is_empty() { 1 } else { digits.parse().map_err(|_| EXPECTED)? };
+            match (name.to_ascii_lowercase().as_str(), level) {
+                ("progress", _) => info.progress = Some(level > 0),
+                ("name", _) => info.names = Some(level > 0),
+                ("stats", _) => info.stats = Some(level > 1),
+                ("none", _) | ("all", 0) => {
+                    info = Self { progress: Some(false), names: Some(false), stats: Some(false) };
+                }
+                // What rsync would say of these is not said anyway.
+                (
+                    "backup" | "copy" | "del" | "flist" | "misc" | "mount" | "nonreg" | "remove" | "skip"
+                    | "symsafe",
+                    0,
+                ) => {}
+                _ => return Err(EXPECTED),
+            }
+        }
+        Ok(info)
+    }
+
+    /// Both, where the later one wins.
+    fn then(self, later: Self) -> Self {
+        Self {
+            progress: later.progress.or(self.progress),
+            names: later.names.or(self.names),
+            stats: later.stats.or(self.stats),
+        }
+    }
+}
+
+/// Declares these options.
+pub(crate) fn declare(command: Command) -> Command {
+    let flags = FLAGS.iter().map(|names| arg(names).action(ArgAction::SetTrue));
+    let tuning = TUNING.iter().map(|names| with_value(names));
+    let pairs = NOT_COPIED.iter().flat_map(|(on, off)| {
+        let flag = |names, other| arg(names).action(ArgAction::SetTrue).overrides_with(id(other));
+        // `--no-D` is also `--no-devices --no-specials`.
+        let parts: &[&str] = if *on == "-D" { &["devices", "specials"] } else { &[] };
+        [flag(on, off), flag(off, on).overrides_with_all(parts)]
+    });
+    let outbuf = with_value("--outbuf").value_parser(one_of(&["n", "l", "b"], "N, L or B"));
+    let stderr = with_value("--stderr").value_parser(one_of(
+        &["e", "errors", "c", "client"],
+        "errors or client: results go to stdout, all else to stderr",
+    ));
+    let info = arg(INFO).action(ArgAction::Append).value_parser(Info::parse);
+    let others = [with_value(PARTIAL_DIR), outbuf, stderr, info];
+    command.args(flags).args(tuning).args(pairs).args(others)
+}
+
+/// Reads the effect of these options.
+pub(crate) fn read(matches: &ArgMatches) -> Accepted {
+    let is_given = |names| matches.value_source(id(names)) == Some(ValueSource::CommandLine);
+    let infos = matches.get_many::<Info>(id(INFO)).into_iter().flatten().copied();
+    Accepted {
+        force: is_given(FORCE),
+        partial_dir: matches.get_one::<String>(id(PARTIAL_DIR)).cloned(),
+        info: infos.fold(Info::default(), Info::then),
+        not_copied: NOT_COPIED.iter().map(|(on, _)| *on).filter(|on| is_given(on)).collect(),
+    }
+}
+
+impl Accepted {
+    /// The line about what ksync does not copy.
+    pub(crate) fn warning(&self) -> Option<Warning> {
+        let asks = |names: &[&str]| {
+            let of = self.not_copied.iter().copied().filter(|on| names.contains(&id(on)));
+            of.map(|on| on.split(' ').next_back().unwrap_or(on)).collect()
+        };
+        let owners: Vec<&str> = asks(&["owner", "group", "numeric-ids"]);
+        let devices: Vec<&str> = asks(&["devices", "specials", "D"]);
+        let kinds = [("owners and groups", owners), ("devices and special files", devices)];
+        let told = kinds.iter().filter(|(_, options)| !options.is_empty());
+        let told: Vec<String> =
+            told.map(|(what, options)| format!("{what} ({})", options.join(" "))).collect();
+        (!told.is_empty()).then(|| Warning {
+            what: format!("ksync does not copy {}", told.join(" and ")),
+            hint: "Use rsync where they matter.".to_owned(),
+        })
+    }
+}
+
+/// The id of an option: its first spelling without the dashes.
+fn id(names: &'static str) -> &'static str {
+    names.split(' ').next().unwrap_or(names).trim_start_matches('-')
+}
+
+fn arg(names: &'static str) -> Arg {
+    let mut arg = Arg::new(id(names)).hide(true);
+    for name in names.split(' ') {
+        arg = match (name.strip_prefix("--"), name.chars().nth(1)) {
+            (Some(long), _) if arg.get_long().is_none() => arg.long(long),
+            (Some(long), _) => arg.alias(long),
+            (None, Some(short)) => arg.short(short),
+            (None, None) => arg,
+        };
+    }
+    arg
+}
+
+fn with_value(names: &'static str) -> Arg {
+    arg(names).action(ArgAction::Set).value_name("VALUE")
+}
+
+/// A parser of words whose case does not count.
+fn one_of(
+    words: &'static [&'static str],
+    expected: &'static str,
+) -> impl Fn(&str) -> Result<String, &'static str> + Clone + Send + Sync + 'static {
+    move |text| {
+        let lower = text.to_ascii_lowercase();
+        if words.contains(&lower.as_str()) { Ok(lower) } else { Err(expected) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn info_takes_what_ksync_can_show() {
+        let info = |progress, names, stats| Ok(Info { progress, names, stats });
+        assert_eq!(Info::parse("progress2"), info(Some(true), None, None));
+        assert_eq!(Info::parse("NAME,stats2,progress0"), info(Some(false), Some(true), Some(true)));
+        assert_eq!(Info::parse("stats1,flist0,del0"), info(None, None, Some(false)));
+        assert_eq!(Info::parse("none,name1"), info(Some(false), Some(true), Some(false)));
+        for refused in ["", "del", "flist2", "all", "progres", "help", "name,", "stats99999999999"] {
+            assert!(Info::parse(refused).is_err(), "{refused}");
+        }
+    }
+}
