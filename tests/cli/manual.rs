@@ -37,8 +37,8 @@ fn bash_completes_long_options_and_verbs_and_leaves_paths_to_itself() {
     check.args(["-n", "completions"]);
     Run::of(check).ok();
     for (line, expected) in [
-        ("ksync --dele", &["--delete"][..]),
-        ("ksync --del", &["--del", "--delete"]),
+        ("ksync --dele", &["--delete", "--delete-excluded"][..]),
+        ("ksync --del", &["--del", "--delete", "--delete-excluded"]),
         ("ksync ./a --dry", &["--dry-run"]),
         ("ksync ./a --rs", &["--rsh"]),
         ("ksync sess", &["session"]),

@@ -236,7 +236,6 @@ pub(super) fn state_dir() -> Result<PathBuf, SyncError> {
 }
 
 /// The cache directory, for files that can be created again.
-#[cfg(feature = "sandbox")]
 pub(super) fn cache_dir() -> Result<PathBuf, SyncError> {
     xdg_dir("XDG_CACHE_HOME", ".cache", "the sandbox")
 }
