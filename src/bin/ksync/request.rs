@@ -77,7 +77,8 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     refuse_key(&args)?;
     let rsh = args.connection.rsh.as_deref().map(Rsh::parse).transpose()?;
     let accepted = &args.accepted;
-    if accepted.force && !args.what.delete {
+    let deletes = args.what.delete || args.what.delete_excluded;
+    if accepted.force && !deletes {
         return Err(CliError::usage(
             "ksync replaces a directory by a file only with --delete, and not with --force alone",
             "Add --delete, or leave --force out.",
@@ -114,7 +115,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     let OutputArgs { verbose, itemize_changes, quiet, stats, no_progress, json, .. } = args.output;
     let list_changes = accepted.info.names.unwrap_or(verbose > 0) || itemize_changes;
     let options = Options {
-        delete: args.what.delete || args.what.delete_excluded,
+        delete: deletes,
         delete_excluded: args.what.delete_excluded,
         dry_run: args.what.dry_run,
         checksum: args.what.checksum,
@@ -525,6 +526,7 @@ mod tests {
         let line = "ksync -uIm --existing --ignore-existing --size-only --max-size 1k --min-size=1b a b";
         assert_eq!(rules(line), all);
         assert_eq!(rules("ksync -I --no-whole-file a b").proof, Proof::None);
+        assert!(built("ksync --force --delete-excluded a b").unwrap().jobs[0].options.delete);
         let excluded = built("ksync --delete-excluded a b").unwrap();
         assert!(excluded.jobs[0].options.delete && excluded.jobs[0].options.delete_excluded);
         assert!(error("ksync --delete-excluded a b c").starts_with("ksync: --delete-excluded takes one"));
