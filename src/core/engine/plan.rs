@@ -89,7 +89,8 @@ impl Plan {
         safe_links: bool,
     ) -> Self {
         let Findings { doubts, spelling, has_staged } = findings;
-        let changes = compare_doubting(wanted, present, doubts, rules, protects);
+        let pruned = rules.transfer.pruned(wanted);
+        let changes = compare_doubting(wanted, present, doubts, rules, &pruned, protects);
         // A disk that lost file contents may have lost staged ones too.
         let has_staged = has_staged && !doubts.has_lost();
         let twins = spelling.twins().map(|(id, twin)| (id, twin.clone())).collect();
@@ -100,7 +101,6 @@ impl Plan {
             time_rule: rules.time_rule,
             ..Self::default()
         };
-        let pruned = rules.transfer.pruned(wanted);
         let mut touched = Touched::new(wanted, present, &pruned);
         for change in with_respelled(changes, wanted, present, spelling, &mut plan.respelled) {
             let id = change.wanted();

@@ -25,6 +25,7 @@
 //! is in its place.
 
 use std::cmp::Ordering;
+use std::collections::HashSet;
 
 use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{EntryRef, Kind};
@@ -126,19 +127,20 @@ pub fn compare(
     rules: Rules,
     protects: impl Fn(EntryRef<'_>) -> bool,
 ) -> Vec<Change> {
-    compare_doubting(wanted, present, &Doubts::default(), rules, protects)
+    compare_doubting(wanted, present, &Doubts::default(), rules, &rules.transfer.pruned(wanted), protects)
 }
 
-/// Compares like [`compare`], but does not believe size and time of the doubted files.
+/// Compares like [`compare`], but does not believe size and time of the doubted files. `pruned` are
+/// the wanted directories that count as not offered.
 pub fn compare_doubting(
     wanted: &Manifest,
     present: &Manifest,
     doubts: &Doubts,
     rules: Rules,
+    pruned: &HashSet<u32>,
     protects: impl Fn(EntryRef<'_>) -> bool,
 ) -> Vec<Change> {
     let mut changes = Vec::new();
-    let pruned = rules.transfer.pruned(wanted);
     let offered = wanted.iter().filter(|(id, _)| !pruned.contains(id));
     let mut lock_step = LockStep { wanted: offered.peekable(), present: present.iter().peekable() };
     // A directory that goes, or stays, as a whole: present entries below it need no decision of
@@ -461,7 +463,7 @@ mod tests {
             let mut doubts = Doubts::default();
             doubt.into_iter().for_each(|doubt| doubts.push(0, doubt));
             let (wanted, present) = (tree(wanted), tree(present));
-            let changes = compare_doubting(&wanted, &present, &doubts, RULES, |_| false);
+            let changes = compare_doubting(&wanted, &present, &doubts, RULES, &HashSet::new(), |_| false);
             assert_eq!(changes, expected, "{doubt:?}");
         }
     }
@@ -490,7 +492,10 @@ mod tests {
             doubts.push(0, doubt);
             for rules in [rules, RULES] {
                 let (wanted, present) = (hashed(1, b"x"), hashed(1, b"x"));
-                assert_eq!(compare_doubting(&wanted, &present, &doubts, rules, |_| false), expected);
+                assert_eq!(
+                    compare_doubting(&wanted, &present, &doubts, rules, &HashSet::new(), |_| false),
+                    expected
+                );
             }
         }
     }
