@@ -150,13 +150,14 @@ impl Reserved {
         let is_over = serve_run(&mut kept, &mut from, &mut to).await;
         debug!("keeper step=served agent={} again={is_over}", kept.number);
         if is_over {
-            let number = kept.number;
-            let state = Arc::clone(&self.state);
+            if kept.owes_end {
+                let (state, number) = (Arc::clone(&self.state), kept.number);
+                tokio::spawn(async move {
+                    tokio::time::sleep(END_WAITS).await;
+                    settle_end(&state, number).await;
+                });
+            }
             self.give_back(kept);
-            tokio::spawn(async move {
-                tokio::time::sleep(END_WAITS).await;
-                settle_end(&state, number).await;
-            });
             return;
         }
         // The agent has ended, or must not serve another run. Dropping it ends it.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::UnixStream;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::{interval, timeout};
@@ -89,8 +89,7 @@ pub async fn serve(parameters: Parameters, agent: AgentImage, bridge: BridgeImag
     let Some(facts) = facts.filter(|facts| facts.name == parameters.name) else { return Ok(()) };
     let place = Place::of(&facts.name).ok_or(io::ErrorKind::NotFound)?;
     let Some(lock) = lock_or_replace(&place).await? else { return Ok(()) };
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let signals = [signal(SignalKind::hangup())?, signal(SignalKind::terminate())?];
     let (connection, emulator) = match &facts.endpoint {
         Endpoint::Sandbox { .. } => {
             let nobody: SharedMonitor = Arc::new(Quiet);
@@ -125,19 +124,30 @@ pub async fn serve(parameters: Parameters, agent: AgentImage, bridge: BridgeImag
         waiting: Mutex::default(),
         parameters,
     });
+    let served = serve_until_over(&keeper, lock, signals).await;
+    connection.goodbye().await;
+    if let Some(emulator) = emulator {
+        emulator.stop().await;
+    }
+    served
+}
+
+/// Serves until the keeper is over.
+async fn serve_until_over(keeper: &Arc<Keeper>, lock: Lock, signals: [Signal; 2]) -> io::Result<()> {
+    let [mut hangup, mut terminate] = signals;
     if !keeper.pool.warm(keeper.parameters.request.as_ref()).await {
         return Ok(());
     }
     keeper.refill().await;
     let listening = lock.listen()?;
-    debug!("keeper step=listen name={}", facts.name);
+    debug!("keeper step=listen name={}", keeper.parameters.name);
     let mut looks = interval(LOOK_EVERY);
     let mut clock = Clock::new();
     let mut checked = Instant::now();
     loop {
         tokio::select! {
             accepted = listening.listener.accept() => match accepted {
-                Ok((stream, _)) if is_ours(&stream) => drop(tokio::spawn(Arc::clone(&keeper).answer(stream))),
+                Ok((stream, _)) if is_ours(&stream) => drop(tokio::spawn(Arc::clone(keeper).answer(stream))),
                 Ok(_) => {}
                 // Too many open files, for example.
                 Err(_) => tokio::time::sleep(LOOK_EVERY).await,
@@ -155,7 +165,7 @@ pub async fn serve(parameters: Parameters, agent: AgentImage, bridge: BridgeImag
                 }
             }
             () = keeper.over.notified() => break,
-            error = connection.lost() => {
+            error = keeper.connection.lost() => {
                 debug!("keeper step=lost error={error}");
                 break;
             }
@@ -166,10 +176,6 @@ pub async fn serve(parameters: Parameters, agent: AgentImage, bridge: BridgeImag
     debug!("keeper step=end served={}", keeper.served.load(Ordering::Relaxed));
     // Without the socket, the next run connects by itself at once.
     drop(lock);
-    connection.goodbye().await;
-    if let Some(emulator) = emulator {
-        emulator.stop().await;
-    }
     Ok(())
 }
 
