@@ -187,7 +187,8 @@ fn check(world: &World, seed: u64, options: &[&str], way: Way) {
     let differing = differing.join("\n");
     assert!(differing.is_empty(), "{}:\n{differing}\nbefore: {before:#?}\noffered: {offer:#?}", case());
     if !matches!(way, Way::Local) {
-        // What was passed over is no part of the baseline: without these options it arrives.
+        // Entries that were passed over are no part of the baseline: without these options they
+        // arrive.
         let [from, to] = match way {
             Way::Down => [world.far(&source), ours.clone().into()],
             Way::Up | Way::Local => [source.clone().into(), world.far(&ours)],

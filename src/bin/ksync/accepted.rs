@@ -1,5 +1,5 @@
 //! Options of rsync that need no code: the result is the same without them. They stand in no help.
-//! What rsync would copy and ksync does not is told in one line.
+//! Metadata and kinds of entries that rsync would copy, and ksync does not, are told in one line.
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -69,7 +69,7 @@ pub(crate) struct Accepted {
     not_copied: Vec<&'static str>,
 }
 
-/// What `--info` asks for.
+/// The output that `--info` asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Info {
     /// Progress, if mentioned.
@@ -96,7 +96,7 @@ impl Info {
                 ("none", _) | ("all", 0) => {
                     info = Self { progress: Some(false), names: Some(false), stats: Some(false) };
                 }
-                // What rsync would say of these is not said anyway.
+                // ksync has no such output.
                 (
                     "backup" | "copy" | "del" | "flist" | "misc" | "mount" | "nonreg" | "remove" | "skip"
                     | "symsafe",

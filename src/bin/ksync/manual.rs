@@ -24,7 +24,7 @@ _ksync_or_paths() {
 complete -F _ksync_or_paths -o bashdefault -o default ksync
 "#;
 
-/// What the generator writes in front of everything: how an apostrophe is printed.
+/// The generator's first lines, which define how an apostrophe is printed.
 const PREAMBLE: &str = ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n";
 
 /// A shell with completions.
