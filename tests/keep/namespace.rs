@@ -74,7 +74,9 @@ fn a_keeper_whose_network_namespace_is_gone_delays_no_run_for_long() {
     for line in ["address add 10.99.0.2/30 dev kv1", "link set kv1 up", "route add 10.98.0.1 via 10.99.0.1"] {
         done(holder.inside(&ip(line)));
     }
-    let Some(machine) = Machine::with(&format!("ListenAddress {MACHINE}")) else { return };
+    // The session of the lost connection ends by itself.
+    let settings = format!("ListenAddress {MACHINE}\nClientAliveInterval 2\nClientAliveCountMax 1");
+    let Some(machine) = Machine::with(&settings) else { return };
     let Some(kept) = Kept::of(machine) else { return };
     let world = &kept.machine.world;
     let key = std::fs::read_to_string(world.path("host-key.pub")).unwrap();
