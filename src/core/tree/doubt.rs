@@ -41,6 +41,12 @@ impl Doubts {
         self.0.get(place).map(|&(_, doubt)| doubt)
     }
 
+    /// True if no entry is doubted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The positions of all doubted entries, in order.
     pub fn positions(&self) -> impl Iterator<Item = u32> + '_ {
         self.0.iter().map(|&(at, _)| at)

@@ -70,6 +70,11 @@ impl Manifest {
         (0..self.end()).filter_map(|id| Some((id, self.get(id)?)))
     }
 
+    /// Number of entries from `id` on that equal those of `other` from `at` on.
+    pub(super) fn equal_run(&self, id: u32, other: &Self, at: u32) -> u32 {
+        u32::try_from(self.table.equal_run(id, &other.table, at)).unwrap_or(u32::MAX)
+    }
+
     /// Number of entries.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -157,6 +157,46 @@ impl Table {
         self.text.get(begin..begin + row.size() as usize)
     }
 
+    /// Number of entries from `id` on that equal the entries of `other` from `at` on, in their paths
+    /// and in all else. Decodes none of them.
+    pub(super) fn equal_run(&self, id: u32, other: &Self, at: u32) -> usize {
+        // The directories of the last entries: neighbours mostly share theirs.
+        let mut equal = (ROOT, ROOT);
+        let is_equal = |(one, another): &(&Row, &Row)| {
+            if (one.size, one.nanos, one.packed) != (another.size, another.nanos, another.packed)
+                || self.text_of(one) != other.text_of(another)
+            {
+                return false;
+            }
+            let parents = (one.parent, another.parent);
+            // The text of a directory is its whole path.
+            if one.tag() == Tag::Directory || parents == equal {
+                return true;
+            }
+            equal = parents;
+            self.parent_path(parents.0) == other.parent_path(parents.1)
+        };
+        let (ones, others) = (self.rows.get(id as usize..), other.rows.get(at as usize..));
+        ones.unwrap_or_default().iter().zip(others.unwrap_or_default()).take_while(is_equal).count()
+    }
+
+    /// The path of a directory by its number; empty for the root.
+    fn parent_path(&self, parent: u32) -> Option<&[u8]> {
+        if parent == ROOT { Some(&[]) } else { self.directory_path(self.rows.get(parent as usize)?) }
+    }
+
+    /// All text of an entry.
+    fn text_of(&self, row: &Row) -> Option<&[u8]> {
+        let begin = row.text as usize;
+        let length = match row.tag() {
+            Tag::Directory => row.size() as usize,
+            Tag::File => row.name_bytes(),
+            Tag::HashedFile => row.name_bytes() + size_of::<Hash>(),
+            Tag::Symlink => row.name_bytes() + row.size() as usize,
+        };
+        self.text.get(begin..begin + length)
+    }
+
     /// Frees the memory that was reserved for more entries.
     pub(super) fn shrink(&mut self) {
         self.rows.shrink_to_fit();
