@@ -138,6 +138,7 @@ pub(crate) const CASES: &[Case] = &[
     case("append-1g", Data::Large, Before::Appendix, DELTA, "100 MB appended to 1 GiB"),
     case("first-tree", Data::Tree, Before::Nothing, FIRST_TREE, "first copy of a source tree"),
     case("noop-tree", Data::Tree, Before::Same, NOOP_TREE, "nothing to do, a source tree"),
+    case("kept-tree", Data::Tree, Before::Same, KEPT, "the same over a kept connection"),
     case("rename-tree", Data::Tree, Before::NewTop, MOVED, "top directory of a source tree renamed"),
     case("move-files", Data::Tree, Before::Moves, MOVED, "files of a source tree moved"),
     case("upgrade", Data::Tree, Before::Release, MOVED, "point release of a source tree"),

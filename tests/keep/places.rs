@@ -1,11 +1,17 @@
 //! The sockets of keepers: whose they may be, and where.
 
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 
 use crate::kept::Kept;
 use crate::world::Run;
+use crate::world::skip::needs_superuser;
+
+/// Two users without a name.
+const USERS: [u32; 2] = [65_001, 65_002];
 
 #[test]
 fn a_socket_is_private_to_its_user() {
@@ -52,6 +58,69 @@ fn a_directory_of_another_user_is_not_used() {
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "{case}");
         Run::of(kept.ksync(["keep", "stop"])).ok();
         kept.ends(&keeper);
+    }
+}
+
+/// Two users of this machine, who log in as the same user of the other.
+#[test]
+fn two_users_at_once_have_a_keeper_each() {
+    let Some(kept) = Kept::start() else { return };
+    if !needs_superuser() {
+        return;
+    }
+    let world = &kept.machine.world;
+    let homes = ["one", "two"].map(|name| (name, world.path(name)));
+    fs::copy(env!("CARGO_BIN_EXE_ksync"), world.path("program")).unwrap();
+    for (number, (name, home)) in homes.iter().enumerate() {
+        world.tree(name).file("src/a", *name);
+        let run = |program: &str, args: &[&OsStr]| {
+            let mut command = world.command(program);
+            command.args(args);
+            Run::of(command).ok();
+        };
+        for (from, to) in [("home/.ssh", ".ssh"), ("key", "key")] {
+            run("cp", &["-r".as_ref(), world.path(from).as_ref(), home.join(to).as_ref()]);
+        }
+        fs::create_dir(home.join("run")).unwrap();
+        fs::set_permissions(home.join("run"), Permissions::from_mode(0o700)).unwrap();
+        run("chown", &["-R".as_ref(), USERS[number].to_string().as_ref(), home.as_ref()]);
+    }
+    fs::set_permissions(world.path("."), Permissions::from_mode(0o755)).unwrap();
+    let ksync = |number: usize, args: &[&str]| {
+        let home = &homes[number].1;
+        let mut command = world.command(world.path("program"));
+        command.args(args).uid(USERS[number]).gid(USERS[number]).current_dir(home);
+        for (variable, at) in [("HOME", "."), ("XDG_RUNTIME_DIR", "run"), ("XDG_STATE_HOME", "state")] {
+            command.env(variable, home.join(at));
+        }
+        command.env("XDG_CACHE_HOME", home.join("cache")).env("XDG_CONFIG_HOME", home.join("config"));
+        command.env("KSYNC_KEEP", "1");
+        command
+    };
+    let there = ["one/dst", "two/dst"].map(|name| kept.there(name));
+    let sync = |number: usize| Run::of(ksync(number, &["--identity", "key", "src", &there[number]])).ok();
+    std::thread::scope(|scope| {
+        for number in [0, 1] {
+            let sync = &sync;
+            scope.spawn(move || (0..5).for_each(|_| drop(sync(number))));
+        }
+    });
+    for (number, (name, _)) in homes.iter().enumerate() {
+        let list = || Run::of(ksync(number, &["keep", "list", "--json"])).ok().stdout;
+        let keeper: serde_json::Value =
+            crate::world::wait_for("a keeper", || serde_json::from_str(list().trim()).ok());
+        sync(number);
+        world.assert_same(format!("{name}/src"), format!("{name}/dst"));
+        // One line, so only the user's own; and it served the last run.
+        let now: serde_json::Value = serde_json::from_str(list().trim()).unwrap();
+        assert_eq!(now["pid"], keeper["pid"], "{name}");
+        assert_eq!(now["served"].as_u64(), keeper["served"].as_u64().map(|served| served + 1), "{name}");
+        let status = fs::read_to_string(format!("/proc/{}/status", now["pid"])).unwrap();
+        assert!(status.contains(&format!("\nUid:\t{}\t", USERS[number])), "{status}");
+    }
+    for number in [1, 0] {
+        let stop = Run::of(ksync(number, &["keep", "stop"])).ok();
+        assert!(stop.stderr.contains("ended 1 kept connection"), "{}", stop.stderr);
     }
 }
 

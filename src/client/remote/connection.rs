@@ -62,8 +62,10 @@ pub struct Loan {
     pub endpoint: String,
     /// The round trip that the keeper has measured.
     pub round_trip: Duration,
-    /// A stream to an agent that waits for a run.
+    /// A stream to an agent for one run.
     pub agent: Option<UnixStream>,
+    /// True if that agent runs already.
+    pub is_agent_ready: bool,
     /// Opens channels.
     pub open: Opener,
 }
@@ -118,9 +120,9 @@ impl Connection {
     /// A connection that a keeper lends. Closing it ends only the channels of this process.
     #[must_use]
     pub fn lent(loan: Loan) -> Self {
-        let Loan { target, endpoint, round_trip, agent, open } = loan;
+        let Loan { target, endpoint, round_trip, agent, is_agent_ready, open } = loan;
         let status = ConnectionStatus::default();
-        let session = Session::Lent(Lent::new(open, agent, status.clone()));
+        let session = Session::Lent(Lent::new(open, agent, is_agent_ready, status.clone()));
         let line = Line::over(None, session, status, &Hooks::default(), 0);
         line.took(round_trip);
         Self {
@@ -146,6 +148,13 @@ impl Connection {
     #[must_use]
     pub fn is_lent(&self) -> bool {
         self.line.get().is_some_and(|line| matches!(*line.session, Session::Lent(_)))
+    }
+
+    /// True if a keeper lends an agent with this connection that runs already.
+    #[must_use]
+    pub fn has_ready_agent(&self) -> bool {
+        let is_ready = |session: &Session| matches!(session, Session::Lent(lent) if lent.is_agent_ready());
+        self.line.get().is_some_and(|line| is_ready(&line.session))
     }
 
     /// Returns the connection with a file (mode 0600) that keeps the agents' secrets. With its

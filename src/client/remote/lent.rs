@@ -41,13 +41,25 @@ pub type Opener = Box<dyn Fn() -> BoxFuture<'static, Result<UnixStream, NotLent>
 pub(super) struct Lent {
     open: Opener,
     agent: Mutex<Option<UnixStream>>,
+    is_agent_ready: bool,
     connection_status: ConnectionStatus,
     over: watch::Sender<bool>,
 }
 
 impl Lent {
-    pub(super) fn new(open: Opener, agent: Option<UnixStream>, connection_status: ConnectionStatus) -> Self {
-        Self { open, agent: Mutex::new(agent), connection_status, over: watch::Sender::new(false) }
+    pub(super) fn new(
+        open: Opener,
+        agent: Option<UnixStream>,
+        is_agent_ready: bool,
+        connection_status: ConnectionStatus,
+    ) -> Self {
+        let (agent, over) = (Mutex::new(agent), watch::Sender::new(false));
+        Self { open, agent, is_agent_ready, connection_status, over }
+    }
+
+    /// True if the keeper lent an agent that runs already.
+    pub(super) fn is_agent_ready(&self) -> bool {
+        self.is_agent_ready
     }
 
     /// The stream to the agent that waits, once.

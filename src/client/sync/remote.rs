@@ -40,10 +40,15 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// A timeout of this length or more means never.
 const FOR_EVER: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Round trips within which the agent of a lent connection answers, and the time that a busy
-/// machine adds. After that, a connection of our own is made beside it.
+/// Round trips within which a lent agent answers, and the time that a busy machine adds. After
+/// that, a connection of our own is made beside it.
 const ANSWER_ROUND_TRIPS: u32 = 2;
 const ANSWER_GRACE: Duration = Duration::from_millis(50);
+
+/// The same for an agent that must start on a lent connection. A connection of our own would have
+/// to start one too.
+const START_ROUND_TRIPS: u32 = 4;
+const START_GRACE: Duration = Duration::from_millis(500);
 
 type Writer = Striped;
 
@@ -224,7 +229,12 @@ impl<'a> LazyConnection<'a> {
     async fn doubt(&self, connection: &Connection, before: (u64, u64), monitor: &SharedMonitor) {
         let answered = || self.traffic().1 > before.1;
         if connection.is_lent() {
-            tokio::time::sleep(ANSWER_ROUND_TRIPS * connection.round_trip() + ANSWER_GRACE).await;
+            let (round_trips, grace) = if connection.has_ready_agent() {
+                (ANSWER_ROUND_TRIPS, ANSWER_GRACE)
+            } else {
+                (START_ROUND_TRIPS, START_GRACE)
+            };
+            tokio::time::sleep(round_trips * connection.round_trip() + grace).await;
             if !answered() {
                 debug!("keeper step=doubt why=no-answer");
                 let dialled = self.dial(monitor).await;

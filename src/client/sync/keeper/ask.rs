@@ -11,7 +11,7 @@ use crate::log::debug;
 use crate::remote::relay::{hear, tell};
 use crate::remote::{Connection, Loan, NotLent};
 use crate::sync::keeper::facts::Facts;
-use crate::sync::keeper::message::{Answer, Ask, Purpose, Status};
+use crate::sync::keeper::message::{Answer, Ask, LentAgent, Purpose, Status};
 use crate::sync::keeper::place::Place;
 
 /// Silence after which a keeper counts as stuck. Its answers need no network, but a machine under
@@ -32,8 +32,7 @@ pub(in crate::sync) async fn borrow(facts: &Facts, purpose: Purpose) -> Option<C
     tell(&mut stream, &Ask::Borrow(purpose)).await.ok()?;
     let answer = hear(&mut stream).await.ok()?;
     debug!("keeper step=borrow name={} answer={answer:?}", facts.name);
-    let Answer::Lent { endpoint, round_trip_us, has_agent } = answer else { return None };
-    let agent = has_agent.then_some(stream);
+    let Answer::Lent { endpoint, round_trip_us, agent } = answer else { return None };
     let open = move || {
         let place = place.clone();
         Box::pin(async move { open(&place).await }) as _
@@ -42,7 +41,8 @@ pub(in crate::sync) async fn borrow(facts: &Facts, purpose: Purpose) -> Option<C
         target: facts.target.clone(),
         endpoint,
         round_trip: Duration::from_micros(round_trip_us),
-        agent,
+        agent: agent.map(|_| stream),
+        is_agent_ready: agent == Some(LentAgent::Ready),
         open: Box::new(open),
     };
     Some(Connection::lent(loan))

@@ -33,8 +33,8 @@ pub(super) enum Answer {
         endpoint: String,
         /// The round trip, in microseconds.
         round_trip_us: u64,
-        /// True if this stream leads to an agent from now on.
-        has_agent: bool,
+        /// The agent to which this stream leads from now on, if it does.
+        agent: Option<LentAgent>,
     },
     /// A channel is open.
     Opened,
@@ -42,6 +42,15 @@ pub(super) enum Answer {
     Refused,
     /// No: connect by yourself.
     No,
+}
+
+/// An agent that a keeper lends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum LentAgent {
+    /// It waits for a run.
+    Ready,
+    /// It starts now.
+    Starting,
 }
 
 /// The state of a keeper.

@@ -2,9 +2,11 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use rustix::process::geteuid;
 use tokio::net::{UnixListener, UnixStream};
@@ -119,11 +121,16 @@ impl Place {
                 Err(fs::TryLockError::Error(error)) => return Err(error),
             }
             // A keeper that ends removes the file. Its lock holds for that file only.
-            let is_same = fs::symlink_metadata(&path).ok().zip(file.metadata().ok());
-            if is_same.is_some_and(|(now, own)| (now.dev(), now.ino()) == (own.dev(), own.ino())) {
-                return Ok(Some(Lock { place: self.clone(), _file: file }));
+            if self.has_lock_file(&file) {
+                return Ok(Some(Lock { place: self.clone(), file }));
             }
         }
+    }
+
+    /// True if this is the lock file of this name.
+    fn has_lock_file(&self, file: &File) -> bool {
+        let files = fs::symlink_metadata(self.lock_file()).ok().zip(file.metadata().ok());
+        files.is_some_and(|(now, own)| (now.dev(), now.ino()) == (own.dev(), own.ino()))
     }
 
     /// Connects to the keeper, if its process belongs to this user.
@@ -145,10 +152,28 @@ pub(super) fn is_ours(stream: &UnixStream) -> bool {
 /// The lock of a name. Dropping it removes the socket.
 pub(super) struct Lock {
     place: Place,
-    _file: File,
+    file: File,
 }
 
 impl Lock {
+    /// The lock that another process took and passed to this one as its stdout. `None` if it did
+    /// not.
+    pub(super) fn inherited(place: &Place) -> Option<Self> {
+        let file = File::from(io::stdout().as_fd().try_clone_to_owned().ok()?);
+        let is_lock = place.has_lock_file(&file) && file.try_lock().is_ok();
+        is_lock.then(|| Self { place: place.clone(), file })
+    }
+
+    /// The stdout for a process that takes over the lock. All copies of the descriptor hold it.
+    pub(super) fn stdout(&self) -> io::Result<Stdio> {
+        Ok(self.file.try_clone()?.into())
+    }
+
+    /// Leaves the lock and its file to the process that has inherited it.
+    pub(super) fn hand_over(self) {
+        std::mem::forget(self);
+    }
+
     /// Listens. A socket that a killed keeper left is removed first.
     pub(super) fn listen(&self) -> io::Result<Listening> {
         let path = self.place.socket();

@@ -126,6 +126,11 @@ impl Drop for Reserved {
 }
 
 impl Reserved {
+    /// True if the agent runs already.
+    pub(super) fn is_ready(&self) -> bool {
+        self.kept.is_some()
+    }
+
     async fn start(&mut self) -> Option<Kept> {
         let agent = self.connection.keep(self.image.clone()).await.ok()?;
         let mut state = lock(&self.state);

@@ -22,7 +22,7 @@ use crate::sync::endpoint::Endpoint;
 use crate::sync::job::{ConnectOptions, SharedMonitor};
 use crate::sync::keeper::ask::end_silent;
 use crate::sync::keeper::facts::Facts;
-use crate::sync::keeper::message::{Answer, Ask, Purpose, Status};
+use crate::sync::keeper::message::{Answer, Ask, LentAgent, Purpose, Status};
 use crate::sync::keeper::place::{Lock, Place, is_ours};
 use crate::sync::keeper::pool::Pool;
 use crate::sync::keeper::start::Parameters;
@@ -88,7 +88,11 @@ pub async fn serve(parameters: Parameters, agent: AgentImage, bridge: BridgeImag
     let facts = Facts::of(&parameters.endpoint, &connect_options);
     let Some(facts) = facts.filter(|facts| facts.name == parameters.name) else { return Ok(()) };
     let place = Place::of(&facts.name).ok_or(io::ErrorKind::NotFound)?;
-    let Some(lock) = lock_or_replace(&place).await? else { return Ok(()) };
+    let lock = match Lock::inherited(&place) {
+        Some(lock) => Some(lock),
+        None => lock_or_replace(&place).await?,
+    };
+    let Some(lock) = lock else { return Ok(()) };
     let signals = [signal(SignalKind::hangup())?, signal(SignalKind::terminate())?];
     let (connection, emulator) = match &facts.endpoint {
         Endpoint::Sandbox { .. } => {
@@ -237,10 +241,12 @@ impl Keeper {
                 Arc::clone(&self).ask_api();
                 self.served.fetch_add(1, Ordering::Relaxed);
                 match purpose {
-                    Purpose::Command => drop(tell(&mut stream, &self.lent(false)).await),
+                    Purpose::Command => drop(tell(&mut stream, &self.lent(None)).await),
                     Purpose::Exchange => match self.pool.reserve() {
                         Some(reserved) => {
-                            if tell(&mut stream, &self.lent(true)).await.is_ok() {
+                            let agent =
+                                if reserved.is_ready() { LentAgent::Ready } else { LentAgent::Starting };
+                            if tell(&mut stream, &self.lent(Some(agent))).await.is_ok() {
                                 reserved.serve(stream).await;
                             }
                         }
@@ -251,12 +257,12 @@ impl Keeper {
         }
     }
 
-    fn lent(&self, has_agent: bool) -> Answer {
+    fn lent(&self, agent: Option<LentAgent>) -> Answer {
         let micros = self.connection.round_trip().as_micros();
         Answer::Lent {
             endpoint: self.connection.endpoint().to_owned(),
             round_trip_us: u64::try_from(micros).unwrap_or(u64::MAX),
-            has_agent,
+            agent,
         }
     }
 

@@ -14,7 +14,7 @@ use crate::remote::AgentImage;
 use crate::sync::endpoint::Endpoint;
 use crate::sync::job::ConnectOptions;
 use crate::sync::keeper::facts::Facts;
-use crate::sync::keeper::place::Place;
+use crate::sync::keeper::place::{Lock, Place};
 use crate::wire::hello::Request;
 
 /// The arguments that start a keeper.
@@ -87,7 +87,10 @@ pub(in crate::sync) fn start(
     connect_options.ca_cert = connect_options.ca_cert.as_ref().map(absolute);
     let Some(facts) = Facts::of(endpoint, &connect_options) else { return };
     let Some(place) = Place::of(&facts.name) else { return };
-    if place.is_taken() && !is_keeper_silent {
+    // The keeper inherits the lock, so that `ksync keep stop` sees it from now on. One that is to
+    // replace another takes the lock by itself.
+    let lock = if is_keeper_silent { None } else { place.lock().ok().flatten() };
+    if lock.is_none() && !is_keeper_silent {
         return;
     }
     let parameters = Parameters {
@@ -104,20 +107,24 @@ pub(in crate::sync) fn start(
         keep,
         request,
     };
-    let started = spawn(&parameters);
+    let started = spawn(&parameters, lock);
     debug!("keeper step=start ok={}", started.is_ok());
 }
 
-fn spawn(parameters: &Parameters) -> io::Result<()> {
+fn spawn(parameters: &Parameters, lock: Option<Lock>) -> io::Result<()> {
+    let stdout = lock.as_ref().map_or_else(|| Ok(Stdio::null()), Lock::stdout)?;
     let text = serde_json::to_vec(parameters)?;
     let mut child = Command::new(std::env::current_exe()?)
         .args(ARGUMENTS)
         .current_dir("/")
         .env_remove(log::VARIABLE)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(stdout)
         .stderr(Stdio::null())
         .spawn()?;
+    if let Some(lock) = lock {
+        lock.hand_over();
+    }
     if let Some(mut pipe) = child.stdin.take() {
         pipe.write_all(&text)?;
     }
