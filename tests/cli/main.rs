@@ -10,6 +10,7 @@
 mod world;
 
 mod agent;
+mod backup;
 mod baseline;
 mod below;
 mod brake;

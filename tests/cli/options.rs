@@ -169,10 +169,6 @@ fn unknown_options_are_answered_like_all_errors() {
             "ksync: there is no option --max-delet\n  hint: ksync --help lists all options.\n",
         ),
         (
-            &["--backup-dir=x", "a", "b"],
-            "ksync: there is no --backup-dir: ksync keeps no old versions; copy DEST first, or use restic or borg\n",
-        ),
-        (
             &["-avHX", "a", "b"],
             "ksync: there is no -H: ksync copies each name as a file of its own; use rsync where hard links matter\n",
         ),

@@ -13,9 +13,12 @@
 //!   the directory's time and reports each entry of the directory as an error (23), or writes them
 //!   where the link leads; ksync passes over all of them in silence.
 //! - A file in the place of a directory that holds something excluded. With `--delete`, rsync
-//!   removes all but that, and then fails (23); ksync fails and removes nothing.
+//!   removes all but that, and then fails (23); ksync fails and removes nothing. The same with `-b`
+//!   for a directory that holds a file or link: its backup would keep the directory.
 //! - The time of a directory that SOURCE does not have, and in which something was deleted. ksync
 //!   restores it.
+//! - Backups of files whose content stays: rsync makes one where the time alone differs.
+//! - The times of directories with `-b`: rsync leaves them, and ksync sets them.
 //! - Times that differ less than `--modify-window`, where the mode differs: ksync sets both.
 
 use std::collections::BTreeMap;
@@ -57,6 +60,13 @@ const OPTIONS: &[&[&str]] = &[
     &["--delete-excluded", "--exclude=c.x"],
     &["--delete-excluded", "--exclude=a", "--include=b", "--exclude=/*/", "-u"],
     &["--delete-excluded", "--exclude=a/", "-m", "--existing", "--no-whole-file"],
+    &["-b"],
+    &["-b", "--delete"],
+    &["-b", "--suffix=.x", "--delete", "--exclude=a"],
+    &["-b", "--delete-excluded", "--exclude=b"],
+    &["--backup-dir=old"],
+    &["--backup-dir=old", "--delete", "-u"],
+    &["--backup-dir=old", "--suffix=.1", "--delete", "-c"],
 ];
 
 /// A tree of few names, sizes, contents and times, so that two such trees share many of them.
@@ -130,6 +140,18 @@ fn is_offered(source: &Path, prunes: bool) -> bool {
                 .any(|entry| entry.is_ok_and(|entry| !entry.file_type().is_dir())))
 }
 
+/// The path whose backup a path is.
+fn original(path: &Path, options: &[&str]) -> Option<PathBuf> {
+    let suffix = options.iter().find_map(|option| option.strip_prefix("--suffix="));
+    let is_aside = options.contains(&"--backup-dir=old");
+    if !is_aside && !options.contains(&"-b") {
+        return None;
+    }
+    let path = if is_aside { path.strip_prefix("old").ok()? } else { path };
+    let suffix = suffix.unwrap_or(if is_aside { "" } else { "~" });
+    path.to_str()?.strip_suffix(suffix).map(PathBuf::from)
+}
+
 /// The ways to reach DEST.
 #[derive(Debug, Clone, Copy)]
 enum Way {
@@ -144,7 +166,7 @@ fn check(world: &World, seed: u64, options: &[&str], way: Way) {
     for destination in [&ours, &theirs] {
         plant(seed.wrapping_mul(2) + 1, world, destination);
         let has = |option: &&str| options.contains(option);
-        let protects = has(&"--delete") && has(&"--exclude=c.x");
+        let protects = has(&"--delete") && has(&"--exclude=c.x") || has(&"-b");
         clear(&world.path(&source), &world.path(destination), has(&"--ignore-existing"), protects);
     }
     let mut rsync = Command::new(program("rsync").unwrap());
@@ -176,11 +198,17 @@ fn check(world: &World, seed: u64, options: &[&str], way: Way) {
         assert_eq!(planned, listed, "the plan of {}", case());
     }
     let prunes = options.contains(&"-m");
-    let offered = |path: &Path| is_offered(&world.path(&source).join(path), prunes);
+    let has_times = !options.contains(&"-b");
+    let offered = |path: &Path| has_times && is_offered(&world.path(&source).join(path), prunes);
     let [ours_seen, theirs_seen] = [&ours, &theirs].map(|name| seen(&world.path(name), Some(&offered)));
     let paths = ours_seen.keys().chain(theirs_seen.keys());
+    let backed_up_alone = |path: &Path| {
+        let content = |path: &Path| fs::read(world.path(&theirs).join(path)).ok();
+        let is_same = |original: PathBuf| content(path).is_some() && content(path) == content(&original);
+        !ours_seen.contains_key(path) && original(path, options).is_some_and(is_same)
+    };
     let differing: Vec<_> = paths
-        .filter(|path| ours_seen.get(*path) != theirs_seen.get(*path))
+        .filter(|path| ours_seen.get(*path) != theirs_seen.get(*path) && !backed_up_alone(path))
         .map(|path| format!("{path:?}: {:?}, rsync {:?}", ours_seen.get(path), theirs_seen.get(path)))
         .collect();
     let offer = seen(&world.path(&source), None);

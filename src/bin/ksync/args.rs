@@ -13,6 +13,7 @@ use crate::verbs::{
 };
 use crate::{accepted, manual, rules};
 
+mod backup;
 pub(crate) mod help;
 #[cfg(feature = "sandbox")]
 mod sandbox;

@@ -18,7 +18,6 @@ const SYMLINKS: &str = "ksync copies a symbolic link as a link; name what it lea
 const OWNERS: &str = "ksync copies no owners and groups; use rsync where they matter";
 const DEVICES: &str = "ksync copies no devices and special files; use rsync where they matter";
 const ATTRIBUTES: &str = "ksync copies no ACLs and extended attributes; use rsync where they matter";
-const BACKUPS: &str = "ksync keeps no old versions; copy DEST first, or use restic or borg";
 const OTHER_BASIS: &str = "ksync compares with DEST only; it finds moved and copied files in there by itself";
 const DAEMON: &str = "ksync speaks to no rsync daemon; reach the machine over SSH: user@host:/path";
 const BATCH: &str = "ksync writes no batch files; -n lists what would change";
@@ -34,7 +33,6 @@ const FOREIGN: &[Foreign] = &[
         "--relative -R --no-implied-dirs",
         "name the directory that holds all, with --include and --exclude, or one DEST for each SOURCE",
     ),
-    foreign("--backup -b --backup-dir --suffix", BACKUPS),
     foreign("--inplace --append --append-verify --write-devices", IN_PLACE),
     foreign("--dirs -d --old-dirs --old-d", "use --exclude '/*/*' to copy one level"),
     foreign("--copy-links -L --copy-unsafe-links --copy-dirlinks -k", SYMLINKS),

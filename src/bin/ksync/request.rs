@@ -120,6 +120,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         dry_run: args.what.dry_run,
         checksum: args.what.checksum,
         transfer: transfer_rules(&args.what.transfer),
+        backup: args.what.backups.options()?,
         fsync: args.what.fsync,
         one_file_system: args.what.one_file_system,
         links: links(&args.what),

@@ -11,6 +11,7 @@
 //! outside of every tree: see [`baseline`].
 
 mod anonymous;
+mod backup;
 pub mod baseline;
 mod boundaries;
 pub mod bounded_scan;

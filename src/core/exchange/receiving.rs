@@ -1,6 +1,7 @@
 //! `Receiving`: performs the works of a receiver. This file finds the code of each work; the
 //! modules below hold it.
 
+mod backups;
 mod contents;
 mod destination;
 mod directories;

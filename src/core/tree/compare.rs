@@ -47,6 +47,8 @@ pub struct Rules {
     pub time_rule: TimeRule,
     /// The entries to pass over.
     pub transfer: TransferRules,
+    /// Removed files and links leave a backup in their directory, so that it must stay.
+    pub backs_up_beside: bool,
 }
 
 impl Rules {
@@ -157,10 +159,12 @@ pub fn compare_doubting(
     // A wanted directory that is passed over although something is in its place.
     let mut passed_over: Option<PathRef<'_>> = None;
     let passes_over = |entry, old| rules.transfer.passes_over(entry, old, rules.time_rule);
+    let leaves_something =
+        |entry| protects(entry) || rules.backs_up_beside && !EntryRef::is_directory(&entry);
     let may_remove = |at| {
         let mut below = below(present, at);
         if rules.delete {
-            !present.get(at).is_some_and(&protects) && !below.any(&protects)
+            !present.get(at).is_some_and(&protects) && !below.any(leaves_something)
         } else {
             below.next().is_none() && !present.get(at).is_some_and(&protects)
         }
@@ -197,7 +201,7 @@ pub fn compare_doubting(
             (None, None) => {}
         }
     }
-    if rules.delete { without_protected(changes, present, protects) } else { changes }
+    if rules.delete { without_protected(changes, present, rules.backs_up_beside, protects) } else { changes }
 }
 
 fn decide(
@@ -267,10 +271,11 @@ pub fn has_more(wanted: &Manifest, present: &Manifest, protects: impl Fn(EntryRe
 }
 
 /// Cancels the removals of protected entries, of entries below them and of the directories above
-/// them.
+/// them. If backups lie beside their originals, the directories above removed entries stay too.
 fn without_protected(
     changes: Vec<Change>,
     present: &Manifest,
+    backs_up_beside: bool,
     protects: impl Fn(EntryRef<'_>) -> bool,
 ) -> Vec<Change> {
     // Backwards, so that children come before their directory.
@@ -281,8 +286,11 @@ fn without_protected(
             && let Some(entry) = present.get(at)
         {
             let holds_kept = kept_below.is_some_and(|path| path.is_below(entry.path));
-            if holds_kept || protects(entry) {
+            let is_kept = holds_kept || protects(entry);
+            if is_kept || backs_up_beside && !entry.is_directory() {
                 kept_below = Some(entry.path);
+            }
+            if is_kept {
                 continue;
             }
         }
@@ -359,6 +367,7 @@ mod tests {
             prune_empty: false,
             proof: Proof::Time,
         },
+        backs_up_beside: false,
     };
     const DELETE: Rules = Rules { delete: true, ..RULES };
 
@@ -521,6 +530,17 @@ mod tests {
             ["remove a/c"],
             "the directories hold something that stays"
         );
+    }
+
+    #[test]
+    fn directories_stay_above_backups_beside_removed_entries() {
+        let rules = Rules { backs_up_beside: true, ..DELETE };
+        assert_eq!(
+            decisions("z:1", "a/ a/b/ a/b/c:1 a/d/ e>t z:1", rules),
+            ["remove a/b/c", "remove a/d", "remove e"],
+            "a file below is backed up in its directory"
+        );
+        assert_eq!(decisions("a:1 b:1", "a/ a/b:1 b/ b/c/", rules), ["obstacle a", "replace b"]);
     }
 
     #[test]

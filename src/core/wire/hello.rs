@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
+use crate::tree::path::{COMPONENT_BYTES_MAX, PATH_BYTES_MAX};
 use crate::tree::time_rule::TimeRule;
 use crate::tree::transfer_rules::TransferRules;
 use crate::tree::tree_id::Pair;
@@ -53,6 +54,8 @@ pub struct Options {
     pub links: Links,
     /// Write everything to the disk before it is reported as done.
     pub fsync: bool,
+    /// Back up the entries that are replaced or removed.
+    pub backup: Option<BackupOptions>,
     /// Differences between times that do not count; `None` is what the destination's filesystem
     /// makes.
     pub time_rule: Option<TimeRule>,
@@ -90,6 +93,35 @@ pub enum Links {
     Safe,
     /// All.
     All,
+}
+
+/// The backups of replaced and removed entries.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BackupOptions {
+    /// The directory that holds them, under their paths; relative to the destination. `None` puts
+    /// each one beside its original.
+    pub directory: Option<ByteBuf>,
+    /// Bytes after each name. Empty only with a directory.
+    #[serde(with = "serde_bytes")]
+    pub suffix: Vec<u8>,
+}
+
+impl BackupOptions {
+    /// True if the names can be made, and none can be that of its original.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        let is_path = |path: &ByteBuf| (1..=PATH_BYTES_MAX).contains(&path.len()) && !path.contains(&0);
+        self.directory.as_ref().is_none_or(is_path)
+            && (self.directory.is_some() || !self.suffix.is_empty())
+            && self.suffix.len() <= COMPONENT_BYTES_MAX
+            && !self.suffix.iter().any(|byte| matches!(byte, 0 | b'/'))
+    }
+
+    /// True if rules for deletions must not touch an entry of this name: it may be a backup.
+    #[must_use]
+    pub fn protects(&self, name: &[u8]) -> bool {
+        self.directory.is_none() && name.ends_with(&self.suffix)
+    }
 }
 
 /// Deletions that need no question.
@@ -161,9 +193,12 @@ impl Request {
     }
 
     fn is_within_limits(&self) -> bool {
-        let Options { rules, consent, .. } = &self.options;
+        let Options { rules, consent, backup, .. } = &self.options;
         let pattern_bytes = rules.iter().map(|rule| rule.pattern.len()).sum::<usize>();
-        rules.len() <= RULES_MAX && pattern_bytes <= RULES_BYTES_MAX && consent.force_in.len() <= FORCED_MAX
+        rules.len() <= RULES_MAX
+            && pattern_bytes <= RULES_BYTES_MAX
+            && consent.force_in.len() <= FORCED_MAX
+            && backup.as_ref().is_none_or(BackupOptions::is_valid)
     }
 }
 

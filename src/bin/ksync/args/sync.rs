@@ -8,6 +8,7 @@ use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args};
 
 use crate::accepted::Accepted;
+use crate::args::backup::BackupArgs;
 use crate::args::seconds;
 use crate::rules::RuleSource;
 use crate::size::size;
@@ -65,6 +66,8 @@ pub(crate) struct WhatArgs {
     /// Allow deletions in DEST although it is a home or a system directory; PATH must lead to it
     #[arg(long, value_name = "PATH", action = ArgAction::Append)]
     pub(crate) force_delete_in: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) backups: BackupArgs,
     /// Compare by content, not by size and time
     #[arg(short = 'c', long)]
     pub(crate) checksum: bool,

@@ -15,7 +15,7 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::spelling::{Answers, Questions};
 use crate::tree::tree_id::{Pair, TreeId};
-use crate::wire::hello::Links;
+use crate::wire::hello::{BackupOptions, Links};
 use crate::wire::message::{AbortKind, FromReceiver, Subject};
 
 impl<T: Target> Receiver<T> {
@@ -64,6 +64,7 @@ impl<T: Target> Receiver<T> {
             mode_mask: if options.set_id_owner.is_some() { 0o7777 } else { 0o1777 },
             time_rule: options.time_rule.unwrap_or(opened.time_rule),
             transfer: options.transfer,
+            backs_up_beside: options.backup.as_ref().is_some_and(|backup| backup.directory.is_none()),
         };
         let withheld = options.delete && !may_delete;
         if !self.is_what_was_announced() {
@@ -201,10 +202,14 @@ impl<T: Target> Receiver<T> {
         plan
     }
 
-    /// True if rules keep the entry, or forbid removals there.
+    /// True if rules keep the entry, or forbid removals there, or it may be a backup.
     fn protects(&self, path: &TreePath, is_directory: bool) -> bool {
+        let options = &self.config.options;
+        // As with rsync, `--delete-excluded` takes such backups too.
+        let is_backup = |backup: &BackupOptions| !options.delete_excluded && backup.protects(path.name());
         self.opened.as_ref().is_some_and(|opened| opened.kept.holds(path))
             || self.filter.excludes_within(path, is_directory)
+            || options.backup.as_ref().is_some_and(is_backup)
     }
 
     /// The source's identity, and its own mode and time.

@@ -80,16 +80,17 @@ impl PlannedTree {
                 self.stage(*id, data, self.durability())?
             }
         };
-        self.install_complete(*id, complete)
+        self.install_complete(*id, complete, true)
     }
 
-    pub(super) fn install_staged(&self, id: u32, staging: Staging) -> Result<(), WorkError> {
+    /// Installs a staged file. A file in its place with the same content needs no backup.
+    pub(super) fn install_staged(&self, id: u32, staging: Staging, backs_up: bool) -> Result<(), WorkError> {
         let complete = staging.complete(&self.root, &self.metadata(id)?, self.durability());
-        self.install_complete(id, complete.map_err(|error| self.failed(id, &error))?)
+        self.install_complete(id, complete.map_err(|error| self.failed(id, &error))?, backs_up)
     }
 
-    fn install_complete(&self, id: u32, complete: Complete) -> Result<(), WorkError> {
-        let seen = self.seen(id)?;
+    fn install_complete(&self, id: u32, complete: Complete, backs_up: bool) -> Result<(), WorkError> {
+        let seen = if backs_up { self.seen_and_backed_up(id)? } else { self.seen(id)? };
         if let Some(at) = self.position(id)?
             && self.present.get(at).is_some_and(|entry| entry.is_directory())
         {
@@ -119,6 +120,7 @@ impl PlannedTree {
             let _ = staging.discard();
             return Err(wrong_hash());
         }
-        self.install_staged(id, staging)
+        // Without a hash, the file is copied onto itself.
+        self.install_staged(id, staging, hash.is_some())
     }
 }

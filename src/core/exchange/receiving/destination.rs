@@ -24,6 +24,7 @@ use crate::engine::{Destination, Opened, WorkError};
 use crate::exchange::common::{chain, metadata_error, renamed, retry_while_busy, scan_options};
 use crate::exchange::kept_trees::View;
 use crate::exchange::receiving::Receiving;
+use crate::exchange::receiving::backups::path_inside;
 use crate::exchange::receiving::tree::{OpenTree, PlannedTree};
 use crate::exchange::unusable;
 use crate::log::debug;
@@ -210,7 +211,9 @@ impl Receiving {
         scanned.problems.retain(|error| single.is_none() || !error.is_not_found());
         let is_complete = scanned.problems.is_empty() && scanned.skipped.excluded == 0;
         let unlisted = scanned.problems.iter().filter_map(|error| TreePath::new(error.path()).ok());
-        opened.kept = Kept::new(unlisted.chain(scanned.boundaries.iter().cloned()).collect());
+        let backups = self.options.backup.as_ref().and_then(|options| path_inside(options, root));
+        let kept = unlisted.chain(scanned.boundaries.iter().cloned()).chain(backups);
+        opened.kept = Kept::new(kept.collect());
         root.set_boundaries(scanned.boundaries);
         opened.problems.extend(scanned.problems.iter().map(|error| Problem {
             kind: ProblemKind::Unlisted,
@@ -294,6 +297,9 @@ impl Receiving {
         let is_verified = tree.open.is_whole && tree.doubted().is_empty();
         if !self.options.fsync {
             root.settle(is_verified, false).map_err(|error| destination_error(&error))?;
+        }
+        if let Some(backups) = &tree.backups {
+            backups.close();
         }
         let own = tree.open.single.as_ref().map(Staging::name);
         // In a directory that several runs share, the others' staged files stay.

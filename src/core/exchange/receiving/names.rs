@@ -6,7 +6,7 @@ use crate::engine::{Step, WorkError};
 use crate::exchange::common::{metadata_error, unwritable};
 use crate::exchange::receiving::tree::{PlannedTree, unknown};
 use crate::log::debug;
-use crate::tree::entry::Kind;
+use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::path::escape;
 
 impl PlannedTree {
@@ -34,7 +34,8 @@ impl PlannedTree {
     fn make_link(&self, id: u32) -> Result<(), WorkError> {
         let entry = self.entry(id)?;
         let Kind::Symlink { target } = entry.kind else { return Err(unknown()) };
-        let made = self.root.make_symlink(&self.path(id)?, target, entry.mtime, self.seen(id)?.as_ref());
+        let seen = self.seen_and_backed_up(id)?;
+        let made = self.root.make_symlink(&self.path(id)?, target, entry.mtime, seen.as_ref());
         made.map_err(|error| self.unwritable(&error))
     }
 
@@ -86,6 +87,11 @@ impl PlannedTree {
     fn move_file(&self, id: u32, at: u32, hash: Hash) -> Result<(), WorkError> {
         let (entry, (from, seen)) = (self.entry(id)?, self.basis(at)?);
         let to = self.path(id)?;
+        // The old name's backup needs a file of its own.
+        if self.backups.is_some() {
+            self.copy(id, at, Some(hash))?;
+            return self.remove(at);
+        }
         match self.root.move_file(&from, &seen, &to, entry.mode, entry.mtime) {
             // Hard links may lie outside and must not change with it. And a rename cannot cross
             // filesystems.
@@ -126,14 +132,21 @@ impl PlannedTree {
         self.present.subtree(at).rev().try_for_each(|at| self.remove(at))
     }
 
+    fn backs_up_removed(&self, entry: EntryRef<'_>) -> bool {
+        self.backups.as_ref().is_some_and(|backups| !backups.is_backup(entry.path.name()))
+    }
+
     fn remove(&self, at: u32) -> Result<(), WorkError> {
         let entry = self.present.get(at).ok_or_else(unknown)?;
         let seen = self.identity(at);
         let path = self.open.single.clone().unwrap_or_else(|| entry.path.to_path());
         let root = &self.root;
-        let removed = match entry.kind {
-            Kind::Directory => root.remove_directory(&path),
-            Kind::File { .. } | Kind::Symlink { .. } => root.remove_file(&path, seen.as_ref()),
+        let removed = match (entry.kind, seen) {
+            (Kind::Directory, _) => root.remove_directory(&path),
+            (_, Some(seen)) if self.backs_up_removed(entry) => {
+                root.remove_file(&path, Some(&self.back_up(at, seen)?))
+            }
+            (_, seen) => root.remove_file(&path, seen.as_ref()),
         };
         removed.map_err(unwritable)?;
         self.doubted().remove(&at);

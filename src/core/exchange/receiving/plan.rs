@@ -7,6 +7,7 @@ use std::thread;
 use crate::disk::writable::WritableRoot;
 use crate::engine::{Planned, WorkError};
 use crate::exchange::receiving::Receiving;
+use crate::exchange::receiving::backups::Backups;
 use crate::exchange::receiving::directories::MadeDirectories;
 use crate::exchange::receiving::tree::{LastReplaced, OpenTree, PlannedTree, unknown};
 use crate::log::debug;
@@ -47,7 +48,9 @@ impl Receiving {
             open.doubted.clone()
         };
         let reordered = is_reordered.then(|| open.identities.reordered(order));
+        let backups = self.options.backup.as_ref().map(|options| Backups::new(options, &root));
         let tree = PlannedTree {
+            backups,
             root,
             is_durable: self.options.fsync,
             wanted,

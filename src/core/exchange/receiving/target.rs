@@ -63,7 +63,7 @@ impl Target for Arc<PlannedTree> {
         // A complete file is installed even if the disk is full.
         let (staging, _owner) = draft.into_parts();
         let is_long = staging.len() >= CLOSED_ASIDE_BYTES_MIN;
-        let installed = self.install_staged(id, staging);
+        let installed = self.install_staged(id, staging, true);
         self.replaced.keep(basis.filter(|_| is_long).map(OpenBasis::into_inner));
         installed
     }

@@ -18,6 +18,7 @@ use crate::engine::transfer::basis::basis_changed;
 use crate::engine::transfer::receive::Strategy;
 use crate::exchange::common::unwritable;
 use crate::exchange::prefetch::Prehashes;
+use crate::exchange::receiving::backups::Backups;
 use crate::exchange::receiving::directories::MadeDirectories;
 use crate::log::debug;
 use crate::tree::entry::EntryRef;
@@ -76,6 +77,8 @@ pub struct PlannedTree {
     pub(super) replaced: LastReplaced,
     /// True once the disk is full.
     pub(super) is_full: AtomicBool,
+    /// `None` if nothing is backed up.
+    pub(super) backups: Option<Backups>,
 }
 
 impl fmt::Debug for PlannedTree {

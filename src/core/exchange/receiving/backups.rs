@@ -1,0 +1,158 @@
+//! Backups of the entries that a run replaces or removes.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::disk::clear_leftovers;
+use crate::disk::error::{DiskError, DiskErrorKind};
+use crate::disk::root::Root;
+use crate::disk::stat::{Identity, Inode};
+use crate::disk::writable::WritableRoot;
+use crate::engine::WorkError;
+use crate::exchange::common::unwritable;
+use crate::exchange::receiving::tree::{PlannedTree, unknown};
+use crate::log::debug;
+use crate::tree::entry::{EntryRef, Time};
+use crate::tree::manifest::Manifest;
+use crate::tree::path::{TreePath, escape};
+use crate::wire::hello::BackupOptions;
+
+/// Mode of a backup's directory whose original is not listed.
+const UNLISTED_MODE: u16 = 0o755;
+
+/// The backups of a run.
+pub(super) struct Backups {
+    /// The directory; `None` if each backup lies beside its original.
+    directory: Option<PathBuf>,
+    suffix: Vec<u8>,
+    /// The open directory, once there is a backup.
+    root: Mutex<Option<Arc<WritableRoot>>>,
+    /// Directories that were opened for backups, with their final modes and times.
+    directories: Mutex<Vec<Directory>>,
+}
+
+struct Directory {
+    path: TreePath,
+    mode: u16,
+    mtime: Time,
+    inode: Inode,
+}
+
+impl Backups {
+    /// The backups of a destination. A relative directory is below the destination, as with rsync.
+    pub(super) fn new(options: &BackupOptions, destination: &Root) -> Self {
+        let (root, directories) = Default::default();
+        let directory = directory(options, destination);
+        Self { directory, suffix: options.suffix.clone(), root, directories }
+    }
+
+    /// The root of the backups, created if it is missing.
+    fn root(&self, destination: &Arc<WritableRoot>) -> Result<Arc<WritableRoot>, DiskError> {
+        let Some(directory) = &self.directory else { return Ok(Arc::clone(destination)) };
+        let mut root = lock(&self.root);
+        if let Some(root) = &*root {
+            return Ok(Arc::clone(root));
+        }
+        let made = Arc::new(WritableRoot::create(directory)?.with_policy(destination.policy()));
+        *root = Some(Arc::clone(&made));
+        Ok(made)
+    }
+
+    /// True if a name is that of a backup beside its original. As with rsync, a removed backup gets
+    /// none of its own.
+    pub(super) fn is_backup(&self, name: &[u8]) -> bool {
+        self.directory.is_none() && name.ends_with(&self.suffix)
+    }
+
+    /// Makes a directory of backups and those above it, as their originals are.
+    fn make_directories(
+        &self,
+        root: &WritableRoot,
+        path: TreePath,
+        present: &Manifest,
+    ) -> Result<(), DiskError> {
+        let mut paths: Vec<TreePath> = std::iter::successors(Some(path), TreePath::parent).collect();
+        paths.reverse();
+        for path in paths {
+            let listed = present.position(&path).and_then(|at| present.get(at));
+            let made = root.make_directory(&path, listed.map_or(UNLISTED_MODE, |entry| entry.mode))?;
+            if let Some(EntryRef { mode, mtime, .. }) = listed {
+                lock(&self.directories).push(Directory { path, mode, mtime, inode: made.inode });
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the directories of the backups their modes and times, and removes their state
+    /// directory. No backup is lost if that fails.
+    pub(super) fn close(&self) {
+        let Some(root) = lock(&self.root).take() else { return };
+        for Directory { path, mode, mtime, inode } in lock(&self.directories).drain(..).rev() {
+            let _ = root.set_directory(&path, mode, mtime, inode);
+        }
+        // Another run may back up into the same directory.
+        let _ = clear_leftovers(&root, |_| true);
+    }
+}
+
+/// The directory of the backups, if they have one.
+fn directory(options: &BackupOptions, root: &Root) -> Option<PathBuf> {
+    Some(root.path().join(OsStr::from_bytes(options.directory.as_ref()?)))
+}
+
+/// The path of the backup directory inside a destination, if it is there. Such a directory is never
+/// a part of the copy.
+pub(super) fn path_inside(options: &BackupOptions, root: &Root) -> Option<TreePath> {
+    let directory = directory(options, root)?;
+    // Its last parts may not exist yet.
+    let there = directory.ancestors().find_map(|above| Some((fs::canonicalize(above).ok()?, above)));
+    let (real, above) = there?;
+    let path = real.join(directory.strip_prefix(above).ok()?);
+    let inside = path.strip_prefix(fs::canonicalize(root.path()).ok()?).ok()?;
+    TreePath::new(inside.as_os_str().as_bytes()).ok()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl PlannedTree {
+    /// Identity of the listed file or link that a rename is going to replace, if there is one, after
+    /// its backup.
+    pub(super) fn seen_and_backed_up(&self, id: u32) -> Result<Option<Identity>, WorkError> {
+        let seen = self.seen(id)?;
+        match (self.position(id)?, seen) {
+            (Some(at), Some(seen)) => self.back_up(at, seen).map(Some),
+            _ => Ok(seen),
+        }
+    }
+
+    /// Backs up the listed file or link at a position, if backups are kept. Returns its identity
+    /// afterwards.
+    pub(super) fn back_up(&self, at: u32, seen: Identity) -> Result<Identity, WorkError> {
+        let Some(backups) = &self.backups else { return Ok(seen) };
+        let path = self.open.single.clone().or_else(|| Some(self.present.path(at)?.to_path()));
+        let path = path.ok_or_else(unknown)?;
+        let backed_up = self.back_up_to(backups, &path, seen);
+        debug!("backup role=receiver ok={} path={}", backed_up.is_ok(), escape(path.as_bytes()));
+        backed_up.map_err(unwritable)
+    }
+
+    fn back_up_to(&self, backups: &Backups, path: &TreePath, seen: Identity) -> Result<Identity, DiskError> {
+        let to = [path.as_bytes(), &backups.suffix].concat();
+        let to = TreePath::new(to)
+            .map_err(|error| DiskError::new("back up", path.as_bytes(), DiskErrorKind::Path(error)))?;
+        let root = backups.root(&self.root)?;
+        match self.root.back_up(path, &seen, &root, &to) {
+            Err(error) if error.is_not_found() && backups.directory.is_some() => {
+                let parent = to.parent().ok_or(error)?;
+                backups.make_directories(&root, parent, &self.present)?;
+                self.root.back_up(path, &seen, &root, &to)
+            }
+            result => result,
+        }
+    }
+}
