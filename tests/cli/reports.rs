@@ -14,11 +14,7 @@ fn world() -> World {
 fn results_go_to_stdout_and_the_mapping_to_stderr() {
     let world = world();
     let run = Run::of(world.ksync(["-v".into(), "src".into(), world.far("dst")])).ok();
-    assert!(
-        run.stdout.starts_with("create  a\n1 entry changed (1 new), 4 B sent of 4 B, "),
-        "{}",
-        run.stdout
-    );
+    assert!(run.stdout.starts_with("create  a\n1 entry, 4 B: 1 new; sent 4 B in "), "{}", run.stdout);
     assert_eq!(run.stdout.lines().count(), 2);
     assert_eq!(run.stderr, format!("src → sandbox:{}\n", world.path("dst").display()));
 }

@@ -140,7 +140,7 @@ impl Monitor for LiveScreen {
                 let line = format!("ksync: polling for changes: {}", visible(&cause));
                 self.print(&mut state, &line, out::note);
             }
-            Event::Left { what, path } if !self.show.quiet => {
+            Event::Left { what, path } if self.show.lists => {
                 self.print(&mut state, &list::left(what, &path), out::result)
             }
             Event::Braked(braked) => {
@@ -199,7 +199,7 @@ impl Monitor for LiveScreen {
             Notice::Session { .. } => {
                 state.awake.get_or_insert(Awake::Held);
             }
-            Notice::Wait { .. } => {}
+            Notice::Wait { .. } | Notice::Connected { .. } | Notice::Agent { .. } => {}
         }
     }
 }

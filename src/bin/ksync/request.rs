@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ksync::exchange::{chain, plain};
@@ -22,6 +23,8 @@ use serde_bytes::ByteBuf;
 
 use crate::args::{ConnectionArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
 use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
+use crate::format::{Format, LOG_FORMAT};
+use crate::log_file::LogFile;
 use crate::report::{CliError, USAGE};
 use crate::rsh::Rsh;
 use crate::verbs::AccessArgs;
@@ -53,6 +56,8 @@ pub(crate) struct Request {
     pub(crate) after: Option<AfterRound>,
     /// The output options.
     pub(crate) show: Show,
+    /// The log file.
+    pub(crate) log: Option<Arc<LogFile>>,
     /// Warnings about the command line.
     pub(crate) warnings: Vec<Warning>,
 }
@@ -62,6 +67,8 @@ pub(crate) struct Request {
 pub(crate) struct Show {
     /// Only errors.
     pub(crate) quiet: bool,
+    /// The list of changes.
+    pub(crate) lists: bool,
     /// Changes in rsync's eleven letters.
     pub(crate) itemize: bool,
     /// Statistics at the end.
@@ -70,6 +77,8 @@ pub(crate) struct Show {
     pub(crate) progress: bool,
     /// JSON for programs.
     pub(crate) json: bool,
+    /// The form of the changes, if not one of the usual ones.
+    pub(crate) out_format: Option<&'static Format>,
 }
 
 /// Builds the request from the arguments.
@@ -85,7 +94,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         ));
     }
     let mistaken = args.endpoints.last().and_then(|text| mistaken(text));
-    let warnings = mistaken.into_iter().chain(accepted.warning()).collect();
+    let warnings = args.warnings.iter().cloned().chain(mistaken).chain(accepted.warning()).collect();
     let pairs = pair(&args.endpoints, args.connection.setup.is_some())?;
     if args.what.delete_excluded && pairs.len() > 1 {
         return Err(CliError::usage("--delete-excluded takes one SOURCE", "Run one ksync for each SOURCE."));
@@ -113,7 +122,17 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         ));
     }
     let OutputArgs { verbose, itemize_changes, quiet, stats, no_progress, json, .. } = args.output;
-    let list_changes = accepted.info.names.unwrap_or(verbose > 0) || itemize_changes;
+    let OutputArgs { out_format, log_file, log_file_format, partial_progress, .. } = args.output;
+    let log = log_file.map(|file| {
+        let format = log_file_format.map_or_else(|| Format::parse(LOG_FORMAT), Ok);
+        LogFile::open(&file, format.map_err(|expected| CliError::new(USAGE, expected))?)
+    });
+    let log = log.transpose()?.map(Arc::new);
+    // The format lives as long as the program.
+    let out_format: Option<&Format> = out_format.map(|format| &*Box::leak(Box::new(format)));
+    let names = accepted.info.names.unwrap_or(verbose > 0 || partial_progress);
+    let list_changes = names || itemize_changes || out_format.is_some();
+    let lists = (list_changes || args.what.dry_run || json) && !quiet;
     let options = Options {
         delete: deletes,
         delete_excluded: args.what.delete_excluded,
@@ -124,10 +143,11 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         one_file_system: args.what.one_file_system,
         links: links(&args.what),
         time_rule: args.what.modify_window.map(time_rule),
-        list_changes: (list_changes || args.what.dry_run || json) && !quiet,
+        list_changes: lists || log.is_some(),
         compress: !args.what.no_compress,
         rules,
         consent: consent(&args.what, &pairs)?,
+        bytes_per_second: args.connection.bwlimit.unwrap_or(0),
         ..Options::default()
     };
     let mut connection_args = args.connection;
@@ -171,12 +191,15 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         after,
         show: Show {
             quiet,
+            lists,
             itemize: itemize_changes,
             stats: accepted.info.stats.unwrap_or(stats),
             // Lines of the log would run into a bar.
             progress: accepted.info.progress.unwrap_or(!no_progress) && !quiet && !ksync::log::is_on(),
             json,
+            out_format,
         },
+        log,
         warnings,
     })
 }
@@ -584,7 +607,7 @@ mod tests {
             (job.connect_options.timeout, job.connect_options.connect_timeout),
             (NEVER, Duration::from_secs(30))
         );
-        assert_eq!(request.show, Show { itemize: true, progress: true, ..Show::default() });
+        assert_eq!(request.show, Show { lists: true, itemize: true, progress: true, ..Show::default() });
         assert!(!built("ksync -nq a b").unwrap().jobs[0].options.list_changes);
         assert!(built("ksync a b").unwrap().jobs[0].options.compress);
         let connections = |line| built(line).unwrap().jobs[0].connect_options.connections;

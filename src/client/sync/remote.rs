@@ -13,9 +13,9 @@ use tokio::task::spawn_blocking;
 use crate::engine::{Config, Engine, Receiver, RunError, Sender, Summary};
 use crate::exchange::lanes::Striped;
 use crate::exchange::rounds::{self, WatchedSource};
-use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending, Timeouts};
+use crate::exchange::{self, Asker, Incoming, Link, Pace, Perform, Receiving, Sending, Timeouts};
 use crate::log::{self, debug};
-use crate::monitor::{Quiet, Warning};
+use crate::monitor::{Notice, Quiet, Warning};
 use crate::remote::{self, Agent, AgentEnd, Connection, ErrorKind};
 use crate::sync::baseline::{self, Key};
 use crate::sync::emulator::Emulator;
@@ -183,9 +183,24 @@ impl<'a> LazyConnection<'a> {
     /// Connects before the request is built, if deletions depend on the session's VM.
     pub(super) async fn meet(&self, options: &Options, monitor: &SharedMonitor) -> Result<(), SyncError> {
         if options.delete && matches!(self.endpoint, Endpoint::Session { .. }) {
-            self.connected.get_or_try_init(|| self.connect(monitor)).await?;
+            self.connected(monitor).await?;
         }
         Ok(())
+    }
+
+    /// The connection, which is made on first use.
+    async fn connected(&self, monitor: &SharedMonitor) -> Result<&Connected, SyncError> {
+        let connect = || async {
+            let connected = self.connect(monitor).await?;
+            let connection = &connected.connection;
+            monitor.notice(Notice::Connected {
+                round_trips: connection.round_trips(),
+                round_trip: connection.round_trip(),
+                is_kept: connection.is_lent(),
+            });
+            Ok(connected)
+        };
+        self.connected.get_or_try_init(connect).await
     }
 
     /// Borrows the connection of a keeper, or connects.
@@ -511,9 +526,15 @@ impl<'a> LazyConnection<'a> {
         let request = Request { timeout_ms: millis(options.timeout), ..request };
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(request.clone());
         let (agent, waiting) = Agent::waiting();
-        let (up_bytes, down_bytes) = (self.up_bytes.clone(), self.down_bytes.clone());
+        let up_bytes = self.up_bytes.paced(Pace::of(request.options.bytes_per_second));
+        let down_bytes = self.down_bytes.clone();
         let before = self.traffic();
-        let (reader, mut writer) = (down_bytes.meter(agent.reader), up_bytes.meter(agent.writer));
+        let (telling, installed) = (SharedMonitor::clone(monitor), agent.installed.clone());
+        let reader = down_bytes.meter(agent.reader).telling(move || {
+            let installed_bytes = installed.sent_bytes().flatten().unwrap_or(0);
+            telling.notice(Notice::Agent { installed_bytes });
+        });
+        let mut writer = up_bytes.meter(agent.writer);
         // Downloads get lanes too: the direction of the bulk data shows only when it is written.
         let (asking, opening) = lanes::pair(up_bytes.clone());
         // The timeout for a silent agent is the one in the connect options.
@@ -527,7 +548,7 @@ impl<'a> LazyConnection<'a> {
         });
         tokio::pin!(running);
         let starting = async {
-            let connected = self.connected.get_or_try_init(|| self.connect(monitor)).await?;
+            let connected = self.connected(monitor).await?;
             connected.connection.start(waiting, options.agent.clone()).await?;
             Ok::<_, SyncError>(&connected.connection)
         };
