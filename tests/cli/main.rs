@@ -39,6 +39,7 @@ mod rules;
 mod select;
 mod silence;
 mod streams;
+mod sudo;
 mod times;
 mod transfer;
 mod wire;

@@ -28,7 +28,6 @@ const FILTERS: &str = "use --exclude, --include, --exclude-from, --include-from 
 const FOREIGN: &[Foreign] = &[
     foreign("--debug", "use -vv"),
     foreign("--daemon --password-file --early-input --address --port --sockopts", DAEMON),
-    foreign("--rsync-path", "leave it out, ksync runs its own agent on the other side"),
     foreign(
         "--relative -R --no-implied-dirs",
         "name the directory that holds all, with --include and --exclude, or one DEST for each SOURCE",

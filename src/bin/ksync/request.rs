@@ -26,7 +26,7 @@ use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
 use crate::format::{Format, LOG_FORMAT};
 use crate::log_file::LogFile;
 use crate::report::{CliError, USAGE};
-use crate::rsh::Rsh;
+use crate::rsh::{Rsh, RsyncPath};
 use crate::verbs::AccessArgs;
 use crate::{out, rules};
 
@@ -167,6 +167,15 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         connection_args.keep.time()
     };
     let connect_options = ConnectOptions { keep, ..connect_options(connection_args)? };
+    let (address_family, ssh_config) =
+        rsh.as_ref().map(|rsh| (rsh.address_family, rsh.config.clone())).unwrap_or_default();
+    // A kept agent is not root's, and a kept connection follows the usual files.
+    let is_usual = !connect_options.sudo && address_family.is_none() && ssh_config.is_none();
+    let keep = connect_options.keep.filter(|_| is_usual);
+    let connect_options = ConnectOptions { keep, address_family, ssh_config, ..connect_options };
+    if connect_options.sudo {
+        pairs.iter().try_for_each(refuse_relative)?;
+    }
     let several = pairs.len() > 1;
     let resolve = |endpoint| match &rsh {
         Some(rsh) => rsh.endpoint(endpoint, &connect_options),
@@ -218,6 +227,23 @@ fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, C
     };
     let force_in = what.force_delete_in.iter().map(|text| ByteBuf::from(path(text))).collect();
     Ok(Consent { yes: what.yes, agreed: None, max_delete: what.max_delete, force_in })
+}
+
+/// Refuses endpoints that sudo leads elsewhere, or nowhere: root has another home.
+fn refuse_relative((source, destination): &(Endpoint, Endpoint)) -> Result<(), CliError> {
+    let Some(remote) = [source, destination].into_iter().find(|endpoint| endpoint.is_remote()) else {
+        return Err(CliError::usage(
+            "--sudo is for the agent on another machine, and both endpoints are here",
+            "Leave it out, or run sudo ksync.",
+        ));
+    };
+    if remote.path().starts_with(b"/") {
+        return Ok(());
+    }
+    Err(CliError::usage(
+        format!("with --sudo, {remote} would be below the home of root"),
+        "Write the absolute path, as in host:/home/me/site.",
+    ))
 }
 
 /// The transfer rules; as in rsync, `--size-only` wins over `--ignore-times`.
@@ -366,6 +392,9 @@ fn connect_options(args: ConnectionArgs) -> Result<ConnectOptions, CliError> {
         #[cfg(not(feature = "sandbox"))]
         host_files: false,
         forwards: false,
+        sudo: args.sudo || args.rsync_path.is_some_and(RsyncPath::is_by_sudo),
+        address_family: None,
+        ssh_config: None,
     })
 }
 

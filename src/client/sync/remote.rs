@@ -312,6 +312,10 @@ impl<'a> LazyConnection<'a> {
     /// Connects.
     async fn dial(&self, monitor: &SharedMonitor) -> Result<Connected, SyncError> {
         let Connected { connection, behind } = self.connect_to(monitor).await?;
+        if self.connect_options.sudo {
+            // The secrets are those of the login's own agents.
+            return Ok(Connected { connection: connection.with_sudo(), behind });
+        }
         let connection = match target::state_dir() {
             Ok(state) => connection.with_secrets(state.join("secrets")),
             Err(SyncError::State(error)) => {

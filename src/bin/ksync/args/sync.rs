@@ -12,6 +12,7 @@ use ksync::monitor::Warning;
 use crate::accepted::Accepted;
 use crate::args::seconds;
 use crate::format::Format;
+use crate::rsh::RsyncPath;
 use crate::rules::RuleSource;
 use crate::size::{rate, size};
 use crate::usage::number;
@@ -272,6 +273,11 @@ pub(crate) struct ConnectionArgs {
     pub(crate) bwlimit: Option<u64>,
     #[arg(long, hide = true, overrides_with = "bwlimit")]
     no_bwlimit: bool,
+    /// Run the agent on the other machine as root, by sudo -n; --rsync-path="sudo rsync" does too
+    #[arg(long)]
+    pub(crate) sudo: bool,
+    #[arg(long, value_name = "PROGRAM", hide = true, value_parser = RsyncPath::parse)]
+    pub(crate) rsync_path: Option<RsyncPath>,
     /// The ssh command for an SSH host, as in 'ssh -p PORT -i FILE'; RSYNC_RSH is ignored
     #[arg(short = 'e', long, value_name = "SSH", allow_hyphen_values = true)]
     pub(crate) rsh: Option<OsString>,
