@@ -25,6 +25,7 @@ mod impostor;
 mod interrupted;
 mod itemized;
 mod kinds;
+mod listing;
 mod locked;
 mod log;
 mod manual;

@@ -74,7 +74,6 @@ const FOREIGN: &[Foreign] = &[
     foreign("--files-from --from0 -0", "use --include-from with the names, and then --exclude '*'"),
     foreign("--old-args", "leave it out, no name passes through a shell"),
     foreign("--remote-option -M --protocol", "leave it out, ksync brings its own agent of the same version"),
-    foreign("--list-only", "use -n -v with an empty DEST, or ssh and ls"),
     foreign("--stop-after --stop-at", "use timeout(1); what has arrived is not sent twice"),
     foreign("--write-batch --only-write-batch --read-batch", BATCH),
     foreign("--iconv", "ksync copies names as the bytes that they are"),

@@ -16,6 +16,7 @@ mod format;
 mod json;
 mod keep;
 mod list;
+mod list_only;
 mod live;
 mod log;
 mod log_file;
@@ -90,9 +91,13 @@ fn done(parsed: Result<Mode, CliError>, is_json: bool) -> Result<u8, CliError> {
         Mode::Flush(args) => flush::run(&args),
         Mode::Keep(args) => keep::run(&args),
         Mode::Config(args) => config::show::run(&args),
-        Mode::Sync(args) => {
+        Mode::Sync(mut args) => {
+            let listing = list_only::asked(&mut args).map_err(told)?;
             let request = request::build(*args).map_err(told)?;
-            run::run(&request)
+            match listing {
+                Some(form) => list_only::run(&request, form),
+                None => run::run(&request),
+            }
         }
         #[cfg(feature = "sandbox")]
         Mode::Sandbox(args) => sandbox::run(&args),

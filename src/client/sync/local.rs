@@ -103,7 +103,7 @@ pub(super) async fn exchange(
 
 /// The error of a run with both sides in this process, so there is no other side to name.
 /// `receiver` is the failure of the receiving thread; `None` if it panicked.
-fn own_error(sender: RunError, receiver: Option<RunError>) -> SyncError {
+pub(super) fn own_error(sender: RunError, receiver: Option<RunError>) -> SyncError {
     // The side that did not learn of the failure from the other one knows the cause.
     let cause = if sender.by_peer { receiver.filter(|receiver| !receiver.by_peer) } else { None };
     let RunError { kind, text, .. } = cause.unwrap_or(sender);

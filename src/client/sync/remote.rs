@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 
+use crate::engine::lister::{Lister, Listing, NoWork};
 use crate::engine::{Config, Engine, Receiver, RunError, Sender, Summary};
 use crate::exchange::lanes::Striped;
 use crate::exchange::rounds::{self, WatchedSource};
@@ -484,6 +485,18 @@ impl<'a> LazyConnection<'a> {
         self.exchange(request, engine, disk, monitor).await
     }
 
+    /// Lists `path` on the other machine.
+    pub(super) async fn list(
+        &self,
+        path: &[u8],
+        options: &Options,
+        listing: Listing,
+        monitor: SharedMonitor,
+    ) -> Result<Round, SyncError> {
+        let request = request(Role::Sender, path, &receiving(options), None, None);
+        self.exchange(request, Lister::new(listing), Idle, monitor).await
+    }
+
     async fn exchange<E: Engine>(
         &self,
         request: Request,
@@ -591,6 +604,16 @@ impl<'a> LazyConnection<'a> {
                 .map_or(0, |connected| connected.connection.round_trips()),
             agent_installed_bytes: agent.installed.sent_bytes().flatten().unwrap_or(0),
         })
+    }
+}
+
+/// The performer of an engine that starts no works.
+#[derive(Debug)]
+pub(super) struct Idle;
+
+impl Perform<Lister> for Idle {
+    fn perform(&self, work: NoWork) -> NoWork {
+        work
     }
 }
 

@@ -94,9 +94,12 @@ pub(crate) struct WhatArgs {
     pub(crate) no_compress: bool,
     /// Accepted for rsync users: ksync always keeps directories, links, modes and times
     #[arg(short = 'a', long)]
-    archive: bool,
+    pub(crate) archive: bool,
     #[arg(short = 'r', long, hide = true)]
-    recursive: bool,
+    pub(crate) recursive: bool,
+    /// List SOURCE, as a SOURCE without a DEST does: one level, all levels with -r
+    #[arg(long)]
+    pub(crate) list_only: bool,
     #[arg(short = 't', long, hide = true)]
     times: bool,
     /// Copy links that are absolute or lead out of the tree from the VM too
@@ -229,7 +232,7 @@ pub(crate) struct OutputArgs {
     /// Print this help, when alone; otherwise accepted for rsync users: numbers are always
     /// readable.
     #[arg(short = 'h', long, hide = true)]
-    pub(super) human_readable: bool,
+    pub(crate) human_readable: bool,
 }
 
 #[derive(Debug, Args)]
