@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::world::{Run, World, noise, wait_for};
 
+/// Runs that may be late.
+const ATTEMPTS: usize = 3;
+
 /// The time of a run that succeeds, and its output.
 fn timed(world: &World, options: &[&str], ends: [OsString; 2]) -> (Duration, Run) {
     let mut command = world.ksync(options);
@@ -35,11 +38,20 @@ fn keeps_the_rate(
     world.tree("src").file("noise", noise(7, bytes));
     let (free, _) = timed(&world, options, ends(&world, "free"));
     let limit = format!("--bwlimit={rate}");
-    let (limited, run) = timed(&world, &[options, &[&*limit]].concat(), ends(&world, "limited"));
-    world.assert_same("src", "limited");
     let expected = bytes as f64 / bytes_per_second;
-    assert_rate(limited, expected, free);
-    run
+    for attempt in 1.. {
+        let to = format!("limited{attempt}");
+        let (limited, run) = timed(&world, &[options, &[&*limit]].concat(), ends(&world, &to));
+        world.assert_same("src", &to);
+        // A busy machine may be late, but nothing excuses a run that is too fast.
+        let is_late = limited.as_secs_f64() > 1.05 * expected + free.as_secs_f64();
+        if is_late && attempt < ATTEMPTS {
+            continue;
+        }
+        assert_rate(limited, expected, free);
+        return run;
+    }
+    unreachable!("the last attempt returns")
 }
 
 #[test]

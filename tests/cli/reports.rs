@@ -125,7 +125,7 @@ fn common_mistakes_get_a_hint() {
              hint: Write ksync SOURCE... DEST; ksync --help has examples.\n",
         ),
         (
-            &["src"],
+            &["--delete", "src"],
             "ksync: there is no DEST\n  hint: Write ksync SOURCE... DEST; ksync --help has examples.\n",
         ),
         (
@@ -174,8 +174,9 @@ fn common_mistakes_get_a_hint() {
              hint: Write user@host:/path, ssh://user@host:port/path or wss://host:port/path.\n",
         ),
         (
-            &["--rsync-path=/bin/rsync", "src", "me@host:/x"],
-            "ksync: there is no --rsync-path: leave it out, ksync runs its own agent on the other side\n",
+            &["--rsync-path=/bin/doas rsync", "src", "me@host:/x"],
+            "ksync: --rsync-path takes rsync or \"sudo rsync\": ksync runs its own agent on the other side, and \
+             not \"/bin/doas rsync\"\n  hint: ksync --help lists all options.\n",
         ),
         (
             &["--daemon"],

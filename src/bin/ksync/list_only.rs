@@ -70,10 +70,9 @@ pub(crate) fn asked(args: &mut SyncArgs) -> Result<Option<Form>, CliError> {
 /// Prints the listing.
 pub(crate) fn run(request: &Request, form: Form) -> Result<u8, CliError> {
     let Some(mut job) = request.jobs.first().cloned() else { return Ok(0) };
-    // Only what is listed is scanned: the first rule that matches wins.
+    // One level is scanned: the first rule that matches wins. A file is on that level, too.
     if !form.is_recursive {
-        let pattern = if form.is_inside { b"/*/*".to_vec() } else { b"/*".to_vec() };
-        job.options.rules.insert(0, Rule { include: false, pattern });
+        job.options.rules.insert(0, Rule { include: false, pattern: b"/*/*".to_vec() });
     }
     let problems = Arc::new(Problems { source: job.source.clone(), is_quiet: form.is_quiet });
     block_on(async {
@@ -122,6 +121,9 @@ fn lines(listed: &Listed, source: &Endpoint, form: Form) -> String {
         }
         Subject::File { .. } | Subject::Several => String::new(),
     };
+    if matches!(listed.subject, Subject::Directory { .. }) && !form.is_inside && !form.is_recursive {
+        return text;
+    }
     let mut entries: Vec<EntryRef<'_>> = listed.manifest.entries().collect();
     entries.sort_by(order);
     for entry in entries {
