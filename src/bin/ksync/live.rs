@@ -140,7 +140,7 @@ impl Monitor for LiveScreen {
                 let line = format!("ksync: polling for changes: {}", visible(&cause));
                 self.print(&mut state, &line, out::note);
             }
-            Event::Left { what, path } if self.show.lists => {
+            Event::Left { what, path } if !self.show.quiet => {
                 self.print(&mut state, &list::left(what, &path), out::result)
             }
             Event::Braked(braked) => {
@@ -154,7 +154,7 @@ impl Monitor for LiveScreen {
                 drop(state);
                 self.first.observe(event);
             }
-            Event::Change { action, what, differs, path, target } if !self.show.quiet => {
+            Event::Change { action, what, differs, path, target } if self.show.lists => {
                 let line = Line { action, what, differs, path: &path, target: &target };
                 self.first
                     .change(line)
