@@ -121,6 +121,7 @@ fn event(name: &str) -> Event {
         "state-excluded" => Event::StateExcluded { directories: 2 },
         "grew" => Event::Grew { path },
         "links-excluded" => Event::LinksExcluded { links: 3, first: path },
+        "renamed" => Event::Renamed { from: b"old".to_vec(), path: b"d/new".to_vec() },
         "written" => Event::Written(Written { files: 1, total_files: 300, bytes: 2, total_bytes: 1 << 40 }),
         "left" => Event::Left { what: What::File, path },
         "polling" => Event::Polling { cause: "cause".to_owned() },
@@ -230,6 +231,7 @@ fn messages() -> Vec<(String, Either)> {
         "state-excluded",
         "grew",
         "links-excluded",
+        "renamed",
         "written",
     ] {
         messages.push((format!("note-{name}"), Either::Sender(Common::Note(event(name)).into())));

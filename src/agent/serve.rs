@@ -11,7 +11,9 @@ use ksync_core::engine::{Config, Receiver, RunError, Sender, Summary};
 use ksync_core::exchange::kept_trees::KeptTrees;
 use ksync_core::exchange::lanes::{Lane, Outlet};
 use ksync_core::exchange::rounds::{self, WatchedSource};
-use ksync_core::exchange::{FileReceiver, FileSender, Incoming, Link, Receiving, Sending, Timeouts, run};
+use ksync_core::exchange::{
+    FileReceiver, FileSender, Incoming, Link, Pace, Receiving, Sending, Timeouts, run,
+};
 use ksync_core::monitor::Quiet;
 use ksync_core::rendezvous::Rendezvous;
 use ksync_core::wire::hello::{self, Request, Role};
@@ -23,13 +25,14 @@ const CONFINED_TO: &str = "KSYNC_SANDBOX_CONFINED_TO";
 /// Reads the request, and runs it. Scans are kept in `kept`, if there is one.
 pub(crate) fn serve(
     mut reader: Lane,
-    writer: Outlet,
+    mut writer: Outlet,
     kept: Option<&Arc<KeptTrees>>,
 ) -> io::Result<Result<Summary, RunError>> {
     let request = hello::read(&mut reader).map_err(io::Error::other)?.request;
     let Some(Request { role, path, further, options, baseline_key, watch, timeout_ms }) = request else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no request"));
     };
+    writer.set_pace(Pace::of(options.bytes_per_second));
     let path = absolute(&path);
     let baseline = || baseline_key.and_then(|key| Some(Baseline::new(baselines()?, &key)));
     let compress = options.compress;

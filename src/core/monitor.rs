@@ -246,6 +246,17 @@ pub enum Event {
     },
     /// Progress of the content: as soon as it is known what is missing, then now and then.
     Written(Written),
+    /// A file of the destination got another name, since the source has it there. Two changes say
+    /// the same: its old name is deleted, and the new one created. Reported only if the options ask
+    /// for a list of changes.
+    Renamed {
+        /// The old path as bytes.
+        #[serde(with = "serde_bytes")]
+        from: Vec<u8>,
+        /// The new path as bytes.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+    },
 }
 
 /// A preparation that may take a while, before any transfer.
@@ -280,6 +291,20 @@ pub enum Notice {
     },
     /// The state of the session's keep-alive.
     KeepAlive(Awake),
+    /// A connection to another machine is there.
+    Connected {
+        /// Round trips until the other side could answer.
+        round_trips: u32,
+        /// The time of one round trip.
+        round_trip: Duration,
+        /// True if it was kept by an earlier run.
+        is_kept: bool,
+    },
+    /// The agent on the other machine has answered.
+    Agent {
+        /// Bytes of the agent that had to be installed first; 0 if it was there.
+        installed_bytes: u64,
+    },
     /// The API makes ksync wait.
     Wait {
         /// The reason and the next step.

@@ -80,7 +80,7 @@ fn content_arrives_where_modes_or_times_are_refused() {
                 ("one".into(), "two".into(), noise(1, 3 << 20))
             );
             let second = run(23);
-            assert!(second.summary().contains(", 0 B "), "{call}: {}", second.summary());
+            assert!(second.summary().contains(" 0 B in "), "{call}: {}", second.summary());
         }
     }
 }

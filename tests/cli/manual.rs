@@ -40,7 +40,7 @@ fn bash_completes_long_options_and_verbs_and_leaves_paths_to_itself() {
         ("ksync --dele", &["--delete", "--delete-excluded"][..]),
         ("ksync --del", &["--del", "--delete", "--delete-excluded"]),
         ("ksync ./a --dry", &["--dry-run"]),
-        ("ksync ./a --rs", &["--rsh"]),
+        ("ksync ./a --rs", &["--rsh", "--rsync-path"]),
         ("ksync sess", &["session"]),
         ("ksync comp", &["completions"]),
         ("ksync session cre", &["create"]),
@@ -50,7 +50,6 @@ fn bash_completes_long_options_and_verbs_and_leaves_paths_to_itself() {
         ("ksync ./a ./", &[]),
         ("ksync -n ", &[]),
         // Refused, or without an effect.
-        ("ksync --rsync-p", &[]),
         ("ksync --mkp", &[]),
         ("ksync --daem", &[]),
     ] {

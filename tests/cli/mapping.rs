@@ -116,7 +116,12 @@ fn several_sources_are_one_exchange_with_one_summary() {
         world.tree("dst").file("other", "stays").file("b/extra", "stays");
         let (sources, destination) = three_ways(&world, &names).swap_remove(way);
         let run = world.run(sources.iter().chain([&destination])).ok();
-        assert_eq!(run.stdout.lines().filter(|line| line.contains(" changed ")).count(), 1, "{}", run.stdout);
+        assert_eq!(
+            run.stdout.lines().filter(|line| line.contains(" entries, ")).count(),
+            1,
+            "{}",
+            run.stdout
+        );
         assert_eq!(run.stderr.matches(" → ").count(), 1, "{}", run.stderr);
         for (name, content) in
             [("a.txt", "1"), ("other", "stays"), ("b/extra", "stays"), ("b/d/top", "yes"), ("b.d/f", "2")]

@@ -67,11 +67,12 @@ fn changed(before: &Snapshot, after: &Snapshot) -> BTreeSet<PathBuf> {
     paths.filter(|path| before.get(*path) != after.get(*path)).cloned().collect()
 }
 
-/// The numbers in the brackets of the summary line.
+/// The numbers of the summary line: in brackets in a dry run, else behind the colon.
 fn counts(run: &Run) -> BTreeMap<String, u64> {
     let line = run.summary();
-    let inside =
-        line.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map_or("", |(inside, _)| inside);
+    let between = |begin: &str, end| Some(line.split_once(begin)?.1.split_once(end)?.0);
+    let inside = between("(", ")").or_else(|| between("B: ", "; "));
+    let inside = inside.unwrap_or_default();
     let pairs = inside.split(", ").filter_map(|part| {
         let (number, kind) = part.split_once(' ')?;
         Some((kind.to_owned(), number.parse().ok()?))

@@ -147,7 +147,7 @@ fn an_uploads_progress_is_what_the_other_side_has_written() {
     assert!(shown.terminal.has_shown(" 12.0 MB of 12.0 MB, waiting for the other side to finish"));
     let rows = shown.rows();
     assert!(rows[0].starts_with("src → "), "{rows:?}");
-    assert!(rows[1].contains(", 12.0 MB sent of 12.0 MB, "), "{rows:?}");
+    assert!(rows[1].contains("; sent 12.0 MB in "), "{rows:?}");
     assert_eq!(rows[2..], ["ended with 0"], "nothing is left of the status line");
 }
 

@@ -14,11 +14,7 @@ fn world() -> World {
 fn results_go_to_stdout_and_the_mapping_to_stderr() {
     let world = world();
     let run = Run::of(world.ksync(["-v".into(), "src".into(), world.far("dst")])).ok();
-    assert!(
-        run.stdout.starts_with("create  a\n1 entry changed (1 new), 4 B sent of 4 B, "),
-        "{}",
-        run.stdout
-    );
+    assert!(run.stdout.starts_with("create  a\n1 entry, 4 B: 1 new; sent 4 B in "), "{}", run.stdout);
     assert_eq!(run.stdout.lines().count(), 2);
     assert_eq!(run.stderr, format!("src → sandbox:{}\n", world.path("dst").display()));
 }
@@ -129,7 +125,7 @@ fn common_mistakes_get_a_hint() {
              hint: Write ksync SOURCE... DEST; ksync --help has examples.\n",
         ),
         (
-            &["src"],
+            &["--delete", "src"],
             "ksync: there is no DEST\n  hint: Write ksync SOURCE... DEST; ksync --help has examples.\n",
         ),
         (
@@ -178,8 +174,9 @@ fn common_mistakes_get_a_hint() {
              hint: Write user@host:/path, ssh://user@host:port/path or wss://host:port/path.\n",
         ),
         (
-            &["--rsync-path=/bin/rsync", "src", "me@host:/x"],
-            "ksync: there is no --rsync-path: leave it out, ksync runs its own agent on the other side\n",
+            &["--rsync-path=/bin/doas rsync", "src", "me@host:/x"],
+            "ksync: --rsync-path takes rsync or \"sudo rsync\": ksync runs its own agent on the other side, and \
+             not \"/bin/doas rsync\"\n  hint: ksync --help lists all options.\n",
         ),
         (
             &["--daemon"],

@@ -27,7 +27,8 @@ fn a_round_prints_one_line() {
         let world = World::new();
         world.tree("src").file("a", "first");
         let watcher = for_eyes(&world, direction, &["--delete", "--debounce", "100"]);
-        watcher.line("the first sync", 0, |line| line.starts_with("1 entry changed (1 new), ").then_some(()));
+        let is_first = |line: &str| line.starts_with("1 entry, ") && line.contains(": 1 new; ");
+        watcher.line("the first sync", 0, |line| is_first(line).then_some(()));
         let round = |what: &str| watcher.line(what, 0, |line| is_round(line, what).then_some(()));
         fs::write(world.path("src/a"), "a later text").unwrap();
         round("1 file, 12 B, ");

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::world::skip::needs;
-use crate::world::{DEADLINE, Run, World, wait_for};
+use crate::world::{DEADLINE, Run, World, schema, wait_for};
 
 /// The direction of a sync between the directories `src` and `dst`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +154,7 @@ impl<'w> Watcher<'w> {
     #[track_caller]
     pub(crate) fn event_where(&self, name: &str, mark: usize, fits: impl Fn(&Value) -> bool) -> Value {
         self.line(name, mark, |line| {
+            schema::check_events(line);
             let event: Value = serde_json::from_str(line).expect("JSON");
             (event["event"] == name && fits(&event)).then_some(event)
         })

@@ -15,6 +15,7 @@ mod emulator;
 pub(crate) mod link;
 pub(crate) mod network;
 mod run;
+pub(crate) mod schema;
 mod screen;
 pub(crate) mod service;
 pub(crate) mod skip;

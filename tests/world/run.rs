@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use super::wait_for;
+use super::{schema, wait_for};
 
 /// Exit status and output of a run.
 #[derive(Debug)]
@@ -34,7 +34,11 @@ impl Run {
         let stdout = drain(child.stdout.take().expect("stdout"));
         let stderr = drain(child.stderr.take().expect("stderr"));
         let status = wait_for("the end of a run", || child.try_wait().expect("wait"));
-        Run { status, stdout: stdout.join().expect("stdout"), stderr: stderr.join().expect("stderr") }
+        let run =
+            Run { status, stdout: stdout.join().expect("stdout"), stderr: stderr.join().expect("stderr") };
+        // Every event that any test sees has the published form.
+        schema::check_events(&run.stdout);
+        run
     }
 
     /// Asserts the exit code 0.

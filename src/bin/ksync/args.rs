@@ -4,12 +4,14 @@ use std::ffi::OsString;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::config::{self, Settings};
 use crate::report::CliError;
 use crate::usage::{self, number};
 use crate::verbs::{
-    CompletionsArgs, DoctorArgs, FlushArgs, KeepVerbArgs, ManArgs, ProxyArgs, SessionArgs, SshArgs,
+    CompletionsArgs, ConfigArgs, DoctorArgs, FlushArgs, KeepVerbArgs, ManArgs, ProxyArgs, SchemaArgs,
+    SessionArgs, SshArgs,
 };
 use crate::{accepted, manual, rules};
 
@@ -44,6 +46,8 @@ pub(crate) enum Mode {
     Flush(FlushArgs),
     /// List and end kept connections.
     Keep(KeepVerbArgs),
+    /// Show the settings.
+    Config(ConfigArgs),
     /// Run the VM emulator in the foreground.
     #[cfg(feature = "sandbox")]
     Sandbox(SandboxArgs),
@@ -54,7 +58,7 @@ pub(crate) enum Mode {
     name = "ksync",
     version,
     about = "Makes DEST a copy of SOURCE and sends only what changed.",
-    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync session|ssh|proxy|doctor|flush|keep|sandbox|completions|man ...",
+    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync session|ssh|proxy|doctor|flush|keep|config|schema|sandbox|man ...",
     help_template = help::template(),
     max_term_width = 80,
     disable_help_flag = true,
@@ -90,6 +94,12 @@ enum Verb {
     /// Lists and closes the connections that are kept for the next runs
     #[command(hide = true, max_term_width = 80)]
     Keep(KeepVerbArgs),
+    /// Shows each setting of the environment and the files, and where it comes from
+    #[command(hide = true, max_term_width = 80)]
+    Config(ConfigArgs),
+    /// Prints the JSON schema of the events of --json, or of the files with settings
+    #[command(hide = true, max_term_width = 80)]
+    Schema(SchemaArgs),
     /// Prints a completion script: `eval "$(ksync completions bash)"`
     #[command(hide = true, max_term_width = 80)]
     Completions(CompletionsArgs),
@@ -116,6 +126,7 @@ impl Mode {
             Self::Session(args) => args.verb.is_json(),
             Self::Doctor(args) => args.json,
             Self::Keep(args) => matches!(args.verb, crate::verbs::KeepVerb::List { json: true }),
+            Self::Config(args) => args.json,
             #[cfg(feature = "sandbox")]
             Self::Sandbox(args) => args.json,
             Self::Show(_) | Self::Ssh(_) | Self::Proxy(_) | Self::Flush(_) => false,
@@ -133,17 +144,77 @@ fn behind_i(matches: &ArgMatches) -> Option<OsString> {
     endpoints.find(|(at, _)| *at == index + 1).map(|(_, endpoint)| endpoint.clone())
 }
 
-/// Parses a command line.
+/// The definition of the command line, with the options that stand in no help.
+pub(crate) fn command() -> Command {
+    config::declare(accepted::declare(Cli::command()))
+}
+
+/// Parses the arguments that stand on the command line.
+fn read(command: &mut Command, args: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
+    let matches = command.try_get_matches_from_mut(args)?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    cli.sync.rules = rules::in_order(&matches);
+    cli.sync.behind_i = behind_i(&matches);
+    cli.sync.accepted = accepted::read(&matches);
+    Ok((cli, matches))
+}
+
+/// Adds the settings to a sync. The parser takes them as arguments in front of the typed ones.
+fn with_settings(
+    command: &mut Command,
+    args: &[OsString],
+    typed: Cli,
+    matches: &ArgMatches,
+    settings: Settings,
+) -> Result<Cli, clap::Error> {
+    let (added, rules) = settings.arguments(command, matches);
+    let Some((program, rest)) = args.split_first().filter(|_| !added.is_empty()) else {
+        return Ok(with_destination(typed, settings));
+    };
+    let all: Vec<OsString> = [program.clone()].into_iter().chain(added).chain(rest.iter().cloned()).collect();
+    let (mut cli, _) = read(command, &all)?;
+    // The first rule that matches wins, and the typed ones come first.
+    let rules = rules.min(cli.sync.rules.len());
+    cli.sync.rules.rotate_left(rules);
+    cli.sync.behind_i = typed.sync.behind_i;
+    Ok(with_destination(cli, settings))
+}
+
+/// Without an endpoint the current directory goes to the destination of the project.
+fn with_destination(mut cli: Cli, settings: Settings) -> Cli {
+    if let Some(destination) = settings.destination().filter(|_| cli.sync.endpoints.is_empty()) {
+        cli.sync.endpoints = vec![".".into(), destination.clone()];
+    }
+    cli.sync.warnings = settings.warnings;
+    cli
+}
+
+/// Parses a command line, without any setting from elsewhere.
+#[cfg(test)]
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, CliError> {
-    let mut command = accepted::declare(Cli::command());
+    parse_with(args, |_, _| Ok(Settings::default()))
+}
+
+/// Parses a command line. A sync gets the settings that `load` returns; its second argument is
+/// false if files do not count.
+pub(crate) fn parse_with(
+    args: impl IntoIterator<Item = OsString>,
+    load: impl FnOnce(&Command, bool) -> Result<Settings, CliError>,
+) -> Result<Mode, CliError> {
+    let mut command = command();
     let args = usage::with_help(args.into_iter().collect());
-    let parsed = command.try_get_matches_from_mut(&args).and_then(|matches| {
-        let mut cli = Cli::from_arg_matches(&matches)?;
-        cli.sync.rules = rules::in_order(&matches);
-        cli.sync.behind_i = behind_i(&matches);
-        cli.sync.accepted = accepted::read(&matches);
-        Ok(cli)
-    });
+    let parsed = match read(&mut command, &args) {
+        Ok((cli, matches)) if cli.verb.is_none() => {
+            let is_help = cli.sync.output.human_readable && cli.sync.endpoints.is_empty();
+            let settings = if is_help {
+                Settings::default()
+            } else {
+                load(&command, !cli.sync.configuration.no_config)?
+            };
+            with_settings(&mut command, &args, cli, &matches, settings)
+        }
+        read => read.map(|(cli, _)| cli),
+    };
     match parsed {
         Ok(Cli { verb: Some(Verb::Session(args)), .. }) => Ok(Mode::Session(args)),
         Ok(Cli { verb: Some(Verb::Ssh(args)), .. }) => Ok(Mode::Ssh(args)),
@@ -154,6 +225,10 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, Cl
         // Without the options that are accepted for rsync users, and that do nothing.
         Ok(Cli { verb: Some(Verb::Completions(args)), .. }) => {
             Ok(Mode::Show(manual::completions(Cli::command(), args.shell)))
+        }
+        Ok(Cli { verb: Some(Verb::Config(args)), .. }) => Ok(Mode::Config(args)),
+        Ok(Cli { verb: Some(Verb::Schema(args)), .. }) => {
+            Ok(Mode::Show(manual::schema(&command, args.schema)))
         }
         Ok(Cli { verb: Some(Verb::Man(_)), .. }) => Ok(Mode::Show(manual::page(Cli::command()))),
         #[cfg(feature = "sandbox")]

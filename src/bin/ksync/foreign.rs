@@ -22,13 +22,11 @@ const OTHER_BASIS: &str = "ksync compares with DEST only; it finds moved and cop
 const DAEMON: &str = "ksync speaks to no rsync daemon; reach the machine over SSH: user@host:/path";
 const BATCH: &str = "ksync writes no batch files; -n lists what would change";
 const IN_PLACE: &str = "ksync replaces each file by a complete one; use rsync to write into files";
-const LISTED: &str = "use -v, -i, --stats or --json";
 const FILTERS: &str = "use --exclude, --include, --exclude-from, --include-from or a .ksyncignore file";
 
 const FOREIGN: &[Foreign] = &[
     foreign("--debug", "use -vv"),
     foreign("--daemon --password-file --early-input --address --port --sockopts", DAEMON),
-    foreign("--rsync-path", "leave it out, ksync runs its own agent on the other side"),
     foreign(
         "--relative -R --no-implied-dirs",
         "name the directory that holds all, with --include and --exclude, or one DEST for each SOURCE",
@@ -74,9 +72,6 @@ const FOREIGN: &[Foreign] = &[
     foreign("--files-from --from0 -0", "use --include-from with the names, and then --exclude '*'"),
     foreign("--old-args", "leave it out, no name passes through a shell"),
     foreign("--remote-option -M --protocol", "leave it out, ksync brings its own agent of the same version"),
-    foreign("--out-format --log-file --log-file-format", LISTED),
-    foreign("--list-only", "use -n -v with an empty DEST, or ssh and ls"),
-    foreign("--bwlimit", "ksync has no limit of the rate; use trickle, or a limit of the network"),
     foreign("--stop-after --stop-at", "use timeout(1); what has arrived is not sent twice"),
     foreign("--write-batch --only-write-batch --read-batch", BATCH),
     foreign("--iconv", "ksync copies names as the bytes that they are"),

@@ -5,6 +5,7 @@
 //! A path is a string. If its bytes are not UTF-8, the string is lossy and `path_base64` holds the
 //! bytes.
 
+use std::collections::HashSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE64;
@@ -22,10 +23,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::brake::{In, Words};
-use crate::list;
 use crate::out;
 use crate::report::{self, CliError};
 use crate::view::View;
+use crate::{codes, list};
+
+/// Interval between two events `progress`.
+const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
+
+/// Most changes that an event `move` keeps from being told twice.
+const RENAMED_MAX: usize = 1 << 20;
 
 /// The view for programs.
 pub(crate) struct Json {
@@ -39,6 +46,20 @@ pub(crate) struct Json {
     words: Words,
     /// The last message of a watch about deletions that wait for consent.
     braked: Mutex<Option<Braked>>,
+    is_dry: bool,
+    progress: Mutex<Progress>,
+    /// Changes that the event `move` has told already: whether it is a deletion, and the path.
+    renamed: Mutex<HashSet<(bool, Vec<u8>)>>,
+}
+
+/// The progress of the content.
+#[derive(Default)]
+struct Progress {
+    written: Written,
+    /// The progress that the last event told.
+    told: Written,
+    /// The file whose transfer began last.
+    path: Vec<u8>,
 }
 
 /// The parts of the event `resolved`, which come in any order.
@@ -83,6 +104,9 @@ impl Json {
             scans: AtomicU64::default(),
             words: Words::new(job, watches),
             braked: Mutex::default(),
+            is_dry: job.options.dry_run,
+            progress: Mutex::default(),
+            renamed: Mutex::default(),
         }
     }
 
@@ -101,7 +125,7 @@ impl Json {
         });
         let own = match self.words.of() {
             In::Run => {
-                json!({ "code": "brake", "exit": report::BRAKE, "retryable": false })
+                json!({ "code": codes::name(report::BRAKE), "exit": report::BRAKE, "retryable": false })
             }
             In::DryRun | In::Watch => json!({ "kind": "brake" }),
         };
@@ -109,6 +133,66 @@ impl Json {
             fields.extend(own);
         }
         tell(if self.words.of() == In::Run { "error" } else { "warning" }, fields);
+    }
+
+    /// Prints the event `plan` once, with the content that must travel.
+    fn plan(&self, files: u64, bytes: u64) {
+        if !self.is_planned.swap(true, Ordering::Relaxed) {
+            tell("plan", json!({ "files": files, "bytes": bytes }));
+        }
+    }
+
+    /// Prints the event `progress`, if there was any since the last one.
+    fn progress(&self) {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let Progress { written, told, path } = &mut *progress;
+        if written == told || !self.is_planned.load(Ordering::Relaxed) {
+            return;
+        }
+        *told = *written;
+        let Written { files, total_files, bytes, total_bytes } = *written;
+        let fields = json!({
+            "files": files, "total_files": total_files, "bytes": bytes, "total_bytes": total_bytes,
+        });
+        tell("progress", if path.is_empty() { fields } else { with_path(fields, path) });
+    }
+
+    /// Prints the event `move`, and remembers the two changes that say the same.
+    fn renamed(&self, from: Vec<u8>, path: Vec<u8>) {
+        let mut fields = json!({ "outcome": "done", "kind": "file", "from": String::from_utf8_lossy(&from) });
+        if let (Some(fields), Err(_)) = (fields.as_object_mut(), std::str::from_utf8(&from)) {
+            fields.insert("from_base64".to_owned(), BASE64.encode(&from).into());
+        }
+        tell("move", with_path(fields, &path));
+        let mut renamed = self.renamed.lock().unwrap_or_else(PoisonError::into_inner);
+        // A peer may send any number of them.
+        if renamed.len() < RENAMED_MAX {
+            renamed.extend([(true, from), (false, path)]);
+        }
+    }
+
+    /// True for a change that the event `move` has told.
+    fn is_told(&self, action: Action, path: &[u8]) -> bool {
+        let mut renamed = self.renamed.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_part = matches!(action, Action::Create | Action::Delete);
+        is_part && !renamed.is_empty() && renamed.remove(&(action == Action::Delete, path.to_vec()))
+    }
+
+    /// Prints the events `file` and `delete`.
+    fn changed(&self, action: Action, what: What, path: &[u8]) {
+        if self.is_told(action, path) {
+            return;
+        }
+        let outcome = if self.is_dry { "planned" } else { "done" };
+        let action = match action {
+            Action::Create => "create",
+            Action::Update => "update",
+            Action::Adjust => "adjust",
+            Action::Delete => {
+                return tell("delete", with_path(json!({ "kind": kind(what), "outcome": outcome }), path));
+            }
+        };
+        tell("file", with_path(json!({ "action": action, "kind": kind(what), "outcome": outcome }), path));
     }
 
     /// Learns a part of the event `resolved`, and prints it once it is complete.
@@ -138,7 +222,13 @@ impl Json {
 
 /// Reports why there was no run, or why it ended early.
 pub(crate) fn report_error(error: &CliError) {
-    tell("error", json!({ "exit": error.exit, "message": error.what(), "hint": error.hint() }));
+    tell(
+        "error",
+        json!({
+            "code": codes::name(error.exit), "exit": error.exit, "message": error.what(),
+            "hint": error.hint(), "retryable": codes::is_retryable(error.exit),
+        }),
+    );
 }
 
 /// Reports a warning of some kind.
@@ -245,16 +335,10 @@ impl Monitor for Json {
             }
             // A new root is no entry of the tree.
             Event::Change { action: Action::Create, path, .. } if path.is_empty() => {}
-            Event::Change { action, what, path, .. } => {
-                let action = match action {
-                    Action::Create => "create",
-                    Action::Update => "update",
-                    Action::Adjust => "adjust",
-                    Action::Delete => {
-                        return tell("delete", with_path(json!({ "kind": kind(what) }), &path));
-                    }
-                };
-                tell("file", with_path(json!({ "action": action, "kind": kind(what) }), &path));
+            Event::Change { action, what, path, .. } => self.changed(action, what, &path),
+            Event::Renamed { from, path } => self.renamed(from, path),
+            Event::Began { path } => {
+                self.progress.lock().unwrap_or_else(PoisonError::into_inner).path = path;
             }
             Event::Problem(problem) => {
                 let fields = json!({ "kind": problem_kind(problem.kind), "message": problem.cause });
@@ -283,10 +367,15 @@ impl Monitor for Json {
             Event::Scanned { entries, bytes } if !self.is_ready.load(Ordering::Relaxed) => {
                 tell("scan", json!({ "entries": entries, "bytes": bytes }));
             }
-            Event::Written(Written { files: 0, total_files, bytes: 0, total_bytes })
-                if !self.is_planned.swap(true, Ordering::Relaxed) =>
-            {
-                tell("plan", json!({ "files": total_files, "bytes": total_bytes }));
+            Event::Written(written) => {
+                if written.files == 0 && written.bytes == 0 {
+                    self.plan(written.total_files, written.total_bytes);
+                }
+                self.progress.lock().unwrap_or_else(PoisonError::into_inner).written = written;
+                // The end may come before the next tick.
+                if written.files > 0 && written.files == written.total_files {
+                    self.progress();
+                }
             }
             Event::Scanned { .. }
             | Event::Grew { .. }
@@ -294,10 +383,8 @@ impl Monitor for Json {
             | Event::Excluded { .. }
             | Event::StateExcluded { .. }
             | Event::LinksExcluded { .. }
-            | Event::Began { .. }
             | Event::Moved { .. }
             | Event::Matched { .. }
-            | Event::Written(_)
             | Event::Paired(_) => {}
         }
     }
@@ -331,6 +418,17 @@ impl Monitor for Json {
                     Awake::Off => tell("keep-alive", json!({ "state": "off" })),
                 }
             }
+            Notice::Connected { round_trips, round_trip, is_kept } => tell(
+                "connected",
+                json!({ "round_trips": round_trips, "round_trip_ms": millis(round_trip), "kept": is_kept }),
+            ),
+            Notice::Agent { installed_bytes } => tell(
+                "agent",
+                json!({
+                    "installed": installed_bytes > 0, "bytes": installed_bytes,
+                    "version": env!("CARGO_PKG_VERSION"),
+                }),
+            ),
             Notice::Wait { what, wait } => {
                 tell("retry", json!({ "message": plain(&what), "wait_ms": millis(wait) }));
             }
@@ -340,12 +438,18 @@ impl Monitor for Json {
 
 impl View for Json {
     fn period(&self) -> Duration {
-        Duration::from_secs(3600)
+        PROGRESS_PERIOD
+    }
+
+    fn tick(&self) {
+        self.progress();
     }
 
     fn report(&self, report: &Report) {
+        self.plan(0, 0);
         let mut fields = numbers(&report.summary, report.elapsed);
         if let Some(object) = fields.as_object_mut() {
+            object.insert("exit".to_owned(), report::exit_of(report).into());
             object.insert("dry_run".to_owned(), report.dry_run.into());
             object.insert("wire_up_bytes".to_owned(), report.wire_up_bytes.into());
             object.insert("wire_down_bytes".to_owned(), report.wire_down_bytes.into());
@@ -356,6 +460,7 @@ impl View for Json {
     fn news(&self, news: News<'_>) {
         match news {
             News::Round(of) => {
+                self.plan(0, 0);
                 if of.is_full && of.summary.braked.is_none() {
                     *self.told() = None;
                 }

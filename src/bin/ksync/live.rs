@@ -154,7 +154,7 @@ impl Monitor for LiveScreen {
                 drop(state);
                 self.first.observe(event);
             }
-            Event::Change { action, what, differs, path, target } if !self.show.quiet => {
+            Event::Change { action, what, differs, path, target } if self.show.lists => {
                 let line = Line { action, what, differs, path: &path, target: &target };
                 self.first
                     .change(line)
@@ -199,7 +199,7 @@ impl Monitor for LiveScreen {
             Notice::Session { .. } => {
                 state.awake.get_or_insert(Awake::Held);
             }
-            Notice::Wait { .. } => {}
+            Notice::Wait { .. } | Notice::Connected { .. } | Notice::Agent { .. } => {}
         }
     }
 }

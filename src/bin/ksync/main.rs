@@ -4,16 +4,22 @@
 mod accepted;
 mod args;
 mod brake;
+mod calendar;
+mod codes;
+mod config;
 mod create;
 mod doctor;
 mod endpoints;
 mod flush;
 mod foreign;
+mod format;
 mod json;
 mod keep;
 mod list;
+mod list_only;
 mod live;
 mod log;
+mod log_file;
 mod manual;
 mod nearest;
 mod out;
@@ -43,7 +49,7 @@ use args::Mode;
 use report::CliError;
 
 fn main() -> ExitCode {
-    let parsed = args::parse(std::env::args_os());
+    let parsed = args::parse_with(std::env::args_os(), config::Settings::load);
     // A command line that cannot be parsed may ask for JSON nevertheless.
     let is_json =
         parsed.as_ref().map_or_else(|_| std::env::args_os().any(|arg| arg == "--json"), Mode::is_json);
@@ -84,9 +90,14 @@ fn done(parsed: Result<Mode, CliError>, is_json: bool) -> Result<u8, CliError> {
         Mode::Proxy(args) => proxy::run(&args),
         Mode::Flush(args) => flush::run(&args),
         Mode::Keep(args) => keep::run(&args),
-        Mode::Sync(args) => {
+        Mode::Config(args) => config::show::run(&args),
+        Mode::Sync(mut args) => {
+            let listing = list_only::asked(&mut args).map_err(told)?;
             let request = request::build(*args).map_err(told)?;
-            run::run(&request)
+            match listing {
+                Some(form) => list_only::run(&request, form),
+                None => run::run(&request),
+            }
         }
         #[cfg(feature = "sandbox")]
         Mode::Sandbox(args) => sandbox::run(&args),

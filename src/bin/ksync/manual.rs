@@ -5,6 +5,7 @@ use clap_complete::shells;
 use clap_mangen::Man;
 
 use crate::args::help::{ENDPOINTS, ENVIRONMENT, EXAMPLES, EXIT, MAPPING};
+use crate::config;
 
 /// Bash: a word that is no option is a path, unless a verb comes first. The generated function
 /// would offer options for it.
@@ -23,6 +24,9 @@ _ksync_or_paths() {
 }
 complete -F _ksync_or_paths -o bashdefault -o default ksync
 "#;
+
+/// The schema of the lines of `--json`.
+const EVENTS: &str = include_str!("../../../fixtures/schema/events.json");
 
 /// The generator's first lines, which define how an apostrophe is printed.
 const PREAMBLE: &str = ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n";
@@ -46,6 +50,33 @@ impl Shell {
             "powershell" => Ok(Self::Powershell),
             _ => Err("bash, zsh, fish or powershell"),
         }
+    }
+}
+
+/// A published schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Schema {
+    Events,
+    Config,
+}
+
+impl Schema {
+    /// The schema of this name. The error continues "takes".
+    pub(crate) fn of(name: &str) -> Result<Self, &'static str> {
+        match name {
+            "events" => Ok(Self::Events),
+            "config" => Ok(Self::Config),
+            _ => Err("events or config"),
+        }
+    }
+}
+
+/// The text of a schema.
+pub(crate) fn schema(command: &Command, schema: Schema) -> String {
+    match schema {
+        Schema::Events => EVENTS.to_owned(),
+        // A value without maps of other keys than texts is always written.
+        Schema::Config => serde_json::to_string_pretty(&config::schema::schema(command)).unwrap_or_default(),
     }
 }
 
@@ -107,8 +138,10 @@ pub(crate) fn page(command: Command) -> String {
     text
 }
 
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 5] = [
     (".ksyncignore", "Patterns of entries to exclude, in any directory of SOURCE."),
+    (".ksync.toml", "Settings of the project in the current directory: dest, exclude and options."),
+    ("~/.config/ksync/config.toml", "Settings of this user: any long option, as in timeout = 30."),
     ("~/.ssh/config, ~/.ssh/known_hosts", "Settings and keys of SSH hosts, as ssh reads them."),
     ("~/.local/state/ksync", "What is remembered between runs."),
 ];

@@ -46,7 +46,7 @@ fn nearest(path: &Path) -> Option<OsString> {
 }
 
 /// Letters to insert, remove, replace or swap, to make `b` of `a`. Upper and lower case are one.
-fn distance(a: &str, b: &str) -> usize {
+pub(crate) fn distance(a: &str, b: &str) -> usize {
     let [a, b] = [a, b].map(|text| text.to_lowercase().chars().collect::<Vec<_>>());
     let mut before: Vec<usize> = Vec::new();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -20,6 +20,8 @@ pub(crate) const USAGE: u8 = 1;
 pub(crate) const SELECTION: u8 = 3;
 /// Exit code: something could not be started.
 pub(crate) const NOT_STARTED: u8 = 5;
+/// Exit code: a file could not be written.
+pub(crate) const FILE: u8 = 11;
 /// Exit code: some entries failed.
 pub(crate) const PARTIAL: u8 = 23;
 /// Exit code: deletions wait for consent, and everything else is done.
@@ -135,19 +137,18 @@ pub(crate) fn line(report: &Report, direction: Direction) -> String {
 
 fn done_line(tally: &Tally, problems: u64, elapsed: Duration, direction: Direction) -> String {
     match changes(tally) {
-        Some((changed, kinds)) => format!(
-            "{} changed ({kinds}), {} {} of {}, {}",
-            counted(changed, "entry", "entries"),
-            bytes(tally.sent_bytes),
-            direction.participle(),
+        Some((_, kinds)) => format!(
+            "{}, {}: {kinds}; {} {} in {}",
+            counted(tally.entries, "entry", "entries"),
             bytes(tally.total_bytes),
+            direction.participle(),
+            bytes(tally.sent_bytes),
             span(elapsed)
         ),
         None if problems > 0 => format!(
-            "nothing changed, {} {} of {}, {}",
-            bytes(tally.sent_bytes),
+            "nothing changed; {} {} in {}",
             direction.participle(),
-            bytes(tally.total_bytes),
+            bytes(tally.sent_bytes),
             span(elapsed)
         ),
         None => unchanged(tally, problems),
@@ -185,7 +186,7 @@ fn changes(tally: &Tally) -> Option<(u64, String)> {
     let (created, deleted) = (created.saturating_sub(moved), deleted.saturating_sub(moved));
     let kinds = [
         (created, "new"),
-        (updated, "updated"),
+        (updated, "changed"),
         (moved, "moved"),
         (adjusted, "adjusted"),
         (deleted, "deleted"),
@@ -241,6 +242,16 @@ fn stats_block(report: &Report, agent: Option<u64>) -> String {
     .concat()
 }
 
+/// The exit code of a job that came to its end. A dry run itself stopped nothing; its report has
+/// named the exit code of a real run.
+pub(crate) fn exit_of(report: &Report) -> u8 {
+    if report.command_status.is_some_and(|status| status != 0) {
+        return COMMAND;
+    }
+    let braked = report.summary.braked.clone().filter(|_| !report.dry_run);
+    exit_code(&Summary { braked, ..report.summary.clone() })
+}
+
 /// The exit code of a complete run. Braked deletions take precedence: each problem has been
 /// reported already.
 pub(crate) fn exit_code(summary: &Summary) -> u8 {
@@ -282,12 +293,12 @@ mod tests {
     fn the_summary_line_counts_changes_and_sent_bytes() {
         assert_eq!(
             done_line(&tally(), 0, SECOND, Direction::Up),
-            "12 entries changed (3 new, 2 updated, 7 deleted), 1.2 MB sent of 3.4 MB, 0.8 s"
+            "1,234 entries, 3.4 MB: 3 new, 2 changed, 7 deleted; sent 1.2 MB in 0.8 s"
         );
         let adjusted = Tally { entries: 1, total_bytes: 10, adjusted: 1, ..Tally::default() };
         assert_eq!(
             done_line(&adjusted, 0, SECOND, Direction::Down),
-            "1 entry changed (1 adjusted), 0 B received of 10 B, 0.8 s"
+            "1 entry, 10 B: 1 adjusted; received 0 B in 0.8 s"
         );
     }
 
@@ -295,7 +306,7 @@ mod tests {
     fn a_dry_run_prints_would() {
         assert_eq!(
             dry_line(&tally(), 0, Direction::Up),
-            "would change 12 entries (3 new, 2 updated, 7 deleted) and send up to 1.2 MB of 3.4 MB"
+            "would change 12 entries (3 new, 2 changed, 7 deleted) and send up to 1.2 MB of 3.4 MB"
         );
     }
 
@@ -306,7 +317,7 @@ mod tests {
         assert_eq!(told(1234, 0), "nothing to do: 1,234 entries are in place");
         assert_eq!(told(1, 0), "nothing to do: 1 entry is in place");
         assert_eq!(told(0, 0), "nothing to do: the source is empty");
-        assert_eq!(told(5, 1), "nothing changed, 0 B sent of 0 B, 0.8 s");
+        assert_eq!(told(5, 1), "nothing changed; sent 0 B in 0.8 s");
         assert_eq!(dry_line(&same(2), 0, Direction::Up), "nothing to do: 2 entries are in place");
     }
 

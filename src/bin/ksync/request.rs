@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ksync::exchange::{chain, plain};
@@ -22,8 +23,10 @@ use serde_bytes::ByteBuf;
 
 use crate::args::{ConnectionArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
 use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
+use crate::format::{Format, LOG_FORMAT};
+use crate::log_file::LogFile;
 use crate::report::{CliError, USAGE};
-use crate::rsh::Rsh;
+use crate::rsh::{Rsh, RsyncPath};
 use crate::verbs::AccessArgs;
 use crate::{out, rules};
 
@@ -53,6 +56,8 @@ pub(crate) struct Request {
     pub(crate) after: Option<AfterRound>,
     /// The output options.
     pub(crate) show: Show,
+    /// The log file.
+    pub(crate) log: Option<Arc<LogFile>>,
     /// Warnings about the command line.
     pub(crate) warnings: Vec<Warning>,
 }
@@ -62,6 +67,8 @@ pub(crate) struct Request {
 pub(crate) struct Show {
     /// Only errors.
     pub(crate) quiet: bool,
+    /// The list of changes.
+    pub(crate) lists: bool,
     /// Changes in rsync's eleven letters.
     pub(crate) itemize: bool,
     /// Statistics at the end.
@@ -70,6 +77,8 @@ pub(crate) struct Show {
     pub(crate) progress: bool,
     /// JSON for programs.
     pub(crate) json: bool,
+    /// The form of the changes, if not one of the usual ones.
+    pub(crate) out_format: Option<&'static Format>,
 }
 
 /// Builds the request from the arguments.
@@ -85,7 +94,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         ));
     }
     let mistaken = args.endpoints.last().and_then(|text| mistaken(text));
-    let warnings = mistaken.into_iter().chain(accepted.warning()).collect();
+    let warnings = args.warnings.iter().cloned().chain(mistaken).chain(accepted.warning()).collect();
     let pairs = pair(&args.endpoints, args.connection.setup.is_some())?;
     if args.what.delete_excluded && pairs.len() > 1 {
         return Err(CliError::usage("--delete-excluded takes one SOURCE", "Run one ksync for each SOURCE."));
@@ -113,7 +122,17 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         ));
     }
     let OutputArgs { verbose, itemize_changes, quiet, stats, no_progress, json, .. } = args.output;
-    let list_changes = accepted.info.names.unwrap_or(verbose > 0) || itemize_changes;
+    let OutputArgs { out_format, log_file, log_file_format, partial_progress, .. } = args.output;
+    let log = log_file.map(|file| {
+        let format = log_file_format.map_or_else(|| Format::parse(LOG_FORMAT), Ok);
+        LogFile::open(&file, format.map_err(|expected| CliError::new(USAGE, expected))?)
+    });
+    let log = log.transpose()?.map(Arc::new);
+    // The format lives as long as the program.
+    let out_format: Option<&Format> = out_format.map(|format| &*Box::leak(Box::new(format)));
+    let names = accepted.info.names.unwrap_or(verbose > 0 || partial_progress);
+    let list_changes = names || itemize_changes || out_format.is_some();
+    let lists = (list_changes || args.what.dry_run || json) && !quiet;
     let options = Options {
         delete: deletes,
         delete_excluded: args.what.delete_excluded,
@@ -125,10 +144,11 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         one_file_system: args.what.one_file_system,
         links: links(&args.what),
         time_rule: args.what.modify_window.map(time_rule),
-        list_changes: (list_changes || args.what.dry_run || json) && !quiet,
+        list_changes: lists || log.is_some(),
         compress: !args.what.no_compress,
         rules,
         consent: consent(&args.what, &pairs)?,
+        bytes_per_second: args.connection.bwlimit.unwrap_or(0),
         ..Options::default()
     };
     let mut connection_args = args.connection;
@@ -148,6 +168,15 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         connection_args.keep.time()
     };
     let connect_options = ConnectOptions { keep, ..connect_options(connection_args)? };
+    let (address_family, ssh_config) =
+        rsh.as_ref().map(|rsh| (rsh.address_family, rsh.config.clone())).unwrap_or_default();
+    // A kept agent is not root's, and a kept connection follows the usual files.
+    let is_usual = !connect_options.sudo && address_family.is_none() && ssh_config.is_none();
+    let keep = connect_options.keep.filter(|_| is_usual);
+    let connect_options = ConnectOptions { keep, address_family, ssh_config, ..connect_options };
+    if connect_options.sudo {
+        pairs.iter().try_for_each(refuse_relative)?;
+    }
     let several = pairs.len() > 1;
     let resolve = |endpoint| match &rsh {
         Some(rsh) => rsh.endpoint(endpoint, &connect_options),
@@ -172,12 +201,15 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         after,
         show: Show {
             quiet,
+            lists,
             itemize: itemize_changes,
             stats: accepted.info.stats.unwrap_or(stats),
             // Lines of the log would run into a bar.
             progress: accepted.info.progress.unwrap_or(!no_progress) && !quiet && !ksync::log::is_on(),
             json,
+            out_format,
         },
+        log,
         warnings,
     })
 }
@@ -196,6 +228,23 @@ fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, C
     };
     let force_in = what.force_delete_in.iter().map(|text| ByteBuf::from(path(text))).collect();
     Ok(Consent { yes: what.yes, agreed: None, max_delete: what.max_delete, force_in })
+}
+
+/// Refuses endpoints that sudo leads elsewhere, or nowhere: root has another home.
+fn refuse_relative((source, destination): &(Endpoint, Endpoint)) -> Result<(), CliError> {
+    let Some(remote) = [source, destination].into_iter().find(|endpoint| endpoint.is_remote()) else {
+        return Err(CliError::usage(
+            "--sudo is for the agent on another machine, and both endpoints are here",
+            "Leave it out, or run sudo ksync.",
+        ));
+    };
+    if remote.path().starts_with(b"/") {
+        return Ok(());
+    }
+    Err(CliError::usage(
+        format!("with --sudo, {remote} would be below the home of root"),
+        "Write the absolute path, as in host:/home/me/site.",
+    ))
 }
 
 /// The transfer rules; as in rsync, `--size-only` wins over `--ignore-times`.
@@ -344,6 +393,9 @@ fn connect_options(args: ConnectionArgs) -> Result<ConnectOptions, CliError> {
         #[cfg(not(feature = "sandbox"))]
         host_files: false,
         forwards: false,
+        sudo: args.sudo || args.rsync_path.is_some_and(RsyncPath::is_by_sudo),
+        address_family: None,
+        ssh_config: None,
     })
 }
 
@@ -585,7 +637,7 @@ mod tests {
             (job.connect_options.timeout, job.connect_options.connect_timeout),
             (NEVER, Duration::from_secs(30))
         );
-        assert_eq!(request.show, Show { itemize: true, progress: true, ..Show::default() });
+        assert_eq!(request.show, Show { lists: true, itemize: true, progress: true, ..Show::default() });
         assert!(!built("ksync -nq a b").unwrap().jobs[0].options.list_changes);
         assert!(built("ksync a b").unwrap().jobs[0].options.compress);
         let connections = |line| built(line).unwrap().jobs[0].connect_options.connections;

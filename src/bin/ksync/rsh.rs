@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use ksync::remote::ssh_config::AddressFamily;
 use ksync::sync::endpoint::Endpoint;
 use ksync::sync::{self, ConnectOptions};
 use ksync::tree::path::escape;
@@ -20,6 +21,35 @@ pub(crate) struct Rsh {
     pub(crate) identities: Vec<PathBuf>,
     /// ConnectTimeout, in seconds.
     pub(crate) connect_timeout: Option<u64>,
+    /// AddressFamily.
+    pub(crate) address_family: Option<AddressFamily>,
+    /// The file of `-F`; empty for none.
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// `--rsync-path`: the program that rsync would start there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RsyncPath {
+    Plain,
+    Sudo,
+}
+
+impl RsyncPath {
+    /// Parses the program. The error continues "takes".
+    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let is = |word: &str, name: &str| word.rsplit('/').next() == Some(name);
+        match *words {
+            [rsync] if is(rsync, "rsync") => Ok(Self::Plain),
+            [sudo, rsync] | [sudo, "-n", rsync] if is(sudo, "sudo") && is(rsync, "rsync") => Ok(Self::Sudo),
+            _ => Err("rsync or \"sudo rsync\": ksync runs its own agent on the other side"),
+        }
+    }
+
+    /// True if sudo starts the program.
+    pub(crate) fn is_by_sudo(self) -> bool {
+        self == Self::Sudo
+    }
 }
 
 /// Flags that leave the copy as it is. `-C`, `-q` and `-v` concern what ssh does and prints; ksync
@@ -91,17 +121,25 @@ impl Rsh {
                     rsh.set(*flag, value)?;
                     break;
                 }
-                rsh.flag(*flag)?;
+                rsh.set_flag(*flag)?;
             }
         }
         Ok(rsh)
     }
 
-    fn flag(&self, flag: u8) -> Result<(), CliError> {
+    fn set_flag(&mut self, flag: u8) -> Result<(), CliError> {
         let shown = format!("-{}", escape(&[flag]));
         match flag {
             _ if HARMLESS.contains(&flag) => Ok(()),
-            b'4' | b'6' => Err(refused(&shown, &format!("AddressFamily: {IN_CONFIG}"))),
+            // As in ssh, the last of these flags counts.
+            b'4' => {
+                self.address_family = Some(AddressFamily::Inet);
+                Ok(())
+            }
+            b'6' => {
+                self.address_family = Some(AddressFamily::Inet6);
+                Ok(())
+            }
             _ => Err(refused(&shown, "ksync has its own SSH client, which lacks it")),
         }
     }
@@ -115,7 +153,12 @@ impl Rsh {
             b'i' => self.add_identity(value, &shown),
             b'o' => self.option(value),
             b'J' => Err(refused(&shown, PROXY)),
-            b'F' => Err(refused(&shown, "ksync reads ~/.ssh/config and /etc/ssh/ssh_config only")),
+            b'F' => {
+                // As in ssh, the last file counts, and none is a word of its own.
+                let none = value == b"none";
+                self.config = Some(if none { PathBuf::new() } else { file(value, &shown)? });
+                Ok(())
+            }
             b'b' => Err(refused(&shown, &format!("BindAddress: {IN_CONFIG}"))),
             _ => Err(refused(&shown, "ksync has its own SSH client, which lacks it")),
         }
@@ -142,6 +185,14 @@ impl Rsh {
             ("port", _) => self.set_port(value, &shown),
             ("user", _) => self.set_user(value, &shown),
             ("identityfile", _) => self.add_identity(value, &shown),
+            ("addressfamily", "any" | "inet" | "inet6") => {
+                self.address_family.get_or_insert(match lower.as_str() {
+                    "inet" => AddressFamily::Inet,
+                    "inet6" => AddressFamily::Inet6,
+                    _ => AddressFamily::Any,
+                });
+                Ok(())
+            }
             ("connecttimeout", _) => {
                 let seconds = if lower == "none" { Some(0) } else { lower.parse().ok() };
                 let seconds = seconds.ok_or_else(|| refused(&shown, "ConnectTimeout takes whole seconds"))?;
@@ -194,22 +245,8 @@ impl Rsh {
         Ok(())
     }
 
-    /// Adds a key file. The shell leaves a quoted `~` to ssh.
     fn add_identity(&mut self, value: &[u8], shown: &str) -> Result<(), CliError> {
-        if value.contains(&b'%') || value.windows(2).any(|pair| pair == b"${") {
-            return Err(refused(shown, "ksync expands only ~/ here; write the file's name"));
-        }
-        let home = || std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
-        let file = match value.strip_prefix(b"~/") {
-            Some(below) => home()
-                .map(|home| home.join(OsStr::from_bytes(below)))
-                .ok_or_else(|| refused(shown, "there is no home directory"))?,
-            None if value.starts_with(b"~") => {
-                return Err(refused(shown, "ksync expands only ~/ here; write the absolute path"));
-            }
-            None => PathBuf::from(OsString::from_vec(value.to_vec())),
-        };
-        self.identities.push(file);
+        self.identities.push(file(value, shown)?);
         Ok(())
     }
 
@@ -231,6 +268,23 @@ impl Rsh {
                 "Leave -e out; an SSH host is user@host:/path, or ssh://user@host:port/path.",
             )),
         }
+    }
+}
+
+/// A file of a flag. The shell leaves a quoted `~` to ssh.
+fn file(value: &[u8], shown: &str) -> Result<PathBuf, CliError> {
+    if value.contains(&b'%') || value.windows(2).any(|pair| pair == b"${") {
+        return Err(refused(shown, "ksync expands only ~/ here; write the file's name"));
+    }
+    let home = || std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
+    match value.strip_prefix(b"~/") {
+        Some(below) => home()
+            .map(|home| home.join(OsStr::from_bytes(below)))
+            .ok_or_else(|| refused(shown, "there is no home directory")),
+        None if value.starts_with(b"~") => {
+            Err(refused(shown, "ksync expands only ~/ here; write the absolute path"))
+        }
+        None => Ok(PathBuf::from(OsString::from_vec(value.to_vec()))),
     }
 }
 
@@ -307,7 +361,7 @@ mod tests {
             port: Some(2222),
             user: Some("me".into()),
             identities: vec!["/k".into()],
-            connect_timeout: None,
+            ..Rsh::default()
         };
         for command in [
             "ssh -p 2222 -l me -i /k",
@@ -328,6 +382,35 @@ mod tests {
     }
 
     #[test]
+    fn addresses_and_files_of_settings_are_followed() {
+        let family = |command: &str| parsed(command).unwrap().address_family;
+        assert_eq!(
+            [family("ssh -4"), family("ssh -46")],
+            [AddressFamily::Inet, AddressFamily::Inet6].map(Some)
+        );
+        assert_eq!(family("ssh -o AddressFamily=inet6 -o AddressFamily=inet"), Some(AddressFamily::Inet6));
+        assert_eq!(family("ssh"), None);
+        let config = |command: &str| parsed(command).unwrap().config;
+        assert_eq!(config("ssh -F /a -F /b"), Some("/b".into()));
+        assert_eq!(config("ssh -F none"), Some(PathBuf::new()));
+    }
+
+    #[test]
+    fn rsyncs_program_is_itself_or_by_sudo() {
+        for (text, is_by_sudo) in [
+            ("rsync", false),
+            ("/usr/bin/rsync", false),
+            ("sudo rsync", true),
+            ("/bin/sudo -n /x/rsync", true),
+        ] {
+            assert_eq!(RsyncPath::parse(text).unwrap().is_by_sudo(), is_by_sudo, "{text}");
+        }
+        for text in ["", "sudo", "doas rsync", "sudo -u www rsync", "cd x && rsync"] {
+            assert!(RsyncPath::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn whatever_changes_the_connection_is_refused_by_name() {
         for (command, name) in [
             ("rsh", "\"rsh\" is not a plain ssh"),
@@ -338,8 +421,7 @@ mod tests {
             ("ssh -qJjump", "-J jump"),
             ("ssh -o ProxyCommand='nc %h %p'", "-o ProxyCommand=nc %h %p"),
             ("ssh -o ProxyJump=a", "-o ProxyJump=a"),
-            ("ssh -F /c", "-F /c"),
-            ("ssh -4", "-4"),
+            ("ssh -F /c%h", "-F /c%h"),
             ("ssh -t", "-t"),
             ("ssh -L 1:a:2", "-L 1:a:2"),
             ("ssh host", "host"),

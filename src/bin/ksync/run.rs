@@ -5,13 +5,13 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 
-use ksync::engine::Summary;
 use ksync::monitor::Braked;
 use ksync::sync::watch::{self, Listener, News};
 use ksync::sync::{Job, Runner, SharedMonitor};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::log_file::Logging;
 use crate::report::{self, CliError};
 use crate::request::Request;
 use crate::screen::warned;
@@ -46,6 +46,9 @@ pub(crate) fn run(request: &Request) -> Result<u8, CliError> {
         for job in &request.jobs {
             let ended = match with_consent(job, request, &mut runner, &mut signals).await {
                 Err(error) if error.exit == report::SELECTION && request.jobs.len() > 1 => {
+                    if request.show.json {
+                        json::report_error(&error);
+                    }
                     out::note(&error.to_string());
                     report::PARTIAL
                 }
@@ -56,8 +59,11 @@ pub(crate) fn run(request: &Request) -> Result<u8, CliError> {
         runner.close().await;
         Ok(exit)
     });
-    if request.show.json {
-        done.as_ref().map_or_else(json::report_error, |_| ());
+    if let Err(error) = &done {
+        request.log.iter().for_each(|log| log.line(&error.to_string()));
+        if request.show.json {
+            json::report_error(error);
+        }
     }
     done
 }
@@ -101,7 +107,10 @@ async fn one(
     let listening = Arc::clone(&view);
     let listener: Listener = Arc::new(move |news: News<'_>| listening.news(news));
     let running = async {
-        let monitor: SharedMonitor = Arc::clone(&view) as SharedMonitor;
+        let monitor: SharedMonitor = match &request.log {
+            Some(log) => Arc::new(Logging::begin(job, Arc::clone(&view), log)),
+            None => Arc::clone(&view) as SharedMonitor,
+        };
         match &request.live {
             Some(live) => match watch::watch(job, live, monitor, listener).await? {},
             None => Ok(runner.run_and_then(job, request.after.as_ref(), monitor, listener).await?),
@@ -118,15 +127,9 @@ async fn one(
     view.finish();
     let report = ended.map_err(|error| nearest::hinted(error, &job.source))?;
     view.report(&report);
-    if report.command_status.is_some_and(|status| status != 0) {
-        return Ok((report::COMMAND, None));
-    }
-    if report.dry_run {
-        // A dry run itself stopped nothing; its report has named the exit code of a real run.
-        let summary = Summary { braked: None, ..report.summary };
-        return Ok((report::exit_code(&summary), None));
-    }
-    Ok((report::exit_code(&report.summary), report.summary.braked))
+    request.log.iter().for_each(|log| log.report(&report));
+    let exit = report::exit_of(&report);
+    Ok((exit, report.summary.braked.filter(|_| exit == report::BRAKE)))
 }
 
 async fn draw(screen: &dyn View) -> Infallible {

@@ -15,6 +15,7 @@ use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
 
 use crate::brake::Words;
+use crate::format::Facts;
 use crate::list::{Line, visible};
 use crate::progress::{Progress, SpeedMeter};
 use crate::report::{self, Direction};
@@ -116,6 +117,15 @@ impl Screen {
 
     /// The line for a change, if it has one.
     pub(crate) fn change(&self, line: Line<'_>) -> Option<String> {
+        if let Some(format) = self.show.out_format {
+            let facts = Facts {
+                sources: &self.sources,
+                destination: &self.destination,
+                direction: self.direction,
+                checksum: self.checksum,
+            };
+            return format.line(line, facts);
+        }
         if self.show.itemize { Some(line.itemized(self.direction, self.checksum)) } else { line.in_words() }
     }
 
@@ -126,7 +136,7 @@ impl Screen {
                 state.is_mapped = true;
                 (None, (!self.show.quiet).then(|| self.mapping(path)))
             }
-            Event::Change { action, what, differs, path, target } if !self.show.quiet => {
+            Event::Change { action, what, differs, path, target } if self.show.lists => {
                 let line = Line { action: *action, what: *what, differs: *differs, path, target };
                 (self.change(line), None)
             }
@@ -277,7 +287,10 @@ pub(crate) fn noticed(notice: &Notice) -> Option<String> {
         Notice::KeepAlive(Awake::Lost(warning)) => Some(warned(warning)),
         Notice::KeepAlive(Awake::Back) => Some("ksync: the session is kept awake again".to_owned()),
         Notice::Wait { what, .. } => Some(format!("ksync: {}", visible(&plain(what)))),
-        Notice::KeepAlive(Awake::Held | Awake::Off) | Notice::Session { .. } => None,
+        Notice::KeepAlive(Awake::Held | Awake::Off)
+        | Notice::Session { .. }
+        | Notice::Connected { .. }
+        | Notice::Agent { .. } => None,
     }
 }
 
@@ -318,7 +331,7 @@ mod tests {
             options: Options::default(),
             connect_options,
         };
-        Screen::new(&job, Show { quiet, ..Show::default() })
+        Screen::new(&job, Show { quiet, lists: !quiet, ..Show::default() })
     }
 
     fn told(screen: &Screen, event: &Event) -> (Option<String>, Option<String>) {

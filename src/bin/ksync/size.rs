@@ -9,6 +9,23 @@ const FRACTION_DIGITS_MAX: usize = 18;
 /// Parses a size. A letter alone or with `iB` counts in powers of 1,024, with `B` in powers of
 /// 1,000; `+1` or `-1` at the end is one byte.
 pub(crate) fn size(text: &str) -> Result<u64, &'static str> {
+    parse(text, "b")
+}
+
+/// Least bytes a second, as in rsync.
+const RATE_MIN: u64 = 512;
+
+/// Parses a rate in bytes a second. Without a unit it counts in KiB.
+pub(crate) fn rate(text: &str) -> Result<u64, &'static str> {
+    match parse(text, "k") {
+        Ok(1..RATE_MIN) => Err("a rate of at least 512b, or 0 for any rate"),
+        Ok(rate) => Ok(rate),
+        Err(_) => Err("a rate, such as 100 (KiB a second), 1.5m or 64KiB"),
+    }
+}
+
+/// Parses a size with a unit, or in the default unit.
+fn parse(text: &str, default: &str) -> Result<u64, &'static str> {
     const EXPECTED: &str = "a size, such as 100, 1.5m, 64KiB or 1GB-1";
     const TOO_LARGE: &str = "a size below 8192P";
     let end = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(text.len());
@@ -17,7 +34,7 @@ pub(crate) fn size(text: &str) -> Result<u64, &'static str> {
         Some(unit) => (unit, 1),
         None => rest.strip_suffix("-1").map_or((rest, 0), |unit| (unit, -1)),
     };
-    let unit = unit.to_ascii_lowercase();
+    let unit = if unit.is_empty() { default.to_owned() } else { unit.to_ascii_lowercase() };
     let (letter, suffix) = unit.split_at_checked(1).unwrap_or_default();
     let power = if letter == "b" {
         0

@@ -34,6 +34,19 @@ pub(crate) fn bytes(number: u64) -> String {
     if unit == "B" { format!("{number} B") } else { format!("{value:.1} {unit}") }
 }
 
+/// A number in powers of a thousand with two decimals, as rsync -h writes it: `4.10K`.
+pub(crate) fn rounded(number: u64) -> String {
+    let mut value = number as f64;
+    let mut unit = "";
+    for larger in ["K", "M", "G", "T", "P"] {
+        if value < 1000.0 {
+            break;
+        }
+        (value, unit) = (value / 1000.0, larger);
+    }
+    if unit.is_empty() { number.to_string() } else { format!("{value:.2}{unit}") }
+}
+
 /// A time span: `0.8 s`, `2 min 5 s`, `1 h 2 min`.
 pub(crate) fn span(time: Duration) -> String {
     let seconds = time.as_secs();

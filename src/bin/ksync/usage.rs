@@ -13,10 +13,15 @@ use crate::foreign;
 use crate::report::CliError;
 
 /// Verbs that later versions will have.
-pub(crate) const LATER: [&str; 6] = ["apply", "config", "run", "schema", "undo", "verify"];
+pub(crate) const LATER: [&str; 4] = ["apply", "run", "undo", "verify"];
 
 /// Words in an option that a typo must never lead to: it deletes, or consents to deletions.
 const HARMFUL: [&str; 5] = ["del", "remove", "force", "yes", "no-keep"];
+
+/// True for an option that a typo must never lead to.
+pub(crate) fn is_harmful(name: &str) -> bool {
+    HARMFUL.iter().any(|word| name.contains(word))
+}
 
 /// Makes a parser of numbers in a range. `expected` continues "takes".
 pub(crate) fn number<T: FromStr + PartialOrd + Clone + Send + Sync + 'static>(
@@ -112,10 +117,7 @@ fn unknown(option: &str, instead: Option<&str>, suggested: &str, all_options: St
     if let Some(instead) = instead {
         return CliError::new(crate::report::USAGE, format!("there is no {shown}: {instead}"));
     }
-    let suggested = Some(plain(suggested)).filter(|name| {
-        let is_harmful = HARMFUL.iter().any(|word| name.contains(word));
-        name.starts_with("--") && !is_harmful
-    });
+    let suggested = Some(plain(suggested)).filter(|name| name.starts_with("--") && !is_harmful(name));
     let hint = suggested.map_or(all_options.clone(), |name| format!("There is {name}; {all_options}"));
     CliError::usage(format!("there is no option {shown}"), hint)
 }

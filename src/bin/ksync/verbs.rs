@@ -9,7 +9,7 @@ use ksync::remote::Forward;
 
 use crate::args::seconds;
 use crate::create::CreateArgs;
-use crate::manual::Shell;
+use crate::manual::{Schema, Shell};
 use crate::usage::number;
 
 /// The paragraph about forwards in the help of `ksync ssh`.
@@ -191,6 +191,28 @@ pub(crate) struct CompletionsArgs {
 /// `ksync man`.
 #[derive(Debug, Args)]
 pub(crate) struct ManArgs {
+    /// Print this help
+    #[arg(short = 'h', long, action = ArgAction::Help)]
+    help: Option<bool>,
+}
+
+/// `ksync config`.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// Print one line of JSON for each setting
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print this help
+    #[arg(short = 'h', long, action = ArgAction::Help)]
+    help: Option<bool>,
+}
+
+/// `ksync schema`.
+#[derive(Debug, Args)]
+pub(crate) struct SchemaArgs {
+    /// events: the lines of --json; config: .ksync.toml and config.toml
+    #[arg(value_name = "NAME", default_value = "events", value_parser = Schema::of)]
+    pub(crate) schema: Schema,
     /// Print this help
     #[arg(short = 'h', long, action = ArgAction::Help)]
     help: Option<bool>,

@@ -102,8 +102,15 @@ impl fmt::Display for Purpose {
 
 /// Builds the line that the server executes, where all users can read it. The line holds a constant
 /// script, a hash, a number, the marker, and either the sealed first flight or a token. It holds no
-/// name, no path and no content. If this side logs, the line also asks the agent to log.
-pub(super) fn command(image: &AgentImage, marker: &str, purpose: &Purpose, form: Form) -> String {
+/// name, no path and no content. If this side logs, the line also asks the agent to log. With
+/// `as_root`, sudo starts the agent, and never asks for a password.
+pub(super) fn command(
+    image: &AgentImage,
+    marker: &str,
+    purpose: &Purpose,
+    form: Form,
+    as_root: bool,
+) -> String {
     let script = one_line(match form {
         Form::Whole => SCRIPT,
         Form::Short => SHORT_SCRIPT,
@@ -111,7 +118,8 @@ pub(super) fn command(image: &AgentImage, marker: &str, purpose: &Purpose, form:
     let blocks = image.gzip.len().div_ceil(BLOCK_BYTES);
     // `env` also works in login shells that have no other way to set a variable for one command.
     let env = if log::is_on() { format!("env {}={} ", log::VARIABLE, log::LEVEL) } else { String::new() };
-    format!("exec {env}sh -c '{script}' ksync {} {blocks} {marker} '{purpose}'", image.sha256)
+    let sudo = if as_root { "sudo -n " } else { "" };
+    format!("exec {sudo}{env}sh -c '{script}' ksync {} {blocks} {marker} '{purpose}'", image.sha256)
 }
 
 /// The whole script for a short one that asked for it: one line, behind the marker.
@@ -306,7 +314,7 @@ mod tests {
         let secret = Secret::new([7; SECRET_BYTES]);
         let flight = b"/root/site .env API_KEY=sk-verysecret".repeat(100);
         let seal = || seal(&secret, &image, &flight).unwrap();
-        let line = command(&image, "feed", &Purpose::Exchange(Some(seal())), Form::Whole);
+        let line = command(&image, "feed", &Purpose::Exchange(Some(seal())), Form::Whole, false);
         let argument = line.rsplit('\'').nth(1).unwrap();
         assert_eq!(
             Sealed::parse(argument).unwrap().open(&secret, &agent_name(&image.sha256)),
@@ -352,7 +360,7 @@ mod tests {
         let image =
             AgentImage { sha256: "ab".repeat(32).into(), gzip: Bytes::from(vec![0; 2 * BLOCK_BYTES]) };
         for (form, bytes_max) in [(Form::Whole, 8192), (Form::Short, 600)] {
-            let command = command(&image, "feed", &Purpose::Exchange(None), form);
+            let command = command(&image, "feed", &Purpose::Exchange(None), form, false);
             let script = command.strip_prefix("exec sh -c '").unwrap();
             let (script, arguments) = script.split_once('\'').unwrap();
             assert_eq!(arguments, format!(" ksync {} 2 feed 'exchange'", "ab".repeat(32)));

@@ -52,6 +52,8 @@ pub struct Connection {
     pub(super) spool_room: OnceLock<Room>,
     facts: Option<Login>,
     secrets: Option<Secrets>,
+    /// True if agents run as root, by `sudo -n`.
+    as_root: bool,
 }
 
 /// A connection that a keeper lends.
@@ -91,6 +93,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         spool_room: OnceLock::new(),
         facts,
         secrets: None,
+        as_root: false,
     })
 }
 
@@ -135,6 +138,7 @@ impl Connection {
             spool_room: OnceLock::new(),
             facts: None,
             secrets: None,
+            as_root: false,
         }
     }
 
@@ -168,6 +172,12 @@ impl Connection {
         };
         let secrets = key.map(|key| Secrets::of(file, &key, &self.target.user));
         Self { secrets, ..self }
+    }
+
+    /// Returns the connection with agents that run as root, by `sudo -n`.
+    #[must_use]
+    pub fn with_sudo(self) -> Self {
+        Self { as_root: true, ..self }
     }
 
     fn trusted(&self) -> MutexGuard<'_, Option<Box<Trusted>>> {
@@ -238,7 +248,7 @@ impl Connection {
             return Ok(());
         }
         let (marker, form) = (self.marker()?, self.form(&image));
-        let command = bootstrap::command(&image, &marker, &Purpose::Exchange(None), form);
+        let command = bootstrap::command(&image, &marker, &Purpose::Exchange(None), form, self.as_root);
         let mut job = Job { command, waiting: &mut waiting, started: None };
         let line = self.line.get_or_try_init(|| self.log_in(Some(&mut job))).await?;
         if let Some((read, write)) = job.started.take() {
@@ -274,7 +284,7 @@ impl Connection {
         if let Some(key) = self.line.get().and_then(Line::host_key) {
             target.host_keys = HostKeys::Exactly(key.clone());
         }
-        connect(&target).await
+        Ok(Connection { as_root: self.as_root, ..connect(&target).await? })
     }
 
     /// The TCP sender below this connection, where the system shows it.
@@ -302,7 +312,7 @@ impl Connection {
             line.took(begin.elapsed());
             let purpose = purpose(&mut waiting);
             debug!("agent step=start {}", purpose.kind());
-            let command = bootstrap::command(&image, &marker, &purpose, form);
+            let command = bootstrap::command(&image, &marker, &purpose, form, self.as_root);
             // Ask for no reply: the agent's own first answer arrives one round trip earlier.
             channel.exec(false, command).await?;
             Ok(channel)
@@ -324,6 +334,10 @@ impl Connection {
 
     /// The form of the command that starts this agent: short where it is known to be.
     fn form(&self, image: &AgentImage) -> Form {
+        // The facts are about the agent of the login.
+        if self.as_root {
+            return Form::Whole;
+        }
         let known = self.facts.as_ref().and_then(Login::recall);
         if known.is_some_and(|known| known.has_agent(&image.sha256)) { Form::Short } else { Form::Whole }
     }
@@ -341,7 +355,7 @@ impl Connection {
             budget: self.budget.clone(),
             connection_status: line.status.clone(),
             secrets: self.secrets.clone(),
-            facts: self.facts.clone(),
+            facts: self.facts.clone().filter(|_| !self.as_root),
             probe: Some(Probe::new(&line.session, round_trip)),
         }
     }

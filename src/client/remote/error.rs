@@ -519,6 +519,10 @@ impl RemoteError {
                 "The other side needs x86-64 Linux, gzip, sha256sum, and a private directory where programs may run (XDG_CACHE_HOME names one)."
                     .into()
             }
+            Self::NotStarted { reason, .. } if reason.contains(": sudo: ") => {
+                "Let sudo run commands of this user without a password (NOPASSWD in its sudoers), or log in as root."
+                    .into()
+            }
             Self::NotStarted { .. } | Self::NotRun { .. } => {
                 "The account must be able to run commands over SSH: look for an exec or a question in the start files of its shell (such as ~/.bashrc), and for a ForceCommand of the server.".into()
             }

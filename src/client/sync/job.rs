@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::kernel::{BridgeImage, Settings};
 use crate::monitor::Monitor;
 use crate::remote::AgentImage;
+use crate::remote::ssh_config::AddressFamily;
 use crate::sync::endpoint::Endpoint;
 use crate::wire::hello::Options;
 
@@ -82,6 +83,12 @@ pub struct ConnectOptions {
     pub host_files: bool,
     /// True if ports are to be forwarded over the connection.
     pub forwards: bool,
+    /// True if the agent runs as root, by `sudo -n`.
+    pub sudo: bool,
+    /// The kind of addresses of an SSH host, if not the one in its configuration.
+    pub address_family: Option<AddressFamily>,
+    /// The SSH configuration, if not the usual files; an empty path is none at all.
+    pub ssh_config: Option<PathBuf>,
 }
 
 impl ConnectOptions {
@@ -105,6 +112,9 @@ impl ConnectOptions {
             keep: None,
             host_files: false,
             forwards: false,
+            sudo: false,
+            address_family: None,
+            ssh_config: None,
         }
     }
 }

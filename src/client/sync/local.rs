@@ -9,8 +9,9 @@ use tokio::task::spawn_blocking;
 
 use crate::disk::set_id::owner_of_copies;
 use crate::engine::{Config, Receiver, RunError, Sender};
+use crate::exchange::lanes::Outlet;
 use crate::exchange::rounds::{self, WatchedSource};
-use crate::exchange::{self, Incoming, Link, Receiving, Sending};
+use crate::exchange::{self, Incoming, Link, Pace, Receiving, Sending};
 use crate::monitor::Quiet;
 use crate::sync::error::SyncError;
 use crate::sync::job::SharedMonitor;
@@ -53,9 +54,10 @@ pub(super) async fn live(
         link.close();
         error
     });
+    let pace = Pace::of(options.bytes_per_second);
     let client = Config { options, relay: false, ..Config::default() };
     let run = move || {
-        let link = Link::new(Incoming::alone(down_reader), up_writer, false, false);
+        let link = Link::new(Incoming::alone(down_reader), Outlet::paced(up_writer, pace), false, false);
         let error = source.send(&link, &client, || None, &*monitor, &mut done);
         link.close();
         own_error(error, receiver.join().ok())
@@ -81,9 +83,11 @@ pub(super) async fn exchange(
         exchange::run(Incoming::alone(up_reader), down_writer, receiver, receiving, false, false, &Quiet)
     });
 
+    let pace = Pace::of(options.bytes_per_second);
     let sending = Sending::new(from.to_owned(), options.clone()).with_further(further.to_vec());
     let sender = Sender::new(&Config { options, relay: false, ..Config::default() });
     let run = move || {
+        let up_writer = Outlet::paced(up_writer, pace);
         exchange::run(Incoming::alone(down_reader), up_writer, sender, sending, false, false, &*monitor)
             .map_err(|error| own_error(error, receiver.join().ok().and_then(Result::err)))
     };
@@ -99,7 +103,7 @@ pub(super) async fn exchange(
 
 /// The error of a run with both sides in this process, so there is no other side to name.
 /// `receiver` is the failure of the receiving thread; `None` if it panicked.
-fn own_error(sender: RunError, receiver: Option<RunError>) -> SyncError {
+pub(super) fn own_error(sender: RunError, receiver: Option<RunError>) -> SyncError {
     // The side that did not learn of the failure from the other one knows the cause.
     let cause = if sender.by_peer { receiver.filter(|receiver| !receiver.by_peer) } else { None };
     let RunError { kind, text, .. } = cause.unwrap_or(sender);

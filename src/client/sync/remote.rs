@@ -10,12 +10,13 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 
+use crate::engine::lister::{Lister, Listing, NoWork};
 use crate::engine::{Config, Engine, Receiver, RunError, Sender, Summary};
 use crate::exchange::lanes::Striped;
 use crate::exchange::rounds::{self, WatchedSource};
-use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending, Timeouts};
+use crate::exchange::{self, Asker, Incoming, Link, Pace, Perform, Receiving, Sending, Timeouts};
 use crate::log::{self, debug};
-use crate::monitor::{Quiet, Warning};
+use crate::monitor::{Notice, Quiet, Warning};
 use crate::remote::{self, Agent, AgentEnd, Connection, ErrorKind};
 use crate::sync::baseline::{self, Key};
 use crate::sync::emulator::Emulator;
@@ -188,9 +189,24 @@ impl<'a> LazyConnection<'a> {
     /// Connects before the request is built, if deletions depend on the session's VM.
     pub(super) async fn meet(&self, options: &Options, monitor: &SharedMonitor) -> Result<(), SyncError> {
         if options.delete && matches!(self.endpoint, Endpoint::Session { .. }) {
-            self.connected.get_or_try_init(|| self.connect(monitor)).await?;
+            self.connected(monitor).await?;
         }
         Ok(())
+    }
+
+    /// The connection, which is made on first use.
+    async fn connected(&self, monitor: &SharedMonitor) -> Result<&Connected, SyncError> {
+        let connect = || async {
+            let connected = self.connect(monitor).await?;
+            let connection = &connected.connection;
+            monitor.notice(Notice::Connected {
+                round_trips: connection.round_trips(),
+                round_trip: connection.round_trip(),
+                is_kept: connection.is_lent(),
+            });
+            Ok(connected)
+        };
+        self.connected.get_or_try_init(connect).await
     }
 
     /// Borrows the connection of a keeper, or connects.
@@ -307,6 +323,10 @@ impl<'a> LazyConnection<'a> {
     /// Connects.
     async fn dial(&self, monitor: &SharedMonitor) -> Result<Connected, SyncError> {
         let Connected { connection, behind } = self.connect_to(monitor).await?;
+        if self.connect_options.sudo {
+            // The secrets are those of the login's own agents.
+            return Ok(Connected { connection: connection.with_sudo(), behind });
+        }
         let connection = match target::state_dir() {
             Ok(state) => connection.with_secrets(state.join("secrets")),
             Err(SyncError::State(error)) => {
@@ -475,6 +495,18 @@ impl<'a> LazyConnection<'a> {
         self.exchange(request, engine, disk, monitor).await
     }
 
+    /// Lists `path` on the other machine.
+    pub(super) async fn list(
+        &self,
+        path: &[u8],
+        options: &Options,
+        listing: Listing,
+        monitor: SharedMonitor,
+    ) -> Result<Round, SyncError> {
+        let request = request(Role::Sender, path, &receiving(options), None, None);
+        self.exchange(request, Lister::new(listing), Idle, monitor).await
+    }
+
     async fn exchange<E: Engine>(
         &self,
         request: Request,
@@ -521,9 +553,15 @@ impl<'a> LazyConnection<'a> {
         let request = Request { timeout_ms: millis(options.timeout), ..request };
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(request.clone());
         let (agent, waiting) = Agent::waiting();
-        let (up_bytes, down_bytes) = (self.up_bytes.clone(), self.down_bytes.clone());
+        let up_bytes = self.up_bytes.paced(Pace::of(request.options.bytes_per_second));
+        let down_bytes = self.down_bytes.clone();
         let before = self.traffic();
-        let (reader, mut writer) = (down_bytes.meter(agent.reader), up_bytes.meter(agent.writer));
+        let (telling, installed) = (SharedMonitor::clone(monitor), agent.installed.clone());
+        let reader = down_bytes.meter(agent.reader).telling(move || {
+            let installed_bytes = installed.sent_bytes().flatten().unwrap_or(0);
+            telling.notice(Notice::Agent { installed_bytes });
+        });
+        let mut writer = up_bytes.meter(agent.writer);
         // Downloads get lanes too: the direction of the bulk data shows only when it is written.
         let (asking, opening) = lanes::pair(up_bytes.clone());
         // The timeout for a silent agent is the one in the connect options.
@@ -537,7 +575,7 @@ impl<'a> LazyConnection<'a> {
         });
         tokio::pin!(running);
         let starting = async {
-            let connected = self.connected.get_or_try_init(|| self.connect(monitor)).await?;
+            let connected = self.connected(monitor).await?;
             connected.connection.start(waiting, options.agent.clone()).await?;
             Ok::<_, SyncError>(&connected.connection)
         };
@@ -576,6 +614,16 @@ impl<'a> LazyConnection<'a> {
                 .map_or(0, |connected| connected.connection.round_trips()),
             agent_installed_bytes: agent.installed.sent_bytes().flatten().unwrap_or(0),
         })
+    }
+}
+
+/// The performer of an engine that starts no works.
+#[derive(Debug)]
+pub(super) struct Idle;
+
+impl Perform<Lister> for Idle {
+    fn perform(&self, work: NoWork) -> NoWork {
+        work
     }
 }
 

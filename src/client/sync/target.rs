@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::kernel::{CURRENT, SessionStore, bridge_url};
 use crate::private;
-use crate::remote::ssh_config::{self, Query};
+use crate::remote::ssh_config::{self, ConfigError, Query};
 use crate::remote::{HostKeys, Keys, Proxies, Target, Transport};
 use crate::sync::endpoint::{Endpoint, EndpointError, EndpointErrorKind};
 use crate::sync::error::SyncError;
@@ -120,7 +120,18 @@ fn ssh_target(
         Err(_) if is_all_given => PathBuf::from("/nonexistent"),
         home => home?,
     };
-    let config = ssh_config::load(&Query { host, user, port, home: &home }, &ssh_config::files(&home))?;
+    let files = match &connect_options.ssh_config {
+        None => ssh_config::files(&home).to_vec(),
+        Some(none) if none.as_os_str().is_empty() => Vec::new(),
+        Some(file) => {
+            // The usual files may be missing, but not one that the user names.
+            if let Err(error) = std::fs::File::open(file) {
+                return Err(ConfigError::Unreadable { path: file.clone(), source: error }.into());
+            }
+            vec![file.clone()]
+        }
+    };
+    let config = ssh_config::load(&Query { host, user, port, home: &home }, &files)?;
     if let Some(proxy) = config.proxy {
         return Err(SyncError::Proxy { host: host.to_owned(), proxy });
     }
@@ -147,7 +158,7 @@ fn ssh_target(
     target.transport = Transport::Tcp {
         host: config.host_name,
         port,
-        family: config.address_family,
+        family: connect_options.address_family.unwrap_or(config.address_family),
         from: config.bind_address,
     };
     Ok(target)

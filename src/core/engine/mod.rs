@@ -21,6 +21,7 @@ mod fetch;
 mod ids;
 mod limits;
 mod links;
+pub mod lister;
 mod need;
 mod outbox;
 mod plan;

@@ -445,6 +445,7 @@ impl<T: Target> Receiver<T> {
                             self.happens(Item::Wanted(id), None);
                         }
                         Step::Move { id, at, .. } => {
+                            self.tell_renamed(id, at);
                             self.happens(Item::Present(at), None);
                             self.happens(Item::Wanted(id), None);
                         }
@@ -478,6 +479,14 @@ impl<T: Target> Receiver<T> {
         match self.phase {
             Phase::Directories => self.directories_are_there(),
             _ => self.next_phase(),
+        }
+    }
+
+    /// Reports that a file got another name, if changes are listed.
+    fn tell_renamed(&mut self, id: u32, at: u32) {
+        if self.config.options.list_changes {
+            let (from, path) = (self.step_path(Step::Remove { at }), self.path(id));
+            self.outbox.report(Event::Renamed { from, path });
         }
     }
 

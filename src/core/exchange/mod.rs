@@ -13,6 +13,7 @@ pub mod kept_trees;
 pub mod lanes;
 mod liveness;
 mod mailbox;
+mod pace;
 mod pool;
 mod prefetch;
 mod receiver_session;
@@ -28,6 +29,7 @@ mod unusable;
 
 pub use common::{chain, plain};
 pub use liveness::{Carried, Timeouts};
+pub use pace::Pace;
 pub use receiving::{FileReceiver, OpenTree, PlannedTree, Receiving};
 pub use run::{Asker, Incoming, Link, Perform, run};
 pub use sending::{FileSender, FoundSource, Listing, OfferedFile, Sending};

@@ -69,6 +69,8 @@ pub struct Options {
     pub consent: Consent,
     /// The client's facts from earlier runs about source and destination.
     pub history: History,
+    /// Bytes that each side may send in a second; 0 is any number.
+    pub bytes_per_second: u64,
 }
 
 impl Options {

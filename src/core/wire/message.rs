@@ -538,6 +538,7 @@ pub fn digest_of<'a>(hashes: impl Iterator<Item = &'a Hash>) -> Hash {
 fn event_is_within_limits(event: &Event) -> bool {
     match event {
         Event::Change { path, target, .. } => path.len().max(target.len()) <= TEXT_BYTES_MAX,
+        Event::Renamed { from, path } => from.len().max(path.len()) <= TEXT_BYTES_MAX,
         Event::Resolved { path }
         | Event::Left { path, .. }
         | Event::Grew { path }

@@ -59,7 +59,7 @@ pub(crate) const EXIT: &str = "\
 25 deletions wait for consent; others say why there was no run.";
 
 /// Variables that a run reads.
-pub(crate) const ENVIRONMENT: [(&str, &str); 8] = [
+pub(crate) const ENVIRONMENT: [(&str, &str); 9] = [
     ("KERNEL_API_KEY", "The key of the platform's API, for sessions."),
     ("KERNEL_BASE_URL", "The address of that API, if not the usual one."),
     ("KERNEL_PROJECT", "The project of new sessions."),
@@ -67,6 +67,7 @@ pub(crate) const ENVIRONMENT: [(&str, &str); 8] = [
     ("KSYNC_KEEP", "As --keep."),
     ("KSYNC_LOG", "With the value debug, as -vv."),
     ("KSYNC_SESSION", "The session that session: means."),
+    ("KSYNC_<OPTION>", "As the long option, as in KSYNC_MAX_DELETE=5 or KSYNC_CHECKSUM=true."),
     ("SSH_AUTH_SOCK", "The socket of ssh-agent."),
 ];
 
@@ -85,7 +86,7 @@ Endpoints:
 
 Exit status: {EXIT} Further verbs,
 each with a --help of its own: ksync session, ssh, proxy, doctor, flush, keep,
-sandbox, completions, man.
+sandbox, completions, man, config, schema.
 "
     )
 }

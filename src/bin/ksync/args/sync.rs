@@ -7,11 +7,15 @@ use std::path::PathBuf;
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args};
 
+use ksync::monitor::Warning;
+
 use crate::accepted::Accepted;
 use crate::args::backup::BackupArgs;
 use crate::args::seconds;
+use crate::format::Format;
+use crate::rsh::RsyncPath;
 use crate::rules::RuleSource;
-use crate::size::size;
+use crate::size::{rate, size};
 use crate::usage::number;
 use crate::verbs::KeepArgs;
 
@@ -36,6 +40,11 @@ pub(crate) struct SyncArgs {
     /// The endpoint right behind `-i`, which ssh takes for a key.
     #[arg(skip)]
     pub(crate) behind_i: Option<OsString>,
+    #[command(flatten)]
+    pub(crate) configuration: ConfigurationArgs,
+    /// Warnings about files with settings.
+    #[arg(skip)]
+    pub(crate) warnings: Vec<Warning>,
     /// Options that rsync users give, and that need no field here.
     #[arg(skip)]
     pub(crate) accepted: Accepted,
@@ -88,9 +97,12 @@ pub(crate) struct WhatArgs {
     pub(crate) no_compress: bool,
     /// Accepted for rsync users: ksync always keeps directories, links, modes and times
     #[arg(short = 'a', long)]
-    archive: bool,
+    pub(crate) archive: bool,
     #[arg(short = 'r', long, hide = true)]
-    recursive: bool,
+    pub(crate) recursive: bool,
+    /// List SOURCE, as a SOURCE without a DEST does: one level, all levels with -r
+    #[arg(long)]
+    pub(crate) list_only: bool,
     #[arg(short = 't', long, hide = true)]
     times: bool,
     /// Copy links that are absolute or lead out of the tree from the VM too
@@ -190,6 +202,15 @@ pub(crate) struct OutputArgs {
     /// Print statistics at the end
     #[arg(long)]
     pub(crate) stats: bool,
+    /// List each change in this form, with rsync's escapes, as in '%o %n'
+    #[arg(long, value_name = "FORMAT", value_parser = Format::parse)]
+    pub(crate) out_format: Option<Format>,
+    /// Add each change and problem to FILE, with its time in UTC
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log_file: Option<OsString>,
+    /// The form of the changes in --log-file; by default '%i %n%L'
+    #[arg(long, value_name = "FORMAT", value_parser = Format::parse)]
+    pub(crate) log_file_format: Option<Format>,
     /// Print one JSON object per line, for programs
     #[arg(long)]
     pub(crate) json: bool,
@@ -199,8 +220,9 @@ pub(crate) struct OutputArgs {
     /// Show no progress
     #[arg(long, overrides_with_all = ["progress", "partial_progress"])]
     pub(crate) no_progress: bool,
-    #[arg(short = 'P', overrides_with = "no_progress", hide = true)]
-    partial_progress: bool,
+    /// List each change, as -v, and show progress
+    #[arg(short = 'P', overrides_with = "no_progress")]
+    pub(crate) partial_progress: bool,
     /// Accepted for rsync users: ksync never uses colours
     #[arg(long, hide = true)]
     no_color: bool,
@@ -213,7 +235,7 @@ pub(crate) struct OutputArgs {
     /// Print this help, when alone; otherwise accepted for rsync users: numbers are always
     /// readable.
     #[arg(short = 'h', long, hide = true)]
-    pub(super) human_readable: bool,
+    pub(crate) human_readable: bool,
 }
 
 #[derive(Debug, Args)]
@@ -251,9 +273,28 @@ pub(crate) struct ConnectionArgs {
     /// Give up connecting after this long: 30; 0 is never
     #[arg(long, value_name = "SECONDS", value_parser = seconds(), allow_negative_numbers = true)]
     pub(crate) contimeout: Option<u64>,
+    /// Send and receive at most RATE a second, all lanes together; in KiB, or with a unit as in
+    /// 1.5m; 0 is any rate
+    #[arg(long, value_name = "RATE", value_parser = rate, allow_hyphen_values = true, overrides_with = "no_bwlimit")]
+    pub(crate) bwlimit: Option<u64>,
+    #[arg(long, hide = true, overrides_with = "bwlimit")]
+    no_bwlimit: bool,
+    /// Run the agent on the other machine as root, by sudo -n; --rsync-path="sudo rsync" does too
+    #[arg(long)]
+    pub(crate) sudo: bool,
+    #[arg(long, value_name = "PROGRAM", hide = true, value_parser = RsyncPath::parse)]
+    pub(crate) rsync_path: Option<RsyncPath>,
     /// The ssh command for an SSH host, as in 'ssh -p PORT -i FILE'; RSYNC_RSH is ignored
     #[arg(short = 'e', long, value_name = "SSH", allow_hyphen_values = true)]
     pub(crate) rsh: Option<OsString>,
     #[command(flatten)]
     pub(crate) keep: KeepArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Settings (KSYNC_<OPTION>, .ksync.toml, config.toml; see ksync config)")]
+pub(crate) struct ConfigurationArgs {
+    /// Read neither .ksync.toml here nor the config.toml of this user
+    #[arg(long)]
+    pub(crate) no_config: bool,
 }

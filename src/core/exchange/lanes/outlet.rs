@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use crate::exchange::pace::Pace;
+
 /// Most bytes that an outlet holds back.
 const HELD_BYTES_MAX: usize = 16 << 10;
 
@@ -13,6 +15,7 @@ pub struct Outlet {
     /// Bytes held back until a flush.
     held: Vec<u8>,
     holds: bool,
+    pace: Option<Pace>,
 }
 
 type Act = dyn FnMut(Action<'_>) -> io::Result<()> + Send;
@@ -32,9 +35,31 @@ impl Outlet {
         })
     }
 
+    /// Makes an outlet that writes to this at the pace, if there is one.
+    pub fn paced(writer: impl Write + Send + 'static, pace: Option<Pace>) -> Self {
+        let mut outlet = Self::new(writer);
+        outlet.pace = pace;
+        outlet
+    }
+
+    /// Slows the outlet down to this pace.
+    pub fn set_pace(&mut self, pace: Option<Pace>) {
+        self.pace = pace;
+    }
+
+    /// Writes at the pace.
+    fn write_out(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some(pace) = &self.pace else { return (self.act)(Action::Write(bytes)) };
+        for portion in bytes.chunks(pace.portion()) {
+            pace.wait(portion.len());
+            (self.act)(Action::Write(portion))?;
+        }
+        Ok(())
+    }
+
     /// Makes an outlet that calls this.
     pub(in crate::exchange) fn of(act: impl FnMut(Action<'_>) -> io::Result<()> + Send + 'static) -> Self {
-        Self { act: Box::new(act), held: Vec::new(), holds: false }
+        Self { act: Box::new(act), held: Vec::new(), holds: false, pace: None }
     }
 
     /// Holds small writes back until a flush, or the end of the outlet. Each write becomes a packet
@@ -50,7 +75,8 @@ impl Outlet {
         if self.held.is_empty() {
             return Ok(());
         }
-        (self.act)(Action::Write(&std::mem::take(&mut self.held)))
+        let held = std::mem::take(&mut self.held);
+        self.write_out(&held)
     }
 }
 
@@ -59,7 +85,7 @@ impl Write for Outlet {
         if self.holds && self.held.len() + bytes.len() <= HELD_BYTES_MAX {
             self.held.extend_from_slice(bytes);
         } else if self.held.is_empty() {
-            (self.act)(Action::Write(bytes))?;
+            self.write_out(bytes)?;
         } else {
             self.held.extend_from_slice(bytes);
             self.let_go()?;
