@@ -25,7 +25,8 @@ use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
 use crate::report::{CliError, USAGE};
 use crate::rsh::Rsh;
 use crate::verbs::AccessArgs;
-use crate::{out, rules};
+use crate::rules::{self, RuleSettings};
+use crate::out;
 
 /// Maximum length of a file that an option names, in bytes. A setup has about one kilobyte, and
 /// [`RULES_MAX`] rules fit many times.
@@ -90,16 +91,18 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     if args.what.delete_excluded && pairs.len() > 1 {
         return Err(CliError::usage("--delete-excluded takes one SOURCE", "Run one ksync for each SOURCE."));
     }
-    let mut rules = rules::compile(&args.rules, load)?;
+    let which = &args.which;
+    let settings = RuleSettings { nul_ended: which.from0, cvs_exclude: which.cvs_exclude };
+    let mut rules = rules::compile(&args.rules, &settings, &mut load)?;
     // As rsync does, behind all other rules.
     let partial_dir = accepted.partial_dir.as_deref().map(|name| name.trim_end_matches('/'));
     let partial_dir = partial_dir.filter(|name| !name.starts_with('/') && !matches!(*name, "" | "."));
-    rules.extend(partial_dir.map(|name| Rule { include: false, pattern: format!("{name}/").into_bytes() }));
+    rules.extend(partial_dir.map(|name| Rule::new(false, format!("{name}/").into_bytes())));
     let after = after(&args.watch, &pairs)?;
     let live = live(&args.watch, &args.what, &pairs, after.clone())?;
     let is_pull = pairs.iter().any(|(source, _)| source.is_remote());
     if live.is_some() && is_pull && !args.watch.partial_downloads {
-        let pattern = |pattern: &&str| Rule { include: false, pattern: pattern.as_bytes().to_vec() };
+        let pattern = |pattern: &&str| Rule::new(false, pattern.as_bytes().to_vec());
         rules.extend(PARTIAL_DOWNLOADS.iter().map(pattern));
     }
     if rules.len() > RULES_MAX {
@@ -127,6 +130,8 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         list_changes: (list_changes || args.what.dry_run || json) && !quiet,
         compress: !args.what.no_compress,
         rules,
+        gitignore: which.gitignore,
+        nul_ended: which.from0,
         consent: consent(&args.what, &pairs)?,
         ..Options::default()
     };
@@ -569,7 +574,7 @@ mod tests {
     fn options_reach_both_ends() {
         let request = built("ksync -nci --fsync --delete --no-compress --exclude=x --timeout 0 a b").unwrap();
         let job = &request.jobs[0];
-        let rules = vec![ksync::tree::filter::Rule { include: false, pattern: b"x".to_vec() }];
+        let rules = vec![ksync::tree::filter::Rule::new(false, b"x".to_vec())];
         let options = Options {
             delete: true,
             dry_run: true,

@@ -45,8 +45,11 @@ pub(super) fn key(job: &Job, role: Role, local: &Path) -> Option<Key> {
         part(session.as_bytes());
     }
     part(remote.path());
+    if job.options.gitignore {
+        part(b"gitignore");
+    }
     for rule in &job.options.rules {
-        part(&[u8::from(rule.include)]);
+        part(&rule.bits.to_le_bytes());
         part(&rule.pattern);
     }
     hasher.finish().as_bytes().first_chunk().copied()

@@ -351,7 +351,7 @@ impl Sending {
 
     fn list_several(&self, found: FoundSeveral) -> Result<Listed, WorkError> {
         let options = self.scan_options(&scan::Subject::Whole);
-        let listed = several::list(found, &self.options.rules, &options, &mut Entering(None))
+        let listed = several::list(found, &self.options, &options, &mut Entering(None))
             .map_err(|error| WorkError::Fatal(AbortKind::Selection, error.to_string()))?;
         let ListedSeveral { parts, manifest, identities, ignores, problems, skipped, .. } = listed;
         Ok(Listed {
@@ -376,7 +376,7 @@ impl Sending {
         };
         // A single file lies in the transfer root itself.
         let anchor = if found.single.is_some() { &b""[..] } else { &self.options.anchor };
-        let mut filter = Filter::anchored(&self.options.rules, anchor);
+        let mut filter = self.options.hiding(anchor);
         let is_excluded = match &found.single {
             Some(single) => filter.excludes(&single.offered, false),
             None => filter.excludes_tree(),

@@ -5,7 +5,8 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
+use crate::tree::filter::{Filter, FilterSettings, MERGES_MAX, RULES_BYTES_MAX, RULES_MAX, Rule, Side};
+use crate::tree::rule::bits;
 use crate::tree::time_rule::TimeRule;
 use crate::tree::transfer_rules::TransferRules;
 use crate::tree::tree_id::Pair;
@@ -58,6 +59,12 @@ pub struct Options {
     pub time_rule: Option<TimeRule>,
     /// Filter rules: they select the entries that take part.
     pub rules: Vec<Rule>,
+    /// `.gitignore` files count as `.ksyncignore` files do.
+    pub gitignore: bool,
+    /// The rules of merge files end at a NUL, and not with their line.
+    pub nul_ended: bool,
+    /// The receiver's merge files count as they are after the transfer, and not as before.
+    pub delete_after: bool,
     /// Path of SOURCE's directory inside the transfer root, at which the rules are anchored. Empty
     /// if SOURCE is the root.
     #[serde(with = "serde_bytes")]
@@ -72,11 +79,18 @@ impl Options {
     /// The filter that protects entries of the destination.
     #[must_use]
     pub fn protecting(&self) -> Filter {
-        if self.delete_excluded {
-            Filter::of_unentered()
-        } else {
-            Filter::anchored(&self.rules, &self.anchor)
-        }
+        self.filter(Side::Receiver, &self.anchor)
+    }
+
+    /// The filter that hides entries of the source at `anchor` in the transfer root.
+    #[must_use]
+    pub fn hiding(&self, anchor: &[u8]) -> Filter {
+        self.filter(Side::Sender, anchor)
+    }
+
+    fn filter(&self, side: Side, anchor: &[u8]) -> Filter {
+        let Self { delete_excluded, gitignore, nul_ended, .. } = *self;
+        Filter::with(&self.rules, anchor, FilterSettings { side, delete_excluded, gitignore, nul_ended })
     }
 }
 
@@ -163,7 +177,12 @@ impl Request {
     fn is_within_limits(&self) -> bool {
         let Options { rules, consent, .. } = &self.options;
         let pattern_bytes = rules.iter().map(|rule| rule.pattern.len()).sum::<usize>();
-        rules.len() <= RULES_MAX && pattern_bytes <= RULES_BYTES_MAX && consent.force_in.len() <= FORCED_MAX
+        let merges = rules.iter().filter(|rule| rule.has(bits::DIRECTORY_MERGE)).count();
+        rules.len() <= RULES_MAX
+            && pattern_bytes <= RULES_BYTES_MAX
+            && rules.iter().all(Rule::is_wire)
+            && merges <= MERGES_MAX
+            && consent.force_in.len() <= FORCED_MAX
     }
 }
 

@@ -146,6 +146,21 @@ pub(crate) struct WhichArgs {
     /// Read --include patterns from a file, likewise
     #[arg(long, value_name = "FILE", action = ArgAction::Append)]
     include_from: Vec<OsString>,
+    /// Add a rule of rsync's filter language: '- *.o', 'P logs/', ': .rsync-filter', '. FILE'
+    #[arg(short = 'f', long, value_name = "RULE", allow_hyphen_values = true, action = ArgAction::Append)]
+    filter: Vec<OsString>,
+    /// Read the .rsync-filter of each directory; twice also excludes these files
+    #[arg(short = 'F', action = ArgAction::Count)]
+    per_directory: u8,
+    /// Exclude what CVS ignores: *.o, *~, .git/ and such, and what each .cvsignore names
+    #[arg(short = 'C', long)]
+    pub(crate) cvs_exclude: bool,
+    /// Exclude what the .gitignore files of SOURCE name, as git does
+    #[arg(long)]
+    pub(crate) gitignore: bool,
+    /// The rules in files end at a NUL, and not with their line
+    #[arg(short = '0', long)]
+    pub(crate) from0: bool,
 }
 
 #[derive(Debug, Args)]

@@ -268,7 +268,7 @@ fn lost_events_lead_to_a_scan() {
 fn other_rules_or_options_have_a_scan_of_their_own() {
     let case = Case::source();
     let without =
-        Options { rules: vec![Rule { include: false, pattern: b"skip".to_vec() }], ..Options::default() };
+        Options { rules: vec![Rule::new(false, b"skip".to_vec())], ..Options::default() };
     let view = View::new(Role::Sender, &without);
     assert_eq!(case.list_as(&view), Err("new"));
     case.kept.attend();
@@ -348,7 +348,7 @@ impl Random {
 
 #[test]
 fn kept_scan_equals_a_real_one_after_any_changes() {
-    let rules = vec![Rule { include: false, pattern: b"skip".to_vec() }];
+    let rules = vec![Rule::new(false, b"skip".to_vec())];
     let (mut kept, mut scanned) = (0, 0);
     let seeds = std::env::var("KSYNC_KEPT_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
     for seed in 0..seeds.unwrap_or(16) {
