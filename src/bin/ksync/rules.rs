@@ -36,22 +36,19 @@ pub(crate) struct RuleSettings {
 /// The sources in the order of the command line.
 pub(crate) fn in_order(matches: &ArgMatches) -> Vec<RuleSource> {
     let mut sources = Vec::new();
-    let kinds: [(&str, fn(OsString) -> RuleSource); 5] = [
+    let kinds: [(&str, fn(OsString) -> RuleSource); 6] = [
         ("exclude", |pattern| RuleSource::Pattern { include: false, pattern }),
         ("include", |pattern| RuleSource::Pattern { include: true, pattern }),
         ("exclude_from", |file| RuleSource::File { include: false, file }),
         ("include_from", |file| RuleSource::File { include: true, file }),
         ("filter", RuleSource::Filter),
+        ("per_directory", |_| RuleSource::PerDirectory),
     ];
     for (id, source) in kinds {
         let indices = matches.indices_of(id).into_iter().flatten();
         let values = matches.get_many::<OsString>(id).into_iter().flatten().cloned();
         sources.extend(indices.zip(values).map(|(index, value)| (index, source(value))));
     }
-    let per_directory = matches.indices_of("per_directory").into_iter().flatten();
-    // Without any, there is one index for the default.
-    let per_directory = per_directory.take(usize::from(matches.get_count("per_directory")));
-    sources.extend(per_directory.map(|index| (index, RuleSource::PerDirectory)));
     sources.sort_by_key(|(index, _)| *index);
     sources.into_iter().map(|(_, source)| source).collect()
 }

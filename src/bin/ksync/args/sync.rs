@@ -150,8 +150,8 @@ pub(crate) struct WhichArgs {
     #[arg(short = 'f', long, value_name = "RULE", allow_hyphen_values = true, action = ArgAction::Append)]
     filter: Vec<OsString>,
     /// Read the .rsync-filter of each directory; twice also excludes these files
-    #[arg(short = 'F', action = ArgAction::Count)]
-    per_directory: u8,
+    #[arg(short = 'F', num_args = 0, default_missing_value = "", action = ArgAction::Append)]
+    per_directory: Vec<OsString>,
     /// Exclude what CVS ignores: *.o, *~, .git/ and such, and what each .cvsignore names
     #[arg(short = 'C', long)]
     pub(crate) cvs_exclude: bool,
