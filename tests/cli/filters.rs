@@ -256,11 +256,11 @@ fn check(world: &World, seed: u64, way: Way) -> Result<bool, String> {
         command.env("CVSIGNORE", "ab !x");
     };
     let mut rsync = Command::new(program("rsync").unwrap());
-    rsync.arg("-rt").args(&options).arg(source.join("")).arg(theirs.join("")).env("HOME", world.path("home"));
+    rsync.arg("-rtc").args(&options).arg(source.join("")).arg(theirs.join("")).env("HOME", world.path("home"));
     cvs(&mut rsync);
     let theirs_ran = Run::of(rsync);
     let name = |path: &Path| path.strip_prefix(world.path(".")).unwrap().to_str().unwrap().to_owned();
-    let mut ksync = world.ksync(["-rt", "--yes"]);
+    let mut ksync = world.ksync(["-rtc", "--yes"]);
     ksync.args(&options);
     cvs(&mut ksync);
     match way {
@@ -307,21 +307,18 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-#[test]
-fn filter_language_selects_what_rsyncs_does() {
-    if !needs_programs(&["rsync"]) {
-        return;
-    }
+/// Runs these cases, two at a time.
+fn check_all(seeds: std::ops::Range<u64>, way: impl Fn(u64) -> Way + Sync) {
     let world = World::new();
     fs::write(world.path("home/.cvsignore"), "b *.x\nx?y").unwrap();
-    let (first, seeds) = (number("KSYNC_FILTER_FIRST", 0), number("KSYNC_FILTER_SEEDS", 120));
+    let count = seeds.end - seeds.start;
     let results = std::sync::Mutex::new((0, Vec::new()));
     std::thread::scope(|scope| {
         for thread in 0..2 {
-            let (world, results) = (&world, &results);
+            let (world, results, way, seeds) = (&world, &results, &way, seeds.clone());
             scope.spawn(move || {
-                for seed in (first..first + seeds).filter(|seed| seed % 2 == thread) {
-                    let result = check(world, seed, Way::Local);
+                for seed in seeds.filter(|seed| seed % 2 == thread) {
+                    let result = check(world, seed, way(seed));
                     let mut results = results.lock().unwrap();
                     match result {
                         Ok(is_valid) => results.0 += u64::from(is_valid),
@@ -333,5 +330,21 @@ fn filter_language_selects_what_rsyncs_does() {
     });
     let (valid, failed) = results.into_inner().unwrap();
     assert!(failed.is_empty(), "{} cases differ:\n{}", failed.len(), failed[..failed.len().min(5)].join("\n\n"));
-    assert!(valid > seeds * 3 / 4, "{valid} of {seeds} cases have rules");
+    assert!(valid > count * 3 / 4, "{valid} of {count} cases have rules");
+}
+
+#[test]
+fn filter_language_selects_what_rsyncs_does() {
+    if needs_programs(&["rsync"]) {
+        let (first, seeds) = (number("KSYNC_FILTER_FIRST", 0), number("KSYNC_FILTER_SEEDS", 100));
+        check_all(first..first + seeds, |_| Way::Local);
+    }
+}
+
+#[test]
+fn filter_language_is_the_same_on_the_way_up_and_down() {
+    if needs_programs(&["rsync"]) {
+        let (first, seeds) = (number("KSYNC_FILTER_FIRST", 0), number("KSYNC_FILTER_FAR_SEEDS", 24));
+        check_all(first..first + seeds, |seed| if seed % 4 < 2 { Way::Up } else { Way::Down });
+    }
 }
