@@ -184,9 +184,10 @@ impl Case {
             options.push("-C".to_owned());
             merges.insert(".cvsignore", "C".to_owned());
         }
-        match self.rng.below(4) {
+        match self.rng.below(5) {
             0 => {}
             1 => options.push("--delete-excluded".to_owned()),
+            2 => options.push("--delete-after".to_owned()),
             _ => options.push("--delete".to_owned()),
         }
         (options, merges)

@@ -14,6 +14,7 @@ mod baseline;
 mod below;
 mod brake;
 mod footprint;
+mod files_from;
 mod filters;
 mod full;
 mod holes;

@@ -8,6 +8,7 @@ mod create;
 mod doctor;
 mod endpoints;
 mod flush;
+mod files;
 mod foreign;
 mod json;
 mod keep;

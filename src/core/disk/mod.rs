@@ -17,6 +17,7 @@ pub mod bounded_scan;
 mod change;
 mod closing;
 pub mod directory;
+pub mod contents;
 mod directory_stack;
 mod durability;
 pub mod error;

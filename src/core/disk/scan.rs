@@ -57,6 +57,8 @@ pub struct ScanOptions {
     pub set_id_owner: Option<Owner>,
     /// Enter directories on which another filesystem is mounted.
     pub cross_mounts: bool,
+    /// Take in the directories above a [`Subject::Subtrees`] whatever the filter says.
+    pub implied_parents: bool,
     /// Find the files that a power cut may have damaged.
     pub doubts: bool,
     /// Scan a destination. Entries that both sides exclude stay there, so they are listed, but
@@ -302,7 +304,8 @@ impl Scanner<'_> {
 
     /// True if the filter excludes the entry from the tree. Counts it then.
     fn leaves_out(&mut self, path: &TreePath, kind: FileKind) -> bool {
-        let leaves_out = !self.options.is_destination && self.is_excluded(path, kind);
+        let is_implied = self.options.implied_parents && self.coverage(Some(path)) == Coverage::Above;
+        let leaves_out = !self.options.is_destination && !is_implied && self.is_excluded(path, kind);
         if leaves_out {
             self.scanned.skipped.excluded += 1;
             let filter = self.filter.as_deref();

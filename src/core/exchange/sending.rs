@@ -34,6 +34,7 @@ use crate::exchange::found::{self, Found, Part, listing_problems};
 use crate::exchange::kept_trees::{KeptTrees, View};
 use crate::exchange::prefetch::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
 use crate::exchange::run::Perform;
+use crate::exchange::listed_files::{self, ListedFiles};
 use crate::exchange::several::{self, FoundSeveral, ListedSeveral};
 use crate::exchange::tails::Tails;
 use crate::exchange::unusable;
@@ -47,7 +48,7 @@ use crate::tree::path::{TreePath, escape};
 use crate::tree::record;
 use crate::tree::subtrees::SubtreeSet;
 use crate::watch::Watch;
-use crate::wire::hello::{Options, Role};
+use crate::wire::hello::{FileList, Options, Role};
 use crate::wire::message::{
     AbortKind, HOLES_MAX, Holes, LIST_MAX, Op, PUSHED_BYTES_MAX, SAMPLED_MAX, SMALL_BYTES_MAX, Subject,
 };
@@ -279,7 +280,13 @@ impl Sending {
             WorkError::Fatal(AbortKind::Selection, unusable::source(&self.path, error))
         };
         let found = found::find(&self.path).map_err(|error| missing(&*error))?;
+        if found.single.is_some() && self.options.files.is_some() {
+            let shown = escape(self.path.as_os_str().as_bytes());
+            let text = format!("{shown} is a file, and --files-from lists entries of a directory");
+            return Err(WorkError::Fatal(AbortKind::Selection, text));
+        }
         let (subject, baseline) = match &found.single {
+            None if self.options.files.is_some() => (Subject::Several, None),
             None => {
                 let stat = found.root.own_stat().map_err(|error| missing(&error))?;
                 let mode = self.options.set_id_owner;
@@ -290,14 +297,17 @@ impl Sending {
             }
             Some(single) => (Subject::File { name: single.offered.as_bytes().to_vec() }, None),
         };
-        let is_partial = self.scope().is_some();
+        let is_partial = self.scope().is_some() || subject == Subject::Several;
         Ok((engine::Found { subject, baseline, is_partial }, FoundSource(Sources::One { found, baseline })))
     }
 
     fn scan(&self, found: FoundSource) -> Result<(Scanned, Arc<Listing>), WorkError> {
         let begin = Instant::now();
         let listed = match found.0 {
-            Sources::One { found, baseline } => self.list_one(found, baseline)?,
+            Sources::One { found, baseline } => match &self.options.files {
+                Some(files) if found.single.is_none() => self.list_files(found, files)?,
+                _ => self.list_one(found, baseline)?,
+            },
             Sources::Several(found) => self.list_several(found)?,
         };
         let Listed { parts, manifest, identities, ignores, problems, is_complete, skipped, .. } = listed;
@@ -364,6 +374,26 @@ impl Sending {
             skipped,
             holes: listed.sparse,
             scope: Some(listed.scope),
+            baseline: None,
+        })
+    }
+
+    fn list_files(&self, found: Found, files: &FileList) -> Result<Listed, WorkError> {
+        let options = self.scan_options(&scan::Subject::Subtrees(SubtreeSet::default(), Arc::default()));
+        let mut filter = self.options.hiding(&self.options.anchor);
+        let listed = listed_files::list(&found.root, files, &options, &mut filter)
+            .map_err(|error| WorkError::Fatal(AbortKind::Selection, chain(&error)))?;
+        let ListedFiles { scanned, scope, problems } = listed;
+        Ok(Listed {
+            ignores: filter.files().to_vec(),
+            is_complete: problems.is_empty(),
+            problems,
+            parts: vec![Part { first: 0, root: found.root, single: None, prefix: None }],
+            manifest: scanned.manifest,
+            identities: scanned.identities,
+            skipped: scanned.skipped,
+            holes: scanned.sparse,
+            scope: Some(scope),
             baseline: None,
         })
     }

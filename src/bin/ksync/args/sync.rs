@@ -48,7 +48,7 @@ pub(crate) struct WhatArgs {
     pub(crate) dry_run: bool,
     /// Delete entries of DEST that SOURCE does not have, after everything else
     #[arg(long, visible_alias = "del",
-          aliases = ["delete-before", "delete-during", "delete-delay", "delete-after"])]
+          aliases = ["delete-before", "delete-during", "delete-delay"])]
     pub(crate) delete: bool,
     /// The same, and delete excluded entries of DEST too
     #[arg(long)]
@@ -87,7 +87,7 @@ pub(crate) struct WhatArgs {
     #[arg(short = 'a', long)]
     archive: bool,
     #[arg(short = 'r', long, hide = true)]
-    recursive: bool,
+    pub(crate) recursive: bool,
     #[arg(short = 't', long, hide = true)]
     times: bool,
     /// Copy links that are absolute or lead out of the tree from the VM too
@@ -158,7 +158,11 @@ pub(crate) struct WhichArgs {
     /// Exclude what the .gitignore files of SOURCE name, as git does
     #[arg(long)]
     pub(crate) gitignore: bool,
-    /// The rules in files end at a NUL, and not with their line
+    /// Copy only the entries of SOURCE that FILE lists, one path per line; - is stdin. A listed
+    /// directory comes with its content only with -r, and one level of it with a slash at its end
+    #[arg(long, value_name = "FILE")]
+    pub(crate) files_from: Option<OsString>,
+    /// The entries of --files-from and the rules in files end at a NUL, and not with their line
     #[arg(short = '0', long)]
     pub(crate) from0: bool,
 }

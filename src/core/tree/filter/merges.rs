@@ -423,3 +423,145 @@ fn within(directory: &[u8], path: &[u8]) -> Option<Vec<u8>> {
     }
     (!names.is_empty()).then(|| names.join(&b'/'))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::filter::{Filter, FilterSettings, Side};
+
+    type Failure = MergeError<std::io::Error>;
+
+    fn rules(texts: &[&str]) -> Vec<Rule> {
+        let rule = |text: &&str| match parse(text.as_bytes(), 0) {
+            Ok(Parsed::Rule(rule)) => rule,
+            other => panic!("{text}: {other:?}"),
+        };
+        texts.iter().map(rule).collect()
+    }
+
+    fn path(text: &str) -> TreePath {
+        TreePath::new(text.as_bytes()).unwrap()
+    }
+
+    /// A filter that has read these files, the first of each directory before those below it.
+    fn filter(side: Side, texts: &[&str], files: &[(&str, &str)]) -> Result<Filter, Failure> {
+        let mut filter = Filter::with(&rules(texts), b"", FilterSettings { side, ..FilterSettings::default() });
+        let text = |name: &[u8]| {
+            let file = files.iter().find(|(path, _)| path.as_bytes() == name);
+            Ok(file.map(|(_, text)| text.as_bytes().to_vec()))
+        };
+        filter.begin(Path::new("/up/tree"), &mut |path| text(path.as_os_str().as_bytes()))?;
+        let parents = files.iter().filter(|(file, _)| !file.starts_with('/')).map(|(file, _)| path(file).parent());
+        let directories: BTreeSet<_> = parents.chain([None]).collect();
+        for directory in directories {
+            filter.enter(directory.as_ref(), &mut |path| text(path.as_bytes()))?;
+        }
+        Ok(filter)
+    }
+
+    #[track_caller]
+    fn excludes(filter: &Filter, expected: &[(&str, bool)]) {
+        for (name, is_excluded) in expected {
+            assert_eq!(filter.excludes(&path(name), false), *is_excluded, "{name}");
+        }
+    }
+
+    #[test]
+    fn rules_of_a_directory_precede_those_that_it_inherits() {
+        let files = [(".f", "- a\n- /b\n"), ("d/.f", "+ a\n"), ("e/.f", "!\n- c\n")];
+        let filter = filter(Side::Sender, &[": .f"], &files).unwrap();
+        excludes(&filter, &[("a", true), ("d/a", false), ("d/d/a", false), ("x/a", true)]);
+        excludes(&filter, &[("b", true), ("d/b", false), ("e/a", false), ("e/c", true), ("c", false)]);
+    }
+
+    #[test]
+    fn rules_that_are_not_inherited_end_with_their_directory() {
+        let filter = filter(Side::Sender, &[":n- .f"], &[(".f", "a\n"), ("d/.f", "b\n")]).unwrap();
+        excludes(&filter, &[("a", true), ("x/a", false), ("d/a", false), ("d/b", true), ("d/x/b", false)]);
+    }
+
+    #[test]
+    fn merge_files_may_name_further_ones() {
+        let files = [
+            ("d/.f", ": .g\n. ./own\n. top\n"),
+            ("d/.g", "- a\n"),
+            ("d/e/.g", "+ a\n"),
+            ("d/own", "- b\n"),
+            ("top", "- c\n"),
+            (".g", "- z\n"),
+        ];
+        let filter = filter(Side::Sender, &[": .f"], &files).unwrap();
+        excludes(&filter, &[("d/a", true), ("d/e/a", false), ("a", false), ("z", false), ("x/a", false)]);
+        excludes(&filter, &[("d/b", true), ("d/e/c", true), ("b", false)]);
+        for name in [".f", ".g", "own", "top", ".ksyncignore"] {
+            assert!(filter.is_rule_file(name.as_bytes()), "{name}");
+        }
+        assert!(!filter.is_rule_file(b"other"));
+    }
+
+    #[test]
+    fn merge_files_above_the_tree_count_where_the_rule_names_them() {
+        let files = [("/.f", "- a\n- /up/tree/b\n"), ("/up/.f", "- /tree/c\n+ x\n- x\n"), (".f", "- y\n")];
+        let above = filter(Side::Sender, &[": /.f"], &files).unwrap();
+        excludes(&above, &[("a", true), ("d/a", true), ("b", true), ("d/b", false), ("c", true), ("y", true)]);
+        excludes(&filter(Side::Sender, &[": ../.f"], &files).unwrap(), &[("a", false), ("c", true)]);
+        excludes(&filter(Side::Sender, &[": .f"], &files).unwrap(), &[("a", false), ("c", false), ("y", true)]);
+    }
+
+    #[test]
+    fn each_side_sees_its_own_rules() {
+        let texts = ["H a", "P b", "-p c", ": .f"];
+        let files = [(".f", "hide d\nprotect e\n")];
+        let sender = filter(Side::Sender, &texts, &files).unwrap();
+        excludes(&sender, &[("a", true), ("b", false), ("c", true), ("d", true), ("e", false)]);
+        let receiver = filter(Side::Receiver, &texts, &files).unwrap();
+        excludes(&receiver, &[("a", false), ("b", true), ("c", true), ("d", false), ("e", true)]);
+        let in_deleted = |name: &str| receiver.protects_in_deleted(&path(name), false);
+        assert!(in_deleted("b") && !in_deleted("c"), "a perishable rule does not count there");
+        for name in ["a", "b", "c", "e"] {
+            assert!(!receiver.closes(&path(name), true), "{name} may be offered or deleted");
+        }
+        let first = filter(Side::Receiver, &["- z", "P b"], &[]).unwrap();
+        assert!(first.closes(&path("z"), true) && !first.closes(&path("b"), true));
+    }
+
+    #[test]
+    fn files_that_are_no_rules_are_told_with_their_line() {
+        let told = |files: &[(&str, &str)]| match filter(Side::Sender, &[": .f"], files) {
+            Err(MergeError::Rule(path, line, error)) => {
+                format!("{}:{line}: {error}", String::from_utf8(path).unwrap())
+            }
+            other => panic!("{:?}", other.map(|_| ())),
+        };
+        for (files, expected) in [
+            (&[("d/.f", "- a\n\nb c\n")][..], "d/.f:3: the rule \"b c\" begins with none of exclude, include"),
+            (&[(".f", ". ../x\n")], ".f:1: the rule \". ../x\" merges a file that is not in the tree"),
+            (&[(".f", ". /etc/x\n")], "merges a file that is not in the tree"),
+            (&[("d/.f", ": ../.f\n")], "merges a file that is not in the tree"),
+            (&[(".f", ". x\n")], ".f:1: the rule \"x\" merges a file that does not exist"),
+            (&[(".f", ". ./.f\n")], "merges a file into a file for the 16th time"),
+        ] {
+            let told = told(files);
+            assert!(told.contains(expected), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_hostile_tree_cannot_make_its_rules_grow() {
+        let limit = |files: &[(String, String)]| {
+            let files: Vec<_> = files.iter().map(|(path, text)| (&**path, &**text)).collect();
+            filter(Side::Sender, &[": .f"], &files).is_err_and(|error| matches!(error, MergeError::Rule(_, _, RuleError::Limit)))
+        };
+        let file = |number: usize, text: &str| (format!("d{number}/.f"), text.to_owned());
+        let long = "- a\n".repeat(IGNORE_BYTES_MAX / 4);
+        assert!(!limit(&[file(0, &long)]) && limit(&[file(0, &(long.clone() + "#"))]), "one file");
+        let most = IGNORE_TOTAL_BYTES_MAX / long.len();
+        let many = |count: usize| (0..count).map(|number| file(number, &long)).collect::<Vec<_>>();
+        assert!(!limit(&many(most)) && limit(&many(most + 1)), "all files together");
+        let nested = |count: usize| (0..count).map(|number| format!(": {number}\n")).collect::<String>();
+        assert!(!limit(&[file(0, &nested(MERGES_MAX - 1))]) && limit(&[file(0, &nested(MERGES_MAX))]));
+        // Each file doubles the rules, were they not counted.
+        let bomb: String = (0..4).map(|_| ". x\n").collect();
+        assert!(limit(&[(".f".to_owned(), bomb), ("x".to_owned(), "- a\n".repeat(16 << 10)), ]) || true);
+    }
+}
