@@ -173,9 +173,15 @@ fn lists_that_ksync_does_not_read_are_refused() {
     world.tree("src").file("a", "x");
     world.tree(".").file("list", "a\n").file("out", "a\n../b\n");
     for (arguments, said) in [
-        (&["--files-from=host:list", "src", "dst"][..], "--files-from host:list names a file on another machine"),
+        (
+            &["--files-from=host:list", "src", "dst"][..],
+            "--files-from host:list names a file on another machine",
+        ),
         (&["--files-from=out", "src", "dst"], "out: line 2: ../b leads out of SOURCE"),
-        (&["--files-from=list", "src/a", "dst"], "src/a is a file, and --files-from lists entries of a directory"),
+        (
+            &["--files-from=list", "src/a", "dst"],
+            "src/a is a file, and --files-from lists entries of a directory",
+        ),
         (&["--files-from=list", "-w", "src", "dst"], "--watch and --files-from exclude each other"),
         (&["--files-from=list", "src", "other", "dst"], "--files-from takes one SOURCE"),
         (&["-R", "src", "dst"], "there is no --relative (-R) without --files-from"),

@@ -34,9 +34,48 @@ const NAMES: &[&str] = &["a", "b", "ab", "c.o", "core", "x y"];
 const MERGE_FILES: &[&str] = &[".f", ".g", ".rsync-filter", ".cvsignore"];
 
 const PATTERNS: &[&str] = &[
-    "a", "b", "ab", "*.o", "core", "x y", "*", "*/", "a/", "b/", "/a", "/b", "/ab/", "/a/b", "a/b", "a/*", "/*/a",
-    "**/b", "a/**", "a/***", "/b/***", "/*", "?", "[ab]", "[!a]", "a*", "/a/*/b", "**", "*b*", "/**/a", "b/***",
-    "[[:alpha:]]", "\\a*", "*.[a-o]", ".f", ".*", "ab/a/", "dst/a", "src/a/", "/**/dst/b", "/**/src/**/b", "x?y",
+    "a",
+    "b",
+    "ab",
+    "*.o",
+    "core",
+    "x y",
+    "*",
+    "*/",
+    "a/",
+    "b/",
+    "/a",
+    "/b",
+    "/ab/",
+    "/a/b",
+    "a/b",
+    "a/*",
+    "/*/a",
+    "**/b",
+    "a/**",
+    "a/***",
+    "/b/***",
+    "/*",
+    "?",
+    "[ab]",
+    "[!a]",
+    "a*",
+    "/a/*/b",
+    "**",
+    "*b*",
+    "/**/a",
+    "b/***",
+    "[[:alpha:]]",
+    "\\a*",
+    "*.[a-o]",
+    ".f",
+    ".*",
+    "ab/a/",
+    "dst/a",
+    "src/a/",
+    "/**/dst/b",
+    "/**/src/**/b",
+    "x?y",
 ];
 
 struct Case {
@@ -77,7 +116,15 @@ impl Case {
         let kinds: &[(&str, &str)] = if has_sides {
             &[("-", "exclude"), ("+", "include")]
         } else {
-            &[("-", "exclude"), ("-", "exclude"), ("+", "include"), ("H", "hide"), ("S", "show"), ("P", "protect"), ("R", "risk")]
+            &[
+                ("-", "exclude"),
+                ("-", "exclude"),
+                ("+", "include"),
+                ("H", "hide"),
+                ("S", "show"),
+                ("P", "protect"),
+                ("R", "risk"),
+            ]
         };
         let (short, long) = kinds[self.rng.below(kinds.len() as u64) as usize];
         let modifiers = self.modifiers("/!spxr", has_sides || !"-+".contains(short));
@@ -257,7 +304,12 @@ fn check(world: &World, seed: u64, way: Way) -> Result<bool, String> {
         command.env("CVSIGNORE", "ab !x");
     };
     let mut rsync = Command::new(program("rsync").unwrap());
-    rsync.arg("-rtc").args(&options).arg(source.join("")).arg(theirs.join("")).env("HOME", world.path("home"));
+    rsync
+        .arg("-rtc")
+        .args(&options)
+        .arg(source.join(""))
+        .arg(theirs.join(""))
+        .env("HOME", world.path("home"));
     cvs(&mut rsync);
     let theirs_ran = Run::of(rsync);
     let name = |path: &Path| path.strip_prefix(world.path(".")).unwrap().to_str().unwrap().to_owned();
@@ -278,12 +330,25 @@ fn check(world: &World, seed: u64, way: Way) -> Result<bool, String> {
             });
             files.map(|(path, text)| format!("\n    {}: {text}", path.display())).collect::<String>()
         };
-        let rules = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
-        let rules = rules.map(|path| format!("\n    {}: {:?}", path.display(), fs::read_to_string(&path).unwrap()));
+        let rules =
+            fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+        let rules =
+            rules.map(|path| format!("\n    {}: {:?}", path.display(), fs::read_to_string(&path).unwrap()));
         format!(
             "seed {seed}, {options:?}, {way:?}{}\n  source:{}\n  ours:{}\n  rsync: {:?} {}\n  ksync: {:?} {}",
-            rules.collect::<String>(), files(&source), before.iter().filter(|(path, _)| path.file_name().is_some_and(|name| MERGE_FILES.iter().any(|merge| name == *merge))).map(|(path, text)| format!("\n    {}: {text}", path.display())).collect::<String>(),
-            theirs_ran.status.code(), theirs_ran.stderr, ours_ran.status.code(), ours_ran.stderr
+            rules.collect::<String>(),
+            files(&source),
+            before
+                .iter()
+                .filter(|(path, _)| path
+                    .file_name()
+                    .is_some_and(|name| MERGE_FILES.iter().any(|merge| name == *merge)))
+                .map(|(path, text)| format!("\n    {}: {text}", path.display()))
+                .collect::<String>(),
+            theirs_ran.status.code(),
+            theirs_ran.stderr,
+            ours_ran.status.code(),
+            ours_ran.stderr
         )
     };
     if is_valid {
@@ -292,7 +357,16 @@ fn check(world: &World, seed: u64, way: Way) -> Result<bool, String> {
         let differing: Vec<_> = paths
             .into_iter()
             .filter(|path| ours.get(*path) != theirs.get(*path))
-            .map(|path| format!("  {}: {:?}, rsync {:?}, before {:?}, offered {:?}\n", path.display(), ours.get(path), theirs.get(path), before.get(path), offer.get(path)))
+            .map(|path| {
+                format!(
+                    "  {}: {:?}, rsync {:?}, before {:?}, offered {:?}\n",
+                    path.display(),
+                    ours.get(path),
+                    theirs.get(path),
+                    before.get(path),
+                    offer.get(path)
+                )
+            })
             .collect();
         if !differing.is_empty() || !matches!(ours_ran.status.code(), Some(0 | 23)) {
             return Err(format!("{}{}", differing.concat(), told()));
@@ -330,7 +404,12 @@ fn check_all(seeds: std::ops::Range<u64>, way: impl Fn(u64) -> Way + Sync) {
         }
     });
     let (valid, failed) = results.into_inner().unwrap();
-    assert!(failed.is_empty(), "{} cases differ:\n{}", failed.len(), failed[..failed.len().min(5)].join("\n\n"));
+    assert!(
+        failed.is_empty(),
+        "{} cases differ:\n{}",
+        failed.len(),
+        failed[..failed.len().min(5)].join("\n\n")
+    );
     assert!(valid > count * 3 / 4, "{valid} of {count} cases have rules");
 }
 

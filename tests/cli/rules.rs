@@ -190,7 +190,8 @@ fn gitignore_files_are_honoured_on_demand_beside_ksyncignore() {
 fn changed_merge_files_count_in_the_next_run() {
     for up in [true, false] {
         let world = World::new();
-        let mut tree = world.tree("src").file("sub/.rules", "- *.x\n").file("sub/a.x", "").file("sub/a.y", "");
+        let mut tree =
+            world.tree("src").file("sub/.rules", "- *.x\n").file("sub/a.x", "").file("sub/a.y", "");
         // So many that a kept agent would keep the scan.
         for number in 0..1200 {
             tree = tree.file(format!("many/{number}"), "");
@@ -212,9 +213,9 @@ fn changed_merge_files_count_in_the_next_run() {
 
 #[test]
 fn merge_files_that_are_none_are_told_with_their_line_and_nothing_is_sent_or_deleted_there() {
-    for (up, text) in [(true, "# fine\n- a\nnonsense\n"), (false, "# fine\n- a\nnonsense\n")] {
+    for up in [true, false] {
         let world = World::new();
-        world.tree("src").file("sub/.rules", text).file("sub/b", "").file("c", "");
+        world.tree("src").file("sub/.rules", "# fine\n- a\nnonsense\n").file("sub/b", "").file("c", "");
         world.tree("dst").file("sub/old", "").file("old", "");
         let (source, destination): (OsString, OsString) =
             if up { ("src".into(), world.far("dst")) } else { (world.far("src"), "dst".into()) };
@@ -233,7 +234,8 @@ fn merge_files_that_are_none_are_told_with_their_line_and_nothing_is_sent_or_del
         let mut ksync = world.ksync(["--filter=: .rules", "--delete", "--yes"]);
         ksync.args([&source, &destination]);
         let told = Run::of(ksync);
-        assert!(told.stderr.contains("sub/.rules: line 1: the rule \"nonsense\""), "{}", told.stderr);
+        let said = "sub/.rules, so what is in it stays: line 1: the rule \"nonsense\" begins with none of";
+        assert!(told.stderr.contains(said), "{}", told.stderr);
         assert_there(&world, &[("sub/old", true), ("old", false)]);
     }
 }
@@ -242,7 +244,9 @@ fn merge_files_that_are_none_are_told_with_their_line_and_nothing_is_sent_or_del
 fn links_and_lures_among_merge_files_are_not_followed() {
     let world = World::new();
     world.tree(".").file("secret", "- b\n");
-    for (name, text) in [("outside", ". ../../secret\n"), ("absolute", ". /etc/passwd\n"), ("up", ": ../.x\n")] {
+    for (name, text) in
+        [("outside", ". ../../secret\n"), ("absolute", ". /etc/passwd\n"), ("up", ": ../.x\n")]
+    {
         world.tree("src").file(format!("{name}/.rules"), text).file(format!("{name}/b"), "");
     }
     world.tree("src").link("link/.rules", "../../secret").file("link/b", "").file("c", "");
@@ -267,7 +271,10 @@ fn rules_that_are_none_are_refused_before_anything_is_copied() {
         ("--filter=! x", "--filter: the rule \"! x\" clears the list, and takes no pattern\n"),
         ("--filter=. rules", "rules: line 3: the rule \"H,s b\" has the modifier \"s\""),
         ("--filter=.s rules", "rules: line 3: the rule \"H,s b\" has the modifier \"s\""),
-        ("--filter=. self", "self: line 1: the rule \". self\" merges a file into a file for the 16th time\n"),
+        (
+            "--filter=. self",
+            "self: line 1: the rule \". self\" merges a file into a file for the 16th time\n",
+        ),
         ("--filter=. none", "cannot read none: no such file or directory\n"),
     ] {
         let run = world.run([option, "src", "dst"]).fails(1);

@@ -230,8 +230,7 @@ fn rules_select_the_same_entries_as_rsyncs_rules() {
             fs::create_dir(target).unwrap();
             grow(target, b"", 0, kinds, "old", &mut Rng(there));
         }
-        let rules: Vec<_> =
-            (0..=rng.below(4)).map(|_| Rule::new(rng.below(3) == 0, rng.pattern())).collect();
+        let rules: Vec<_> = (0..=rng.below(4)).map(|_| Rule::new(rng.below(3) == 0, rng.pattern())).collect();
         let mut rsync = Command::new(program("rsync")?);
         rsync.arg("-a").args(delete.then_some("--delete"));
         for rule in &rules {

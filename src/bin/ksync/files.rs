@@ -86,7 +86,10 @@ mod tests {
     #[test]
     fn lists_are_read_as_rsync_reads_them() {
         let list = parsed("b\r\n\n# no\n;no\n/a/b\n./c/\nd/../e/.\na/b\n.\n x \n").unwrap().unwrap();
-        let shown = list.paths.iter().map(|(path, contents)| format!("{}{}", path.escape_ascii(), if *contents { "/" } else { "" }));
+        let shown = list
+            .paths
+            .iter()
+            .map(|(path, contents)| format!("{}{}", path.escape_ascii(), if *contents { "/" } else { "" }));
         assert_eq!(shown.collect::<Vec<_>>(), ["/", " x ", "a/b", "b", "c/", "e/"]);
         let nul = parse(OsStr::new("-"), b"a\nb\0c", true, true).unwrap().unwrap();
         assert_eq!(nul.paths[0].0.as_slice(), b"a\nb");
@@ -97,10 +100,14 @@ mod tests {
     #[test]
     fn paths_that_lead_elsewhere_are_refused_with_their_line() {
         let error = |text: &str| parsed(text).unwrap_err().to_string();
-        assert!(error("a\n../b").starts_with("ksync: list: line 2: ../b leads out of SOURCE\n  hint: Name a"));
+        assert!(
+            error("a\n../b").starts_with("ksync: list: line 2: ../b leads out of SOURCE\n  hint: Name a")
+        );
         assert!(error("a/./b").starts_with("ksync: list: line 1: a/./b has a /./ inside"));
         assert!(error(&"a/".repeat(410_000)).contains("lists 1 paths; 50000 with 800 KiB are the most"));
-        assert!(refuse_remote(OsStr::new("host:list")).unwrap_err().to_string().contains("on another machine"));
+        assert!(
+            refuse_remote(OsStr::new("host:list")).unwrap_err().to_string().contains("on another machine")
+        );
         assert!(refuse_remote(OsStr::new("./host:list")).is_ok() && refuse_remote(OsStr::new("-")).is_ok());
     }
 }

@@ -26,13 +26,17 @@ const IN_PLACE: &str = "ksync replaces each file by a complete one; use rsync to
 const LISTED: &str = "use -v, -i, --stats or --json";
 
 /// The answer to `--relative` without `--files-from`.
-pub(crate) const RELATIVE: &str = "use --files-from, name the directory that holds all, or give each SOURCE its own DEST";
+pub(crate) const RELATIVE: &str =
+    "use --files-from, name the directory that holds all, or give each SOURCE its own DEST";
 
 const FOREIGN: &[Foreign] = &[
     foreign("--debug", "use -vv"),
     foreign("--daemon --password-file --early-input --address --port --sockopts", DAEMON),
     foreign("--rsync-path", "leave it out, ksync runs its own agent on the other side"),
-    foreign("--no-implied-dirs", "leave it out, --files-from always takes over modes and times of directories"),
+    foreign(
+        "--no-implied-dirs",
+        "leave it out, --files-from always takes over modes and times of directories",
+    ),
     foreign("--backup -b --backup-dir --suffix", BACKUPS),
     foreign("--inplace --append --append-verify --write-devices", IN_PLACE),
     foreign("--dirs -d --old-dirs --old-d", "use --exclude '/*/*' to copy one level"),

@@ -18,18 +18,18 @@ use ksync::tree::path::escape;
 use ksync::tree::rule::bits;
 use ksync::tree::time_rule::TimeRule;
 use ksync::tree::transfer_rules::{Proof, TransferRules};
-use ksync::wire::hello::{Consent, FileList, FORCED_MAX, Links, Options, WatchOptions};
+use ksync::wire::hello::{Consent, FORCED_MAX, FileList, Links, Options, WatchOptions};
 use serde_bytes::ByteBuf;
 
 use crate::args::{ConnectionArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
+use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
 use crate::files;
 use crate::foreign::RELATIVE;
-use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
+use crate::out;
 use crate::report::{CliError, USAGE};
 use crate::rsh::Rsh;
-use crate::verbs::AccessArgs;
 use crate::rules::{self, RuleSettings};
-use crate::out;
+use crate::verbs::AccessArgs;
 
 /// Maximum length of a file that an option names, in bytes. A setup has about one kilobyte, and
 /// [`RULES_MAX`] rules fit many times.

@@ -201,8 +201,12 @@ impl RuleList<'_> {
 fn refused(location: &str, error: &RuleError) -> CliError {
     let hint = match error {
         RuleError::Empty(_) => "Write a pattern behind the sign and its space, or remove the rule.",
-        RuleError::Kind(_) => "Write a rule as in '- *.o', '+ keep.o' or ': .rsync-filter', or use --exclude.",
-        RuleError::Modifier(..) => "Put a space or an underscore between the rule's modifiers and its pattern.",
+        RuleError::Kind(_) => {
+            "Write a rule as in '- *.o', '+ keep.o' or ': .rsync-filter', or use --exclude."
+        }
+        RuleError::Modifier(..) => {
+            "Put a space or an underscore between the rule's modifiers and its pattern."
+        }
         RuleError::Trailing(_) => "Remove what follows the !.",
         RuleError::Sides(_) => "Remove the side from one of the two rules.",
         RuleError::Long => "Shorten the pattern.",
@@ -222,8 +226,9 @@ mod tests {
         let all = ["ksync", "a", "b"].iter().chain(args).map(OsString::from);
         let Ok(Mode::Sync(parsed)) = parse(all) else { panic!("{args:?}") };
         let rules = compile(&parsed.rules, &RuleSettings::default(), &mut |_| Ok(file.to_vec())).unwrap();
-        let shown =
-            |rule: &Rule| format!("{} {}", if rule.has(bits::INCLUDE) { '+' } else { '-' }, rule.pattern.escape_ascii());
+        let shown = |rule: &Rule| {
+            format!("{} {}", if rule.has(bits::INCLUDE) { '+' } else { '-' }, rule.pattern.escape_ascii())
+        };
         rules.iter().map(shown).collect()
     }
 
@@ -268,8 +273,11 @@ mod tests {
     #[test]
     fn a_prefix_without_a_pattern_is_an_error() {
         assert_eq!(compiled(&["--exclude=", "--include=", "--exclude=a"], b""), ["- a"]);
-        let error =
-            |sources: &[RuleSource]| compile(sources, &RuleSettings::default(), &mut |_| Ok(b"a\n\n- \n".to_vec())).unwrap_err().to_string();
+        let error = |sources: &[RuleSource]| {
+            compile(sources, &RuleSettings::default(), &mut |_| Ok(b"a\n\n- \n".to_vec()))
+                .unwrap_err()
+                .to_string()
+        };
         let file = RuleSource::File { include: false, file: "rules".into() };
         assert!(error(&[file]).contains("rules: line 3: the rule \"- \" has no pattern"));
         let option = RuleSource::Pattern { include: true, pattern: "+ ".into() };

@@ -455,7 +455,8 @@ impl<'a> LazyConnection<'a> {
         let names = std::iter::once(from)
             .chain(further.iter().map(Vec::as_slice))
             .map(|path| TreePath::new(name_of(path)?).ok());
-        let mut asked: Vec<TreePath> = if further.is_empty() { Vec::new() } else { names.flatten().collect() };
+        let mut asked: Vec<TreePath> =
+            if further.is_empty() { Vec::new() } else { names.flatten().collect() };
         let listed = options.files.iter().flat_map(|files| &files.paths);
         asked.extend(listed.filter_map(|(path, _)| TreePath::new(path.as_slice()).ok()));
         asked.sort_unstable();
@@ -465,7 +466,11 @@ impl<'a> LazyConnection<'a> {
         let disk =
             Receiving::new(PathBuf::from(to), config.options.clone()).with_baseline(baseline::open(key));
         // Several sources go into a directory of which they may be a small part.
-        let disk = if further.is_empty() && options.files.is_none() { disk.prehashing(name, SystemTime::now()) } else { disk };
+        let disk = if further.is_empty() && options.files.is_none() {
+            disk.prehashing(name, SystemTime::now())
+        } else {
+            disk
+        };
         let request = request(Role::Sender, from, &config, key, None).with_further(further);
         self.exchange(request, engine, disk, monitor).await
     }

@@ -63,11 +63,7 @@ pub(super) fn list(
                 continue;
             }
         };
-        if *has_contents && kind != FileKind::Directory {
-            problem(bytes, "it is not a directory".to_owned());
-            continue;
-        }
-        if *has_contents && !files.recursive {
+        if *has_contents && kind == FileKind::Directory && !files.recursive {
             match contents(root, path.as_ref()) {
                 Ok(contents) => parts.extend(contents.into_iter().map(|path| (path, false))),
                 Err(error) => problem(bytes, error.reason().to_string()),
@@ -82,7 +78,8 @@ pub(super) fn list(
     }
     let wanted = SubtreeSet::new(parts);
     let options = ScanOptions { implied_parents: true, ..*options };
-    let scanned = scan(root, &Subject::Subtrees(wanted.clone(), Arc::default()), &options, Some(filter), &mut Away)?;
+    let scanned =
+        scan(root, &Subject::Subtrees(wanted.clone(), Arc::default()), &options, Some(filter), &mut Away)?;
     let (mut there, known) = (Vec::new(), listing_problems(&scanned).map(|problem| problem.path));
     let known: BTreeSet<Vec<u8>> = known.collect();
     for (path, recursive) in wanted.subtrees() {

@@ -32,9 +32,9 @@ use crate::engine::{
 use crate::exchange::common::{chain, renamed, scan_options, store_baseline, work_error};
 use crate::exchange::found::{self, Found, Part, listing_problems};
 use crate::exchange::kept_trees::{KeptTrees, View};
+use crate::exchange::listed_files::{self, ListedFiles};
 use crate::exchange::prefetch::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
 use crate::exchange::run::Perform;
-use crate::exchange::listed_files::{self, ListedFiles};
 use crate::exchange::several::{self, FoundSeveral, ListedSeveral};
 use crate::exchange::tails::Tails;
 use crate::exchange::unusable;

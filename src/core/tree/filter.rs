@@ -26,8 +26,8 @@ use crate::tree::pattern::Named;
 pub use crate::tree::rule::Rule;
 use crate::tree::rule::bits;
 use compiled::{Base, Compiled, Seen};
-use lines::Line;
 pub use lines::BYTE_ORDER_MARK;
+use lines::Line;
 pub use merges::{IGNORE_BYTES_MAX, IGNORE_TOTAL_BYTES_MAX, MERGES_MAX, MergeError, cvs_rules};
 use merges::{Item, List, Merges, Read, ReadAbove, Setting, View, cleaned};
 
@@ -217,7 +217,11 @@ impl Filter {
         let (root, setting) = (cleaned(root), self.setting());
         let bytes = root.as_os_str().as_bytes();
         self.absolute = bytes.strip_prefix(b"/").unwrap_or(bytes).to_vec();
-        if self.has_merges() { Arc::make_mut(&mut self.merges).enter_above(&root, setting, read) } else { Ok(()) }
+        if self.has_merges() {
+            Arc::make_mut(&mut self.merges).enter_above(&root, setting, read)
+        } else {
+            Ok(())
+        }
     }
 
     /// Reads the merge files of a directory, whose parents were read before.
@@ -226,7 +230,11 @@ impl Filter {
     /// A file cannot be read, or holds no rules.
     pub fn enter<E>(&mut self, directory: Option<&TreePath>, read: Read<'_, E>) -> Result<(), MergeError<E>> {
         let setting = self.setting();
-        if self.has_merges() { Arc::make_mut(&mut self.merges).enter(directory, setting, read) } else { Ok(()) }
+        if self.has_merges() {
+            Arc::make_mut(&mut self.merges).enter(directory, setting, read)
+        } else {
+            Ok(())
+        }
     }
 
     /// Takes over the rules and merge files of a filter of the same tree, and keeps its own ignore
@@ -357,9 +365,7 @@ impl Filter {
     /// The first rule of this side that matches, except those with any of `ignored` bits.
     fn first<'a>(&'a self, seen: &Seen<'_>, ignored: u16) -> Option<&'a Compiled> {
         let view = self.has_merges().then(|| self.merges.of(directory_of(seen.path)));
-        find(&self.items, view, &|rule| {
-            rule.bits & ignored == 0 && self.counts(rule) && rule.matches(seen)
-        })
+        find(&self.items, view, &|rule| rule.bits & ignored == 0 && self.counts(rule) && rule.matches(seen))
     }
 
     /// True if a rule applies to this side.
@@ -387,7 +393,11 @@ fn directory_of(path: &[u8]) -> &[u8] {
 }
 
 /// The first rule of a list that matches.
-fn find<'a>(items: &'a [Item], view: Option<View<'a>>, matches: &dyn Fn(&Compiled) -> bool) -> Option<&'a Compiled> {
+fn find<'a>(
+    items: &'a [Item],
+    view: Option<View<'a>>,
+    matches: &dyn Fn(&Compiled) -> bool,
+) -> Option<&'a Compiled> {
     items.iter().find_map(|item| match item {
         Item::Rule(rule) => matches(rule).then_some(rule),
         Item::Merge(id) => {
@@ -406,10 +416,8 @@ mod tests {
     }
 
     fn filter(rules: &[&str], files: &[(&str, &str)]) -> Filter {
-        let rules: Vec<_> = rules
-            .iter()
-            .map(|rule| Rule::new(rule.starts_with('+'), &rule.as_bytes()[2..]))
-            .collect();
+        let rules: Vec<_> =
+            rules.iter().map(|rule| Rule::new(rule.starts_with('+'), &rule.as_bytes()[2..])).collect();
         let mut filter = Filter::new(&rules);
         for (directory, text) in files {
             assert!(
@@ -422,7 +430,8 @@ mod tests {
 
     #[test]
     fn without_other_protection_only_unentered_directories_stay() {
-        let settings = FilterSettings { side: Side::Receiver, delete_excluded: true, ..FilterSettings::default() };
+        let settings =
+            FilterSettings { side: Side::Receiver, delete_excluded: true, ..FilterSettings::default() };
         let mut filter = Filter::with(&[], b"", settings);
         for (directory, text) in [("", &b"*.o\n"[..]), ("m", UNENTERED), ("n", b"*\n")] {
             assert!(filter.add(IgnoreFile { directory: directory.into(), text: text.into() }));

@@ -109,7 +109,9 @@ pub enum Parsed {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
     /// The text begins with no known kind.
-    #[error("the rule \"{0}\" begins with none of exclude, include, merge, dir-merge, hide, show, protect, risk, clear or their signs - + . : H S P R !")]
+    #[error(
+        "the rule \"{0}\" begins with none of exclude, include, merge, dir-merge, hide, show, protect, risk, clear or their signs - + . : H S P R !"
+    )]
     Kind(String),
     /// The kind does not take this modifier.
     #[error("the rule \"{0}\" has the modifier \"{1}\", which its kind does not take")]
@@ -322,7 +324,9 @@ mod tests {
             ("protect", "P", RECEIVER),
             ("risk", "R", RECEIVER | INCLUDE),
         ] {
-            for text in [format!("{long} x y"), format!("{long}_x y"), format!("{short} x y"), format!("{short}_x y")] {
+            for text in
+                [format!("{long} x y"), format!("{long}_x y"), format!("{short} x y"), format!("{short}_x y")]
+            {
                 assert_eq!(rule(&text), (expected, "x y".to_owned()), "{text}");
             }
             for text in [format!("{long},p x"), format!("{short},p x"), format!("{short}p_x")] {
@@ -398,10 +402,10 @@ mod tests {
 
     #[test]
     fn rules_of_a_merge_file_take_over_its_modifiers() {
-        assert_eq!(within("+ x", DIRECTORY_MERGE | SENDER | PERISHABLE | ABSOLUTE | NO_INHERIT), (
-            INCLUDE | SENDER | PERISHABLE | ABSOLUTE,
-            "x".to_owned()
-        ));
+        assert_eq!(
+            within("+ x", DIRECTORY_MERGE | SENDER | PERISHABLE | ABSOLUTE | NO_INHERIT),
+            (INCLUDE | SENDER | PERISHABLE | ABSOLUTE, "x".to_owned())
+        );
         assert_eq!(within("+ x", NO_PREFIXES | MERGE), (0, "+ x".to_owned()));
         assert_eq!(within("- x", NO_PREFIXES | INCLUDE), (INCLUDE, "- x".to_owned()));
         assert_eq!(within("!", NO_PREFIXES), (0, "!".to_owned()));

@@ -158,8 +158,8 @@ pub(crate) struct WhichArgs {
     /// Exclude what the .gitignore files of SOURCE name, as git does
     #[arg(long)]
     pub(crate) gitignore: bool,
-    /// Copy only the entries of SOURCE that FILE lists, one path per line; - is stdin. A listed
-    /// directory comes with its content only with -r, and one level of it with a slash at its end
+    /// Copy only what FILE lists, a path below SOURCE per line; - is stdin. A directory comes
+    /// without its content, with one level of it if a slash ends it, and with all of it with -r
     #[arg(long, value_name = "FILE")]
     pub(crate) files_from: Option<OsString>,
     /// The entries of --files-from and the rules in files end at a NUL, and not with their line

@@ -42,7 +42,11 @@ pub(super) fn read_merge_files(
 ) -> Result<(), DiskError> {
     let mut read = |path: &TreePath| {
         let is_here = path.parent().as_ref() == directory;
-        if is_here && listed.is_some_and(|names| !has(names, path.name())) { Ok(None) } else { text(root, path) }
+        if is_here && listed.is_some_and(|names| !has(names, path.name())) {
+            Ok(None)
+        } else {
+            text(root, path)
+        }
     };
     filter.enter(directory, &mut read).map_err(merge_error)
 }
@@ -71,14 +75,20 @@ pub(super) fn read_ignore_files(
         }
         joined = Some(match joined {
             None => text,
-            Some(before) => [&before, &b"\n"[..], text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text)].concat(),
+            Some(before) => {
+                [&before, &b"\n"[..], text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text)].concat()
+            }
         });
     }
     let Some(text) = joined else { return Ok(()) };
     let shown = directory.map_or(&b"."[..], |path| path.as_bytes());
     let directory = directory.map(|path| path.as_bytes().to_vec()).unwrap_or_default();
     let is_taken = filter.add(IgnoreFile { directory, text });
-    if is_taken { Ok(()) } else { Err(DiskError::new("read the ignore file in", shown, DiskErrorKind::OutOfRange)) }
+    if is_taken {
+        Ok(())
+    } else {
+        Err(DiskError::new("read the ignore file in", shown, DiskErrorKind::OutOfRange))
+    }
 }
 
 /// The text of a file of the tree, longer than it may be if it is; `None` if there is none.
@@ -103,6 +113,8 @@ fn has(names: &[Name], name: &[u8]) -> bool {
 fn merge_error(error: MergeError<DiskError>) -> DiskError {
     match error {
         MergeError::Read(error) => error,
-        MergeError::Rule(path, line, reason) => DiskError::new("read", &path, DiskErrorKind::Rule { line, reason }),
+        MergeError::Rule(path, line, reason) => {
+            DiskError::new("read", &path, DiskErrorKind::Rule { line, reason })
+        }
     }
 }

@@ -206,7 +206,8 @@ impl<T: Target> Receiver<T> {
 
     /// True if rules keep the entry, or forbid removals there.
     fn protects(&self, path: &TreePath, is_directory: bool) -> bool {
-        self.opened.as_ref().is_some_and(|opened| opened.kept.holds(path)) || self.excludes(path, is_directory)
+        self.opened.as_ref().is_some_and(|opened| opened.kept.holds(path))
+            || self.excludes(path, is_directory)
     }
 
     /// True if rules keep the entry.

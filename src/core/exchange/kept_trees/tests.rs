@@ -267,8 +267,7 @@ fn lost_events_lead_to_a_scan() {
 #[test]
 fn other_rules_or_options_have_a_scan_of_their_own() {
     let case = Case::source();
-    let without =
-        Options { rules: vec![Rule::new(false, b"skip".to_vec())], ..Options::default() };
+    let without = Options { rules: vec![Rule::new(false, b"skip".to_vec())], ..Options::default() };
     let view = View::new(Role::Sender, &without);
     assert_eq!(case.list_as(&view), Err("new"));
     case.kept.attend();
