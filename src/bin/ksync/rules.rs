@@ -33,10 +33,13 @@ pub(crate) struct RuleSettings {
     pub(crate) cvs_exclude: bool,
 }
 
+/// Makes a source of an option's value.
+type MakeSource = fn(OsString) -> RuleSource;
+
 /// The sources in the order of the command line.
 pub(crate) fn in_order(matches: &ArgMatches) -> Vec<RuleSource> {
     let mut sources = Vec::new();
-    let kinds: [(&str, fn(OsString) -> RuleSource); 6] = [
+    let kinds: [(&str, MakeSource); 6] = [
         ("exclude", |pattern| RuleSource::Pattern { include: false, pattern }),
         ("include", |pattern| RuleSource::Pattern { include: true, pattern }),
         ("exclude_from", |file| RuleSource::File { include: false, file }),

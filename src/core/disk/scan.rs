@@ -31,6 +31,8 @@ use crate::tree::path::{PathError, TreePath};
 use crate::tree::spelling::{self, Variant};
 use crate::tree::subtrees::{Coverage, SubtreeSet};
 
+pub(crate) use rules::begin;
+
 /// Entries between two progress reports.
 const REPORT_ENTRIES: usize = 1024;
 
@@ -205,7 +207,7 @@ pub fn scan(
         scanned: Scanned::default(),
     };
     if let Some(filter) = &mut scanner.filter {
-        rules::begin(root, filter)?;
+        begin(root, filter)?;
     }
     if options.doubts {
         scanner.covers = Some(Arc::new(Covers::above(root)));

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::disk::scan::snapshot::{Doubt, Ground, Snapshot};
-use crate::disk::scan::{Look, ScanOptions, Scanned, Subject, scan};
+use crate::disk::scan::{Look, ScanOptions, Scanned, Subject, begin, scan};
 use crate::disk::stat::Inode;
 use crate::exchange::common::scan_options;
 use crate::log::debug;
@@ -180,6 +180,7 @@ impl KeptTrees {
         let why = match self.take(&id) {
             Some(tree) => match tree.listed_again(root, (self.clock)()) {
                 Ok((tree, scanned, touched)) => {
+                    begin(root, filter)?;
                     debug!("scan kept=true entries={} touched={touched}", scanned.manifest.len());
                     for file in &tree.ignores {
                         let _ = filter.add(file.clone());

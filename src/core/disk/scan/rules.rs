@@ -14,7 +14,7 @@ use crate::tree::filter::{BYTE_ORDER_MARK, Filter, IGNORE_BYTES_MAX, IgnoreFile,
 use crate::tree::path::TreePath;
 
 /// Reads the merge files above a tree that the rules name.
-pub(super) fn begin(root: &Root, filter: &mut Filter) -> Result<(), DiskError> {
+pub(crate) fn begin(root: &Root, filter: &mut Filter) -> Result<(), DiskError> {
     let path = std::path::absolute(root.path()).unwrap_or_else(|_| root.path().to_owned());
     let mut read = |path: &Path| {
         use std::os::unix::ffi::OsStrExt;
