@@ -318,33 +318,27 @@ fn check(world: &World, seed: u64, way: Way) -> Result<bool, String> {
     cvs(&mut ksync);
     match way {
         Way::Local => ksync.arg(name(&source)).arg(name(&ours)),
-        Way::Up => ksync.arg(name(&source)).arg(world.far(&name(&ours))),
-        Way::Down => ksync.arg(world.far(&name(&source))).arg(name(&ours)),
+        Way::Up => ksync.arg(name(&source)).arg(world.far(name(&ours))),
+        Way::Down => ksync.arg(world.far(name(&source))).arg(name(&ours)),
     };
     let ours_ran = Run::of(ksync);
     let is_valid = theirs_ran.status.code() != Some(1);
     let told = || {
-        let files = |root: &Path| {
-            let files = seen(root).into_iter().filter(|(path, _)| {
-                path.file_name().is_some_and(|name| MERGE_FILES.iter().any(|merge| name == *merge))
-            });
+        let merge_files = |tree: &BTreeMap<PathBuf, String>| {
+            let is_merge_file = |path: &Path| {
+                MERGE_FILES.iter().any(|merge| path.file_name().is_some_and(|name| name == *merge))
+            };
+            let files = tree.iter().filter(|(path, _)| is_merge_file(path));
             files.map(|(path, text)| format!("\n    {}: {text}", path.display())).collect::<String>()
         };
-        let rules =
-            fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
-        let rules =
-            rules.map(|path| format!("\n    {}: {:?}", path.display(), fs::read_to_string(&path).unwrap()));
+        let entries = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        let rules = entries.filter(|path| path.is_file());
+        let rules = rules.map(|path| format!("\n  {}: {:?}", path.display(), fs::read_to_string(&path)));
         format!(
-            "seed {seed}, {options:?}, {way:?}{}\n  source:{}\n  ours:{}\n  rsync: {:?} {}\n  ksync: {:?} {}",
+            "seed {seed}, {options:?}, {way:?}{}\n  source:{}\n  before:{}\n  rsync: {:?} {}\n  ksync: {:?} {}",
             rules.collect::<String>(),
-            files(&source),
-            before
-                .iter()
-                .filter(|(path, _)| path
-                    .file_name()
-                    .is_some_and(|name| MERGE_FILES.iter().any(|merge| name == *merge)))
-                .map(|(path, text)| format!("\n    {}: {text}", path.display()))
-                .collect::<String>(),
+            merge_files(&seen(&source)),
+            merge_files(&before),
             theirs_ran.status.code(),
             theirs_ran.stderr,
             ours_ran.status.code(),

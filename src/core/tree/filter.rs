@@ -167,11 +167,13 @@ impl Filter {
         self.settings.delete_excluded && self.settings.side == Side::Receiver
     }
 
-    /// Takes in an ignore file. Returns `false` and ignores the file if it is longer than twice
-    /// [`IGNORE_BYTES_MAX`], or exceeds the limit of all ignore files together.
+    /// Takes in an ignore file. Returns `false` and ignores the file if it is longer than
+    /// [`IGNORE_BYTES_MAX`] allows, or exceeds the limit of all ignore files together.
     pub fn add(&mut self, file: IgnoreFile) -> bool {
         self.files_bytes += file.text.len();
-        if file.text.len() > 2 * IGNORE_BYTES_MAX + 1
+        // A directory's two files are one, with a line's end between them.
+        let length_max = if self.settings.gitignore { 2 * IGNORE_BYTES_MAX + 1 } else { IGNORE_BYTES_MAX };
+        if file.text.len() > length_max
             || self.files_bytes > IGNORE_TOTAL_BYTES_MAX
             || self.files.len() == RULES_MAX
         {

@@ -546,7 +546,7 @@ mod tests {
                 &[("d/.f", "- a\n\nb c\n")][..],
                 "d/.f:3: the rule \"b c\" begins with none of exclude, include",
             ),
-            (&[(".f", ". ../x\n")], ".f:1: the rule \". ../x\" merges a file that is not in the tree"),
+            (&[(".f", ". ../x\n")], ".f:1: the rule \"../x\" merges a file that is not in the tree"),
             (&[(".f", ". /etc/x\n")], "merges a file that is not in the tree"),
             (&[("d/.f", ": ../.f\n")], "merges a file that is not in the tree"),
             (&[(".f", ". x\n")], ".f:1: the rule \"x\" merges a file that does not exist"),
