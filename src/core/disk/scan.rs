@@ -64,8 +64,8 @@ pub struct ScanOptions {
     /// Find the files that a power cut may have damaged.
     pub doubts: bool,
     /// Scan a destination. Entries that both sides exclude stay there, so they are listed, but
-    /// neither opened nor entered. Ignore files have no effect. Entries that no tree can hold are listed as
-    /// [`Kind::special`].
+    /// neither opened nor entered. Ignore files have no effect. Entries that no tree can hold are
+    /// listed as [`Kind::special`].
     pub is_destination: bool,
 }
 

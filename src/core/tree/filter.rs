@@ -210,7 +210,8 @@ impl Filter {
         self.ignore_names().any(|ignore| ignore.as_bytes() == name) || self.merges.has_name(name)
     }
 
-    /// Begins with the tree at an absolute path: reads the merge files above it that the rules name.
+    /// Begins with the tree at an absolute path. Reads the merge files above it that the rules
+    /// name.
     ///
     /// # Errors
     /// A file cannot be read, or holds no rules.

@@ -298,7 +298,10 @@ pub fn is_space(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::bits::*;
+    use super::bits::{
+        ABSOLUTE, CVS, DIRECTORY_MERGE, EXCLUDE_SELF, INCLUDE, MERGE, NEGATED, NO_INHERIT, NO_PREFIXES,
+        PERISHABLE, RECEIVER, SENDER, WORD_SPLIT, XATTR,
+    };
     use super::*;
 
     fn rule(text: &str) -> (u16, String) {
