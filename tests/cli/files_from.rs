@@ -98,6 +98,14 @@ fn check(world: &World, seed: u64) {
             }
         }
     }
+    // The removals touched directories.
+    for destination in [&ours, &theirs] {
+        for (path, _) in seen(&world.path(destination)) {
+            if world.path(destination).join(&path).is_dir() {
+                world.tree(destination).time(path.to_str().unwrap(), 2_000_000, 0);
+            }
+        }
+    }
     let mut options = vec![["-a", "-ar"][rng.below(2) as usize]];
     let nul_ended = rng.below(3) == 0;
     options.extend(nul_ended.then_some("-0"));

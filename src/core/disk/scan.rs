@@ -321,9 +321,12 @@ impl Scanner<'_> {
         self.filter.as_ref().is_some_and(|filter| filter.excludes(path, kind == FileKind::Directory))
     }
 
-    /// True if an entry of a destination stays whatever the source holds.
+    /// True if an entry of a destination stays whatever the source holds. A listed file is offered
+    /// with the directories above it, excluded or not.
     fn is_closed(&self, path: &TreePath, kind: FileKind) -> bool {
-        self.filter.as_ref().is_some_and(|filter| filter.closes(path, kind == FileKind::Directory))
+        let may_be_offered = self.scope.is_some() && self.coverage(Some(path)) == Coverage::Above;
+        !may_be_offered
+            && self.filter.as_ref().is_some_and(|filter| filter.closes(path, kind == FileKind::Directory))
     }
 
     /// Adds a found entry to the tree. Returns a directory that is to be read next.

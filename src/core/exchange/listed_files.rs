@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::disk::contents::contents;
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
-use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, scan};
+use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, begin, scan};
 use crate::disk::stat::FileKind;
 use crate::exchange::found::listing_problems;
 use crate::monitor::{Problem, ProblemKind};
@@ -39,6 +39,10 @@ pub(super) fn list(
         problems.push(Problem { kind: ProblemKind::Unreadable, path: path.to_vec(), cause });
     };
     let mut parts: BTreeSet<(TreePath, bool)> = BTreeSet::new();
+    // As in rsync, the rules see a listed path before the merge files of directories are read.
+    let mut first = filter.clone();
+    begin(root, &mut first)?;
+    let mut excluded = 0;
     for (bytes, has_contents) in &files.paths {
         let path = if bytes.is_empty() { Ok(None) } else { TreePath::new(bytes.as_slice()).map(Some) };
         let path = match path {
@@ -63,6 +67,10 @@ pub(super) fn list(
                 continue;
             }
         };
+        if path.as_ref().is_some_and(|path| first.excludes(path, kind == FileKind::Directory)) {
+            excluded += 1;
+            continue;
+        }
         if *has_contents && kind == FileKind::Directory && !files.recursive {
             match contents(root, path.as_ref()) {
                 Ok(contents) => parts.extend(contents.into_iter().map(|path| (path, false))),
@@ -78,8 +86,9 @@ pub(super) fn list(
     }
     let wanted = SubtreeSet::new(parts);
     let options = ScanOptions { implied_parents: true, ..*options };
-    let scanned =
+    let mut scanned =
         scan(root, &Subject::Subtrees(wanted.clone(), Arc::default()), &options, Some(filter), &mut Away)?;
+    scanned.skipped.excluded += excluded;
     let (mut there, known) = (Vec::new(), listing_problems(&scanned).map(|problem| problem.path));
     let known: BTreeSet<Vec<u8>> = known.collect();
     for (path, recursive) in wanted.subtrees() {
