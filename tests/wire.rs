@@ -269,7 +269,7 @@ fn every_golden_file_belongs_to_a_message() {
 }
 
 fn request() -> Request {
-    let rule = Rule { include: true, pattern: b"*.rs".to_vec() };
+    let rule = Rule::new(true, b"*.rs".to_vec());
     let consent =
         Consent { yes: true, agreed: Some(5), max_delete: Some(300), force_in: vec![data(b"/\xff")] };
     let session = Some(InSession { is_source: true, is_other: false });
@@ -430,7 +430,7 @@ fn an_overlong_list_length_allocates_no_memory() {
 #[test]
 fn a_hello_with_too_many_rules_or_forced_endpoints_is_malformed() {
     let mut many_rules = request();
-    many_rules.options.rules = vec![Rule { include: false, pattern: Vec::new() }; RULES_MAX + 1];
+    many_rules.options.rules = vec![Rule::new(false, Vec::new()); RULES_MAX + 1];
     let mut many_places = request();
     many_places.options.consent.force_in = vec![data(b"/"); FORCED_MAX + 1];
     for request in [many_rules, many_places] {

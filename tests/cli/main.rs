@@ -17,6 +17,8 @@ mod brake;
 mod bwlimit;
 mod config;
 mod events;
+mod files_from;
+mod filters;
 mod footprint;
 mod formats;
 mod full;

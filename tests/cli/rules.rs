@@ -157,3 +157,128 @@ fn a_rule_with_a_prefix_and_no_pattern_is_an_error() {
     assert!(run.stderr.contains("rules: line 2: the rule \"- \" has no pattern"), "{}", run.stderr);
     assert!(!world.path("dst").exists());
 }
+
+#[test]
+fn gitignore_files_are_honoured_on_demand_beside_ksyncignore() {
+    for up in [true, false] {
+        let world = World::new();
+        world
+            .tree("src")
+            .file(".gitignore", "*.log\nbuild/\n!good.log")
+            .file(".ksyncignore", "secret\n!b.log\n")
+            .file("a.log", "")
+            .file("b.log", "")
+            .file("good.log", "")
+            .file("secret", "")
+            .file("build/x", "")
+            .file("d/.gitignore", "!c.log\n/here\n")
+            .file("d/c.log", "")
+            .file("d/here", "")
+            .file("d/e/here", "");
+        world.tree("dst").file("old.log", "").file("build/y", "").file("gone", "");
+        run(&world, up, &["--gitignore", "--delete", "--yes"]);
+        assert_there(&world, &[("a.log", false), ("b.log", true), ("good.log", true), ("secret", false)]);
+        assert_there(&world, &[("build/x", false), ("d/c.log", true), ("d/here", false), ("d/e/here", true)]);
+        assert_there(&world, &[("old.log", true), ("build/y", true), ("gone", false)]);
+        run(&world, up, &["--delete", "--yes"]);
+        assert_there(&world, &[("a.log", true), ("build/x", true), ("d/here", true), ("secret", false)]);
+        assert_there(&world, &[("old.log", false), ("build/y", false)]);
+    }
+}
+
+#[test]
+fn changed_merge_files_count_in_the_next_run() {
+    for up in [true, false] {
+        let world = World::new();
+        let mut tree =
+            world.tree("src").file("sub/.rules", "- *.x\n").file("sub/a.x", "").file("sub/a.y", "");
+        // So many that a kept agent would keep the scan.
+        for number in 0..1200 {
+            tree = tree.file(format!("many/{number}"), "");
+        }
+        drop(tree);
+        let rules = ["--filter=: .rules", "--delete", "--yes"];
+        run(&world, up, &rules);
+        assert_there(&world, &[("sub/a.x", false), ("sub/a.y", true)]);
+        world.tree("src").file("sub/.rules", "- *.y\n");
+        world.tree("src").file("sub/b.y", "");
+        run(&world, up, &rules);
+        // The rules of before protect `a.y` on neither side.
+        assert_there(&world, &[("sub/a.x", true), ("sub/a.y", false), ("sub/b.y", false)]);
+        world.tree("dst").file("sub/c.y", "").file("sub/c.z", "");
+        run(&world, up, &rules);
+        assert_there(&world, &[("sub/c.y", true), ("sub/c.z", false)]);
+    }
+}
+
+#[test]
+fn merge_files_that_are_none_are_told_with_their_line_and_nothing_is_sent_or_deleted_there() {
+    for up in [true, false] {
+        let world = World::new();
+        world.tree("src").file("sub/.rules", "# fine\n- a\nnonsense\n").file("sub/b", "").file("c", "");
+        world.tree("dst").file("sub/old", "").file("old", "");
+        let (source, destination): (OsString, OsString) =
+            if up { ("src".into(), world.far("dst")) } else { (world.far("src"), "dst".into()) };
+        let mut ksync = world.ksync(["--filter=: .rules", "--delete", "--yes"]);
+        let told = Run::of({
+            ksync.args([&source, &destination]);
+            ksync
+        });
+        assert_eq!(told.status.code(), Some(23), "{}", told.stderr);
+        let said = "sub/.rules: line 3: the rule \"nonsense\" begins with none of exclude, include,";
+        assert!(told.stderr.contains(said), "{}", told.stderr);
+        assert_there(&world, &[("c", true), ("sub/b", false), ("sub/old", true), ("old", true)]);
+        // On the receiving side it protects everything below it.
+        world.tree("dst").file("sub/.rules", "nonsense\n");
+        world.tree("src").file("sub/.rules", "- a\n");
+        let mut ksync = world.ksync(["--filter=: .rules", "--delete", "--yes"]);
+        ksync.args([&source, &destination]);
+        let told = Run::of(ksync);
+        let said = "sub/.rules, so what is in it stays: line 1: the rule \"nonsense\" begins with none of";
+        assert!(told.stderr.contains(said), "{}", told.stderr);
+        assert_there(&world, &[("sub/old", true), ("old", false)]);
+    }
+}
+
+#[test]
+fn links_and_lures_among_merge_files_are_not_followed() {
+    let world = World::new();
+    world.tree(".").file("secret", "- b\n");
+    for (name, text) in
+        [("outside", ". ../../secret\n"), ("absolute", ". /etc/passwd\n"), ("up", ": ../.x\n")]
+    {
+        world.tree("src").file(format!("{name}/.rules"), text).file(format!("{name}/b"), "");
+    }
+    world.tree("src").link("link/.rules", "../../secret").file("link/b", "").file("c", "");
+    let run = world.run(["--filter=: .rules", "src", "dst"]).fails(23);
+    for name in ["outside", "absolute", "up", "link"] {
+        assert!(run.stderr.contains(&format!("{name}/.rules")), "{name}: {}", run.stderr);
+        assert_there(&world, &[(&format!("{name}/b"), false)]);
+    }
+    assert_there(&world, &[("c", true)]);
+    assert!(!run.stderr.contains("root:"), "no line of a file outside is shown: {}", run.stderr);
+}
+
+#[test]
+fn rules_that_are_none_are_refused_before_anything_is_copied() {
+    let world = World::new();
+    world.tree("src").file("a", "");
+    world.tree(".").file("rules", "# no\n+ a\nH,s b\n").file("self", ". self\n");
+    for (option, said) in [
+        ("--filter=x", "--filter: the rule \"x\" begins with none of exclude, include, merge,"),
+        ("-f-e x", "--filter: the rule \"-e x\" has the modifier \"e\", which its kind does not take\n"),
+        ("-f- ", "--filter: the rule \"- \" has no pattern\n"),
+        ("--filter=! x", "--filter: the rule \"! x\" clears the list, and takes no pattern\n"),
+        ("--filter=. rules", "rules: line 3: the rule \"H,s b\" has the modifier \"s\""),
+        ("--filter=.s rules", "rules: line 3: the rule \"H,s b\" has the modifier \"s\""),
+        (
+            "--filter=. self",
+            "self: line 1: the rule \". self\" merges a file into a file for the 16th time\n",
+        ),
+        ("--filter=. none", "cannot read none: no such file or directory\n"),
+    ] {
+        let run = world.run([option, "src", "dst"]).fails(1);
+        assert!(run.stderr.starts_with(&format!("ksync: {said}")), "{option}: {}", run.stderr);
+    }
+    assert!(!world.path("dst").exists());
+}

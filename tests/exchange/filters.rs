@@ -230,12 +230,11 @@ fn rules_select_the_same_entries_as_rsyncs_rules() {
             fs::create_dir(target).unwrap();
             grow(target, b"", 0, kinds, "old", &mut Rng(there));
         }
-        let rules: Vec<_> =
-            (0..=rng.below(4)).map(|_| Rule { include: rng.below(3) == 0, pattern: rng.pattern() }).collect();
+        let rules: Vec<_> = (0..=rng.below(4)).map(|_| Rule::new(rng.below(3) == 0, rng.pattern())).collect();
         let mut rsync = Command::new(program("rsync")?);
         rsync.arg("-a").args(delete.then_some("--delete"));
         for rule in &rules {
-            let sign = if rule.include { &b"--exclude=+ "[..] } else { b"--include=- " };
+            let sign = if rule.bits == 1 { &b"--exclude=+ "[..] } else { b"--include=- " };
             rsync.arg(OsStr::from_bytes(&[sign, &rule.pattern].concat()));
         }
         let slashed = |path: &Path| join(path, b"");
@@ -250,7 +249,7 @@ fn rules_select_the_same_entries_as_rsyncs_rules() {
             let shown: Vec<_> = rules
                 .iter()
                 .map(|rule| {
-                    format!("{} {}", if rule.include { "+" } else { "-" }, rule.pattern.escape_ascii())
+                    format!("{} {}", if rule.bits == 1 { "+" } else { "-" }, rule.pattern.escape_ascii())
                 })
                 .collect();
             let paths = ours.keys().chain(theirs.keys()).filter(|path| ours.get(*path) != theirs.get(*path));
@@ -333,7 +332,7 @@ fn no_pattern_takes_long_to_match() {
     let names: Vec<_> = (1000..3000).map(name).collect();
     for unit in ["*a", "*?", "**a", "**/", "a*", "?", "[a-c]*", "*[!b]", "**/*a", "*a/"] {
         let text = [unit.repeat(BYTES / unit.len()), "*bb*".to_owned()].concat().into_bytes();
-        let rsync = Filter::new(&[Rule { include: false, pattern: text.clone() }]);
+        let rsync = Filter::new(&[Rule::new(false, text.clone())]);
         let mut git = Filter::new(&[]);
         let text = text[text.len() - BYTES + 8..].to_vec();
         assert!(git.add(IgnoreFile { directory: Vec::new(), text }));

@@ -232,7 +232,7 @@ impl Random {
 }
 
 fn ksync_rule(pattern: &[u8]) -> ksync::tree::filter::Rule {
-    ksync::tree::filter::Rule { include: false, pattern: pattern.to_vec() }
+    ksync::tree::filter::Rule::new(false, pattern.to_vec())
 }
 
 #[test]

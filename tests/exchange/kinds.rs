@@ -334,7 +334,7 @@ fn an_unlistable_directory_of_the_destination_stays() {
     for is_excluded in [false, true] {
         let mut world = World::deleting();
         if is_excluded {
-            world.options.rules = vec![Rule { include: false, pattern: b"lost+found".to_vec() }];
+            world.options.rules = vec![Rule::new(false, b"lost+found".to_vec())];
         }
         world.write("open/f", b"new");
         world.write_target("open/lost+found/f", b"stays");

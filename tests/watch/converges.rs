@@ -186,6 +186,26 @@ fn a_change_of_ignore_rules_takes_effect() {
 }
 
 #[test]
+fn a_change_of_merge_files_takes_effect() {
+    for direction in Direction::ALL {
+        let world = World::new();
+        world.tree("src").file("sub/.rules", "- *.log\n").file("sub/a.log", "a").file("b.log", "b");
+        let watcher = Watcher::ready(&world, direction, &["--filter=: .rules", "--delete"]);
+        fs::write(world.path("src/sub/new.log"), "left out").unwrap();
+        watcher.flush();
+        assert!(!world.path("dst/sub/new.log").exists(), "{direction:?}");
+        assert!(world.path("dst/b.log").exists(), "{direction:?}");
+        fs::write(world.path("src/sub/.rules"), "- *.txt\n").unwrap();
+        wait_for("what was left out", || world.path("dst/sub/new.log").exists().then_some(()));
+        fs::write(world.path("src/sub/new.txt"), "left out").unwrap();
+        watcher.flush();
+        assert!(!world.path("dst/sub/new.txt").exists(), "{direction:?}");
+        fs::remove_file(world.path("src/sub/.rules")).unwrap();
+        watcher.is_there();
+    }
+}
+
+#[test]
 fn thousands_of_files_that_come_and_go_at_once_converge() {
     for direction in Direction::ALL {
         let world = World::new();

@@ -26,6 +26,8 @@ const FLAGS: &[&str] = &[
     "--no-8-bit-output --no-8",
     FORCE,
     "--no-force",
+    DELETE_AFTER,
+    RELATIVE,
 ];
 
 /// Options with a value that only tunes the transfer.
@@ -53,6 +55,10 @@ const NOT_COPIED: &[(&str, &str)] = &[
 
 /// ksync replaces a directory by a file only with `--delete`.
 const FORCE: &str = "--force";
+/// The merge files of DEST count as they are after the transfer.
+const DELETE_AFTER: &str = "--delete-after";
+/// As `--files-from` does by itself.
+const RELATIVE: &str = "--relative -R";
 const PARTIAL_DIR: &str = "--partial-dir";
 const INFO: &str = "--info";
 
@@ -61,6 +67,10 @@ const INFO: &str = "--info";
 pub(crate) struct Accepted {
     /// `--force` is given.
     pub(crate) force: bool,
+    /// `--delete-after` is given.
+    pub(crate) delete_after: bool,
+    /// `--relative` is given.
+    pub(crate) relative: bool,
     /// rsync excludes this directory, and so does ksync. It needs no such directory itself.
     pub(crate) partial_dir: Option<String>,
     /// The flags of all `--info`.
@@ -144,6 +154,8 @@ pub(crate) fn read(matches: &ArgMatches) -> Accepted {
     let infos = matches.get_many::<Info>(id(INFO)).into_iter().flatten().copied();
     Accepted {
         force: is_given(FORCE),
+        delete_after: is_given(DELETE_AFTER),
+        relative: is_given(RELATIVE),
         partial_dir: matches.get_one::<String>(id(PARTIAL_DIR)).cloned(),
         info: infos.fold(Info::default(), Info::then),
         not_copied: NOT_COPIED.iter().map(|(on, _)| *on).filter(|on| is_given(on)).collect(),

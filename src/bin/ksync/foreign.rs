@@ -22,14 +22,17 @@ const OTHER_BASIS: &str = "ksync compares with DEST only; it finds moved and cop
 const DAEMON: &str = "ksync speaks to no rsync daemon; reach the machine over SSH: user@host:/path";
 const BATCH: &str = "ksync writes no batch files; -n lists what would change";
 const IN_PLACE: &str = "ksync replaces each file by a complete one; use rsync to write into files";
-const FILTERS: &str = "use --exclude, --include, --exclude-from, --include-from or a .ksyncignore file";
+
+/// The answer to `--relative` without `--files-from`.
+pub(crate) const RELATIVE: &str =
+    "use --files-from, name the directory that holds all, or give each SOURCE its own DEST";
 
 const FOREIGN: &[Foreign] = &[
     foreign("--debug", "use -vv"),
     foreign("--daemon --password-file --early-input --address --port --sockopts", DAEMON),
     foreign(
-        "--relative -R --no-implied-dirs",
-        "name the directory that holds all, with --include and --exclude, or one DEST for each SOURCE",
+        "--no-implied-dirs",
+        "leave it out, --files-from always takes over modes and times of directories",
     ),
     foreign("--inplace --append --append-verify --write-devices", IN_PLACE),
     foreign("--dirs -d --old-dirs --old-d", "use --exclude '/*/*' to copy one level"),
@@ -68,8 +71,6 @@ const FOREIGN: &[Foreign] = &[
     ),
     foreign("--modify-window -@", "use -c to compare by content where DEST keeps no exact times"),
     foreign("--compare-dest --copy-dest --link-dest", OTHER_BASIS),
-    foreign("--cvs-exclude -C --filter -f -F", FILTERS),
-    foreign("--files-from --from0 -0", "use --include-from with the names, and then --exclude '*'"),
     foreign("--old-args", "leave it out, no name passes through a shell"),
     foreign("--remote-option -M --protocol", "leave it out, ksync brings its own agent of the same version"),
     foreign("--stop-after --stop-at", "use timeout(1); what has arrived is not sent twice"),

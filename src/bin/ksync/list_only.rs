@@ -72,7 +72,7 @@ pub(crate) fn run(request: &Request, form: Form) -> Result<u8, CliError> {
     let Some(mut job) = request.jobs.first().cloned() else { return Ok(0) };
     // One level is scanned: the first rule that matches wins. A file is on that level, too.
     if !form.is_recursive {
-        job.options.rules.insert(0, Rule { include: false, pattern: b"/*/*".to_vec() });
+        job.options.rules.insert(0, Rule::new(false, "/*/*"));
     }
     let problems = Arc::new(Problems { source: job.source.clone(), is_quiet: form.is_quiet });
     block_on(async {

@@ -10,6 +10,7 @@ mod config;
 mod create;
 mod doctor;
 mod endpoints;
+mod files;
 mod flush;
 mod foreign;
 mod format;

@@ -16,19 +16,23 @@ use ksync::sync::watch::{AfterRound, Live};
 use ksync::sync::{self, ConnectOptions, Job};
 use ksync::tree::filter::{RULES_BYTES_MAX, RULES_MAX, Rule};
 use ksync::tree::path::escape;
+use ksync::tree::rule::bits;
 use ksync::tree::time_rule::TimeRule;
 use ksync::tree::transfer_rules::{Proof, TransferRules};
-use ksync::wire::hello::{Consent, FORCED_MAX, Links, Options, WatchOptions};
+use ksync::wire::hello::{Consent, FORCED_MAX, FileList, Links, Options, WatchOptions};
 use serde_bytes::ByteBuf;
 
 use crate::args::{ConnectionArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
 use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
+use crate::files;
+use crate::foreign::RELATIVE;
 use crate::format::{Format, LOG_FORMAT};
 use crate::log_file::LogFile;
+use crate::out;
 use crate::report::{CliError, USAGE};
 use crate::rsh::{Rsh, RsyncPath};
+use crate::rules::{self, RuleSettings};
 use crate::verbs::AccessArgs;
-use crate::{out, rules};
 
 /// Maximum length of a file that an option names, in bytes. A setup has about one kilobyte, and
 /// [`RULES_MAX`] rules fit many times.
@@ -86,7 +90,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     refuse_key(&args)?;
     let rsh = args.connection.rsh.as_deref().map(Rsh::parse).transpose()?;
     let accepted = &args.accepted;
-    let deletes = args.what.delete || args.what.delete_excluded;
+    let deletes = args.what.delete || args.what.delete_excluded || accepted.delete_after;
     if accepted.force && !deletes {
         return Err(CliError::usage(
             "ksync replaces a directory by a file only with --delete, and not with --force alone",
@@ -99,16 +103,19 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     if args.what.delete_excluded && pairs.len() > 1 {
         return Err(CliError::usage("--delete-excluded takes one SOURCE", "Run one ksync for each SOURCE."));
     }
-    let mut rules = rules::compile(&args.rules, load)?;
+    let which = &args.which;
+    let settings = RuleSettings { nul_ended: which.from0, cvs_exclude: which.cvs_exclude };
+    let mut rules = rules::compile(&args.rules, &settings, &mut load)?;
     // As rsync does, behind all other rules.
     let partial_dir = accepted.partial_dir.as_deref().map(|name| name.trim_end_matches('/'));
     let partial_dir = partial_dir.filter(|name| !name.starts_with('/') && !matches!(*name, "" | "."));
-    rules.extend(partial_dir.map(|name| Rule { include: false, pattern: format!("{name}/").into_bytes() }));
+    rules.extend(partial_dir.map(|name| Rule::new(false, format!("{name}/").into_bytes())));
+    let files = files(&args, &pairs)?;
     let after = after(&args.watch, &pairs)?;
     let live = live(&args.watch, &args.what, &pairs, after.clone())?;
     let is_pull = pairs.iter().any(|(source, _)| source.is_remote());
     if live.is_some() && is_pull && !args.watch.partial_downloads {
-        let pattern = |pattern: &&str| Rule { include: false, pattern: pattern.as_bytes().to_vec() };
+        let pattern = |pattern: &&str| Rule::new(false, pattern.as_bytes().to_vec());
         rules.extend(PARTIAL_DOWNLOADS.iter().map(pattern));
     }
     if rules.len() > RULES_MAX {
@@ -147,6 +154,9 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         list_changes: lists || log.is_some(),
         compress: !args.what.no_compress,
         rules,
+        gitignore: which.gitignore,
+        files,
+        nul_ended: which.from0,
         consent: consent(&args.what, &pairs)?,
         bytes_per_second: args.connection.bwlimit.unwrap_or(0),
         ..Options::default()
@@ -182,6 +192,11 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         Some(rsh) => rsh.endpoint(endpoint, &connect_options),
         None => Ok(sync::resolve(endpoint, &connect_options)),
     };
+    // As in rsync: the merge files of DEST count as they are after the transfer.
+    let deletes_after = accepted.delete_after
+        && !options.dry_run
+        && live.is_none()
+        && options.rules.iter().any(|rule| rule.has(bits::DIRECTORY_MERGE));
     let job = |(source, destination): (Endpoint, Endpoint)| {
         let mut options = options.clone();
         if several {
@@ -195,8 +210,14 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     let mut jobs = pairs.into_iter().map(job).collect::<Result<Vec<Job>, CliError>>()?;
     jobs.retain(|job| !is_excluded(job));
     let destination = args.endpoints.last().map(|text| resolve(endpoint(text)?)).transpose()?;
+    if several {
+        jobs = together(jobs, destination.as_ref());
+    }
+    if deletes_after {
+        jobs = jobs.into_iter().flat_map(|job| [without_deletions(&job), job]).collect();
+    }
     Ok(Request {
-        jobs: if several { together(jobs, destination.as_ref()) } else { jobs },
+        jobs,
         live,
         after,
         show: Show {
@@ -212,6 +233,35 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         log,
         warnings,
     })
+}
+
+fn without_deletions(job: &Job) -> Job {
+    let options = Options { delete: false, delete_excluded: false, ..job.options.clone() };
+    Job { options, ..job.clone() }
+}
+
+/// The list of `--files-from`.
+fn files(args: &SyncArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Option<FileList>, CliError> {
+    let SyncArgs { which, what, watch, accepted, .. } = args;
+    let Some(file) = &which.files_from else {
+        let told = format!("there is no --relative (-R) without --files-from: {RELATIVE}");
+        return if accepted.relative { Err(CliError::new(USAGE, told)) } else { Ok(None) };
+    };
+    if watch.watch {
+        let told = "--watch and --files-from exclude each other";
+        return Err(CliError::usage(told, "Watch with --include and --exclude."));
+    }
+    if pairs.len() > 1 {
+        return Err(CliError::usage("--files-from takes one SOURCE", "Run one ksync for each SOURCE."));
+    }
+    if let Some((Endpoint::Local(source), _)) = pairs.first()
+        && source.is_file()
+    {
+        let told = format!("{} is a file, and --files-from lists entries of a directory", source.display());
+        return Err(CliError::usage(told, "Name the directory as SOURCE."));
+    }
+    files::refuse_remote(file)?;
+    files::parse(file, &load(file)?, which.from0, what.recursive)
 }
 
 /// Consent to deletions. Only the command line can give it: no file and no variable.
@@ -622,7 +672,7 @@ mod tests {
     fn options_reach_both_ends() {
         let request = built("ksync -nci --fsync --delete --no-compress --exclude=x --timeout 0 a b").unwrap();
         let job = &request.jobs[0];
-        let rules = vec![ksync::tree::filter::Rule { include: false, pattern: b"x".to_vec() }];
+        let rules = vec![ksync::tree::filter::Rule::new(false, b"x".to_vec())];
         let options = Options {
             delete: true,
             dry_run: true,

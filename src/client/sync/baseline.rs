@@ -25,7 +25,7 @@ const ID_BYTES: usize = 16;
 /// Jobs that offer different entries of the same tree have different keys. So have the same paths
 /// on different clients. Otherwise each job would overwrite a baseline that another one needs.
 pub(super) fn key(job: &Job, role: Role, local: &Path) -> Option<Key> {
-    if !job.further.is_empty() {
+    if !job.further.is_empty() || job.options.files.is_some() {
         // Their offer is a part of the destination, and parts have no baseline.
         return None;
     }
@@ -45,8 +45,11 @@ pub(super) fn key(job: &Job, role: Role, local: &Path) -> Option<Key> {
         part(session.as_bytes());
     }
     part(remote.path());
+    if job.options.gitignore {
+        part(b"gitignore");
+    }
     for rule in &job.options.rules {
-        part(&[u8::from(rule.include)]);
+        part(&rule.bits.to_le_bytes());
         part(&rule.pattern);
     }
     hasher.finish().as_bytes().first_chunk().copied()

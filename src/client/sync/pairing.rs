@@ -260,7 +260,7 @@ mod tests {
         let one = name(&job("/a/b", "me@host:x/y"));
         let mut other = job("/a/b/", "me@host:./x//y/");
         other.options.checksum = true;
-        other.options.rules = vec![Rule { include: false, pattern: b"x".to_vec() }];
+        other.options.rules = vec![Rule::new(false, b"x".to_vec())];
         assert_eq!(name(&other), one);
         other.further = vec![Endpoint::parse("/a/c".as_ref()).unwrap()];
         assert_ne!(name(&other), one, "another SOURCE");

@@ -403,7 +403,9 @@ impl<'a> LazyConnection<'a> {
         let disk = Sending::new(from.to_owned(), config.options.clone())
             .with_baseline(baseline::open(key))
             .with_further(further.to_vec());
-        let request = request(Role::Receiver, to, &config, key, None);
+        let mut request = request(Role::Receiver, to, &config, key, None);
+        // The receiver learns of the listed entries by the offer.
+        request.options.files = None;
         self.exchange(request, engine, disk, monitor).await
     }
 
@@ -483,14 +485,22 @@ impl<'a> LazyConnection<'a> {
         let names = std::iter::once(from)
             .chain(further.iter().map(Vec::as_slice))
             .map(|path| TreePath::new(name_of(path)?).ok());
-        let asked = if further.is_empty() { Vec::new() } else { names.flatten().collect() };
+        let mut asked: Vec<TreePath> =
+            if further.is_empty() { Vec::new() } else { names.flatten().collect() };
+        let listed = options.files.iter().flat_map(|files| &files.paths);
+        asked.extend(listed.filter_map(|(path, _)| TreePath::new(path.as_slice()).ok()));
+        asked.sort_unstable();
         let config = Config { asked, ..receiving(options) };
         let engine = Receiver::new(&config);
         let name = from.rsplit(|&byte| byte == b'/').next().map(<[u8]>::to_vec);
         let disk =
             Receiving::new(PathBuf::from(to), config.options.clone()).with_baseline(baseline::open(key));
         // Several sources go into a directory of which they may be a small part.
-        let disk = if further.is_empty() { disk.prehashing(name, SystemTime::now()) } else { disk };
+        let disk = if further.is_empty() && options.files.is_none() {
+            disk.prehashing(name, SystemTime::now())
+        } else {
+            disk
+        };
         let request = request(Role::Sender, from, &config, key, None).with_further(further);
         self.exchange(request, engine, disk, monitor).await
     }

@@ -52,12 +52,24 @@ pub enum DiskErrorKind {
     /// A time or a size that no tree can hold.
     #[error("its time or size is out of range")]
     OutOfRange,
+    /// A line of a merge file, by its number from 1, that is no rule.
+    #[error("{}{reason}", at_line(*.line))]
+    Rule {
+        /// The number; 0 is the whole file.
+        line: usize,
+        /// The cause.
+        reason: crate::tree::rule::RuleError,
+    },
     /// A path that is no [`TreePath`](crate::tree::path::TreePath).
     #[error(transparent)]
     Path(#[from] crate::tree::path::PathError),
     /// More than a tree may hold.
     #[error(transparent)]
     Tree(#[from] crate::tree::manifest::ManifestError),
+}
+
+fn at_line(number: usize) -> String {
+    if number == 0 { String::new() } else { format!("line {number}: ") }
 }
 
 impl DiskError {

@@ -17,6 +17,7 @@ mod boundaries;
 pub mod bounded_scan;
 mod change;
 mod closing;
+pub mod contents;
 pub mod directory;
 mod directory_stack;
 mod durability;

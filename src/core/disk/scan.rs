@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::ffi::CString;
-use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -26,11 +25,13 @@ use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::unconfirmed::{Covers, Seen};
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::{EntryRef, Kind};
-use crate::tree::filter::{Filter, IGNORE_BYTES_MAX, IGNORE_FILE, IgnoreFile, UNENTERED};
+use crate::tree::filter::{Filter, IgnoreFile, UNENTERED};
 use crate::tree::manifest::{Builder, Manifest};
 use crate::tree::path::{PathError, TreePath};
 use crate::tree::spelling::{self, Variant};
 use crate::tree::subtrees::{Coverage, SubtreeSet};
+
+pub(crate) use rules::begin;
 
 /// Entries between two progress reports.
 const REPORT_ENTRIES: usize = 1024;
@@ -58,11 +59,13 @@ pub struct ScanOptions {
     pub set_id_owner: Option<Owner>,
     /// Enter directories on which another filesystem is mounted.
     pub cross_mounts: bool,
+    /// Take in the directories above a [`Subject::Subtrees`] whatever the filter says.
+    pub implied_parents: bool,
     /// Find the files that a power cut may have damaged.
     pub doubts: bool,
-    /// Scan a destination. Excluded entries stay there, so they are listed, but neither opened nor
-    /// entered. Ignore files have no effect. Entries that no tree can hold are listed as
-    /// [`Kind::special`].
+    /// Scan a destination. Entries that both sides exclude stay there, so they are listed, but
+    /// neither opened nor entered. Ignore files have no effect. Entries that no tree can hold are
+    /// listed as [`Kind::special`].
     pub is_destination: bool,
 }
 
@@ -203,6 +206,9 @@ pub fn scan(
         overflow: None,
         scanned: Scanned::default(),
     };
+    if let Some(filter) = &mut scanner.filter {
+        begin(root, filter)?;
+    }
     if options.doubts {
         scanner.covers = Some(Arc::new(Covers::above(root)));
     }
@@ -300,7 +306,8 @@ impl Scanner<'_> {
 
     /// True if the filter excludes the entry from the tree. Counts it then.
     fn leaves_out(&mut self, path: &TreePath, kind: FileKind) -> bool {
-        let leaves_out = !self.options.is_destination && self.is_excluded(path, kind);
+        let is_implied = self.options.implied_parents && self.coverage(Some(path)) == Coverage::Above;
+        let leaves_out = !self.options.is_destination && !is_implied && self.is_excluded(path, kind);
         if leaves_out {
             self.scanned.skipped.excluded += 1;
             let filter = self.filter.as_deref();
@@ -314,6 +321,14 @@ impl Scanner<'_> {
         self.filter.as_ref().is_some_and(|filter| filter.excludes(path, kind == FileKind::Directory))
     }
 
+    /// True if an entry of a destination stays whatever the source holds. A listed file is offered
+    /// with the directories above it, excluded or not.
+    fn is_closed(&self, path: &TreePath, kind: FileKind) -> bool {
+        let may_be_offered = self.scope.is_some() && self.coverage(Some(path)) == Coverage::Above;
+        !may_be_offered
+            && self.filter.as_ref().is_some_and(|filter| filter.closes(path, kind == FileKind::Directory))
+    }
+
     /// Adds a found entry to the tree. Returns a directory that is to be read next.
     fn entry(
         &mut self,
@@ -323,7 +338,7 @@ impl Scanner<'_> {
         path: TreePath,
         stat: Stat,
     ) -> Result<Option<Level>, DiskError> {
-        let is_closed = self.options.is_destination && self.is_excluded(&path, stat.kind());
+        let is_closed = self.options.is_destination && self.is_closed(&path, stat.kind());
         match stat.kind() {
             FileKind::Directory => return self.directory(parent, parent_dev, name, path, &stat, is_closed),
             FileKind::File => {
@@ -472,18 +487,18 @@ impl Scanner<'_> {
             .as_ref()
             .map(|above| above.enter(&directory, path.as_ref(), dev, &mut self.scanned.markers));
         let shown = path.as_ref().map_or(&b"."[..], |path| path.as_bytes());
-        let (names, may_ignore) = match self.scope {
+        let (names, is_listed) = match self.scope {
             Some((scope, aliases)) if self.coverage(path.as_ref()) == Coverage::Above => {
-                (self.names_of_subtrees(scope, aliases, &directory, path.as_ref()), true)
+                (self.names_of_subtrees(scope, aliases, &directory, path.as_ref()), false)
             }
-            _ => {
-                let names = sorted_names(&directory).during("list", shown)?;
-                let may_ignore = names.iter().any(|name| name.name.as_bytes() == IGNORE_FILE.as_bytes());
-                (names, may_ignore)
-            }
+            _ => (sorted_names(&directory).during("list", shown)?, true),
         };
-        if self.filter.is_some() && may_ignore && !self.options.is_destination {
-            self.read_ignore_file(path.as_ref())?;
+        if let Some(filter) = &mut self.filter {
+            let listed = is_listed.then_some(&*names);
+            if !self.options.is_destination {
+                rules::read_ignore_files(self.root, filter, path.as_ref(), listed)?;
+            }
+            rules::read_merge_files(self.root, filter, path.as_ref(), listed)?;
         }
         Ok(Level { path, directory: Some(directory), inode, covers, names: names.into_iter() })
     }
@@ -525,28 +540,6 @@ impl Scanner<'_> {
             });
         }
         wanted.into_iter().map(|name| Name { name, kind: None }).collect()
-    }
-
-    /// Hands a directory's ignore file to the filter, if there is one. An unreadable ignore file is
-    /// an error: the entries that it excludes must not be sent.
-    fn read_ignore_file(&mut self, directory: Option<&TreePath>) -> Result<(), DiskError> {
-        let path = match directory {
-            Some(directory) => directory.join(IGNORE_FILE.as_bytes()),
-            None => TreePath::new(IGNORE_FILE.as_bytes()),
-        };
-        let shown = directory.map_or(&b"."[..], |path| path.as_bytes());
-        let path = path.map_err(|error| DiskError::new("name", shown, DiskErrorKind::Path(error)))?;
-        let (file, stat) = match self.root.open_file(&path) {
-            Err(error) if error.is_not_found() => return Ok(()),
-            result => result?,
-        };
-        let mut text = Vec::new();
-        file.take(stat.size().min(IGNORE_BYTES_MAX as u64 + 1))
-            .read_to_end(&mut text)
-            .during("read", path.as_bytes())?;
-        let directory = directory.map(|path| path.as_bytes().to_vec()).unwrap_or_default();
-        let taken = self.filter.as_mut().is_none_or(|filter| filter.add(IgnoreFile { directory, text }));
-        if taken { Ok(()) } else { Err(DiskError::new("read", path.as_bytes(), DiskErrorKind::OutOfRange)) }
     }
 
     /// The hash and the metadata of a file. A file that changes meanwhile is an error.
@@ -613,6 +606,7 @@ fn sorted_names(directory: &OwnedFd) -> rustix::io::Result<Vec<Name>> {
     Ok(names)
 }
 
+mod rules;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;

@@ -20,7 +20,6 @@ use crate::monitor::{Action, Differs, Doomed, Event, HEAD_MAX, Problem, ProblemK
 use crate::tree::compare::{Change, Rules, below, compare_doubting};
 use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{EntryRef, Kind, Time};
-use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::path_ref::PathRef;
@@ -396,7 +395,12 @@ impl Plan {
 
     /// Reports present entries that are not wanted where nothing is removed. Only the topmost of
     /// each subtree, and no more than a person reads.
-    pub(super) fn left(&self, wanted: &Manifest, present: &Manifest, filter: &Filter) -> Vec<Event> {
+    pub(super) fn left(
+        &self,
+        wanted: &Manifest,
+        present: &Manifest,
+        protects: impl Fn(EntryRef<'_>) -> bool,
+    ) -> Vec<Event> {
         const LEFT_MAX: usize = 100;
         if self.changes.is_empty() && wanted.len() == present.len() {
             return Vec::new();
@@ -404,9 +408,7 @@ impl Plan {
         let is_wanted = |path: PathRef<'_>| wanted.position(path).is_some();
         let left = present.entries().filter(|entry| {
             let is_uppermost = entry.path.parent().is_none_or(is_wanted);
-            is_uppermost
-                && !is_wanted(entry.path)
-                && !filter.excludes_within(&entry.path.to_path(), entry.is_directory())
+            is_uppermost && !is_wanted(entry.path) && !protects(*entry)
         });
         left.take(LEFT_MAX)
             .map(|entry| Event::Left { what: what(entry), path: entry.path.to_vec() })

@@ -258,11 +258,11 @@ impl<T: Target> Receiver<T> {
     /// Reports entries of the destination that could not be listed, where they matter. Excluded
     /// entries do not matter. Unwanted ones do not matter unless the run deletes.
     fn tell_unlisted(&mut self) {
-        let Some(opened) = &mut self.opened else { return };
-        for problem in std::mem::take(&mut opened.problems) {
+        let problems = self.opened.as_mut().map(|opened| std::mem::take(&mut opened.problems));
+        for problem in problems.unwrap_or_default() {
             let path = TreePath::new(&*problem.path).ok();
             let matters = path.is_none_or(|path| {
-                !self.filter.excludes_within(&path, true)
+                !self.excludes(&path, true)
                     && (self.config.options.delete || self.wanted.position(&path).is_some())
             });
             if matters {
@@ -295,7 +295,8 @@ impl<T: Target> Receiver<T> {
             }
         }
         if self.is_increment() && !self.config.options.delete {
-            for event in self.plan.left(&self.wanted, present, &self.filter) {
+            let protects = |entry: EntryRef<'_>| self.excludes(&entry.path.to_path(), entry.is_directory());
+            for event in self.plan.left(&self.wanted, present, protects) {
                 self.outbox.report(event);
             }
         }

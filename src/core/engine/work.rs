@@ -14,7 +14,7 @@ use crate::monitor::Problem;
 use crate::tree::change::{Change, Rebuild};
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
-use crate::tree::filter::IgnoreFile;
+use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::kept::Kept;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
@@ -315,6 +315,8 @@ pub struct Opened {
     pub inaccessible: Vec<TreePath>,
     /// Entries that stay, whatever the source has.
     pub kept: Kept,
+    /// The rules and merge files that protect entries; `None` keeps those of the options.
+    pub filter: Option<Filter>,
     /// Names in the scope that lead to entries with other names outside the scope.
     pub unclear: Arc<Vec<TreePath>>,
     /// True if an earlier run left something staged.

@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::disk::scan::snapshot::{Doubt, Ground, Snapshot};
-use crate::disk::scan::{Look, ScanOptions, Scanned, Subject, scan};
+use crate::disk::scan::{Look, ScanOptions, Scanned, Subject, begin, scan};
 use crate::disk::stat::Inode;
 use crate::exchange::common::scan_options;
 use crate::log::debug;
-use crate::tree::filter::{Filter, IGNORE_FILE, IgnoreFile, Rule};
+use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::path::TreePath;
 use crate::tree::subtrees::{Coverage, SubtreeSet};
 use crate::watch::changes::Changes;
@@ -52,8 +52,9 @@ const TOUCHED_SHARE: usize = 4;
 /// All that shapes the scan of a root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct View {
-    rules: Vec<Rule>,
-    anchor: Vec<u8>,
+    role: Role,
+    /// Those that shape the filter.
+    run: Options,
     options: ScanOptions,
 }
 
@@ -69,13 +70,22 @@ impl View {
             },
             Role::Receiver => ScanOptions { doubts: true, is_destination: true, ..scan },
         };
-        let is_entered = scan.is_destination && options.delete_excluded;
-        let rules = if is_entered { Vec::new() } else { options.rules.clone() };
-        Self { rules, anchor: options.anchor.clone(), options: scan }
+        let run = Options {
+            rules: options.rules.clone(),
+            anchor: options.anchor.clone(),
+            delete_excluded: options.delete_excluded,
+            gitignore: options.gitignore,
+            nul_ended: options.nul_ended,
+            ..Options::default()
+        };
+        Self { role, run, options: scan }
     }
 
     fn filter(&self) -> Filter {
-        Filter::anchored(&self.rules, &self.anchor)
+        match self.role {
+            Role::Sender => self.run.hiding(&self.run.anchor),
+            Role::Receiver => self.run.protecting(),
+        }
     }
 
     fn is_source(&self) -> bool {
@@ -162,10 +172,15 @@ impl KeptTrees {
         filter: &mut Filter,
         look: &mut dyn Look,
     ) -> Result<(Scanned, Result<usize, Doubt>), DiskError> {
+        if filter.has_merges() {
+            // Any directory may bring rules for those below it, and for others by a nested file.
+            return Ok((scan(root, &Subject::Whole, &view.options, Some(filter), look)?, Err("merge-files")));
+        }
         let id = Id { inode: root.inode(), view };
         let why = match self.take(&id) {
             Some(tree) => match tree.listed_again(root, (self.clock)()) {
                 Ok((tree, scanned, touched)) => {
+                    begin(root, filter)?;
                     debug!("scan kept=true entries={} touched={touched}", scanned.manifest.len());
                     for file in &tree.ignores {
                         let _ = filter.add(file.clone());
@@ -194,8 +209,9 @@ impl KeptTrees {
     /// Keeps a tree that somebody is likely to ask for.
     pub fn warm(self: &Arc<Self>, role: Role, path: &Path, options: &Options) {
         let view = View::new(role, options);
-        let is_excluded = role == Role::Sender && view.filter().excludes_tree();
-        if !options.checksum && !is_excluded {
+        let filter = view.filter();
+        let is_excluded = role == Role::Sender && filter.excludes_tree();
+        if !options.checksum && !is_excluded && !filter.has_merges() {
             self.want(path.to_owned(), view);
             self.settle();
         }
@@ -350,12 +366,11 @@ impl KeptTree {
         if scope.subtrees().len() > self.snapshot.len() / TOUCHED_SHARE {
             return Err("much-touched");
         }
-        let names_rules = |path: &TreePath| path.name() == IGNORE_FILE.as_bytes();
         let is_source = self.id.view.is_source();
-        if is_source && scope.subtrees().iter().any(|(path, _)| names_rules(path)) {
+        let mut filter = self.id.view.filter();
+        if is_source && scope.subtrees().iter().any(|(path, _)| filter.is_rule_file(path.name())) {
             return Err("rules-touched");
         }
-        let mut filter = self.id.view.filter();
         let mut looking = Looking { changes: &self.changes, excluded: Vec::new() };
         let subject = Subject::Subtrees(scope.clone(), Arc::default());
         let part = scan(root, &subject, &options, Some(&mut filter), &mut looking);

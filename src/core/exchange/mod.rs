@@ -11,6 +11,7 @@ mod common;
 mod found;
 pub mod kept_trees;
 pub mod lanes;
+mod listed_files;
 mod liveness;
 mod mailbox;
 mod pace;

@@ -24,7 +24,6 @@ use crate::exchange::sending::{FileSender, Sending, Watched};
 use crate::exchange::unusable;
 use crate::log::debug;
 use crate::monitor::{Event, Monitor, ProblemKind};
-use crate::tree::filter::IGNORE_FILE;
 use crate::tree::path::TreePath;
 use crate::tree::subtrees::SubtreeSet;
 use crate::watch::settle::Touched;
@@ -233,13 +232,14 @@ impl WatchedSource {
         match &self.single {
             Some(single) => subtrees.any(|(path, _)| path == single).then_some(Touched::Everything),
             // Changed rules may include or exclude anything.
-            None if subtrees.any(|(path, _)| path.name() == IGNORE_FILE.as_bytes()) => {
-                Some(Touched::Everything)
-            }
             None => {
                 // An excluded log may be written all the time. It is unknown whether a removed
                 // entry was a directory, and some rules apply to directories only.
                 let filter = self.watched.filter.lock().unwrap_or_else(PoisonError::into_inner);
+                // Changed rules may include or exclude anything.
+                if subtrees.any(|(path, _)| filter.is_rule_file(path.name())) {
+                    return Some(Touched::Everything);
+                }
                 let is_out = |path: &TreePath| {
                     filter.excludes_within(path, false) && filter.excludes_within(path, true)
                 };

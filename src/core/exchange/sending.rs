@@ -32,6 +32,7 @@ use crate::engine::{
 use crate::exchange::common::{chain, renamed, scan_options, store_baseline, work_error};
 use crate::exchange::found::{self, Found, Part, listing_problems};
 use crate::exchange::kept_trees::{KeptTrees, View};
+use crate::exchange::listed_files::{self, ListedFiles};
 use crate::exchange::prefetch::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
 use crate::exchange::run::Perform;
 use crate::exchange::several::{self, FoundSeveral, ListedSeveral};
@@ -47,7 +48,7 @@ use crate::tree::path::{TreePath, escape};
 use crate::tree::record;
 use crate::tree::subtrees::SubtreeSet;
 use crate::watch::Watch;
-use crate::wire::hello::{Options, Role};
+use crate::wire::hello::{FileList, Options, Role};
 use crate::wire::message::{
     AbortKind, HOLES_MAX, Holes, LIST_MAX, Op, PUSHED_BYTES_MAX, SAMPLED_MAX, SMALL_BYTES_MAX, Subject,
 };
@@ -279,7 +280,13 @@ impl Sending {
             WorkError::Fatal(AbortKind::Selection, unusable::source(&self.path, error))
         };
         let found = found::find(&self.path).map_err(|error| missing(&*error))?;
+        if found.single.is_some() && self.options.files.is_some() {
+            let shown = escape(self.path.as_os_str().as_bytes());
+            let text = format!("{shown} is a file, and --files-from lists entries of a directory");
+            return Err(WorkError::Fatal(AbortKind::Selection, text));
+        }
         let (subject, baseline) = match &found.single {
+            None if self.options.files.is_some() => (Subject::Several, None),
             None => {
                 let stat = found.root.own_stat().map_err(|error| missing(&error))?;
                 let mode = self.options.set_id_owner;
@@ -290,14 +297,17 @@ impl Sending {
             }
             Some(single) => (Subject::File { name: single.offered.as_bytes().to_vec() }, None),
         };
-        let is_partial = self.scope().is_some();
+        let is_partial = self.scope().is_some() || subject == Subject::Several;
         Ok((engine::Found { subject, baseline, is_partial }, FoundSource(Sources::One { found, baseline })))
     }
 
     fn scan(&self, found: FoundSource) -> Result<(Scanned, Arc<Listing>), WorkError> {
         let begin = Instant::now();
         let listed = match found.0 {
-            Sources::One { found, baseline } => self.list_one(found, baseline)?,
+            Sources::One { found, baseline } => match &self.options.files {
+                Some(files) if found.single.is_none() => self.list_files(found, files)?,
+                _ => self.list_one(found, baseline)?,
+            },
             Sources::Several(found) => self.list_several(found)?,
         };
         let Listed { parts, manifest, identities, ignores, problems, is_complete, skipped, .. } = listed;
@@ -351,7 +361,7 @@ impl Sending {
 
     fn list_several(&self, found: FoundSeveral) -> Result<Listed, WorkError> {
         let options = self.scan_options(&scan::Subject::Whole);
-        let listed = several::list(found, &self.options.rules, &options, &mut Entering(None))
+        let listed = several::list(found, &self.options, &options, &mut Entering(None))
             .map_err(|error| WorkError::Fatal(AbortKind::Selection, error.to_string()))?;
         let ListedSeveral { parts, manifest, identities, ignores, problems, skipped, .. } = listed;
         Ok(Listed {
@@ -368,6 +378,26 @@ impl Sending {
         })
     }
 
+    fn list_files(&self, found: Found, files: &FileList) -> Result<Listed, WorkError> {
+        let options = self.scan_options(&scan::Subject::Subtrees(SubtreeSet::default(), Arc::default()));
+        let mut filter = self.options.hiding(&self.options.anchor);
+        let listed = listed_files::list(&found.root, files, &options, &mut filter)
+            .map_err(|error| WorkError::Fatal(AbortKind::Selection, chain(&error)))?;
+        let ListedFiles { scanned, scope, problems } = listed;
+        Ok(Listed {
+            ignores: filter.files().to_vec(),
+            is_complete: problems.is_empty(),
+            problems,
+            parts: vec![Part { first: 0, root: found.root, single: None, prefix: None }],
+            manifest: scanned.manifest,
+            identities: scanned.identities,
+            skipped: scanned.skipped,
+            holes: scanned.sparse,
+            scope: Some(scope),
+            baseline: None,
+        })
+    }
+
     fn list_one(&self, found: Found, baseline: Option<Hash>) -> Result<Listed, WorkError> {
         let subject = match (&found.single, self.scope()) {
             (Some(single), _) => scan::Subject::One(single.local.clone()),
@@ -376,7 +406,7 @@ impl Sending {
         };
         // A single file lies in the transfer root itself.
         let anchor = if found.single.is_some() { &b""[..] } else { &self.options.anchor };
-        let mut filter = Filter::anchored(&self.options.rules, anchor);
+        let mut filter = self.options.hiding(anchor);
         let is_excluded = match &found.single {
             Some(single) => filter.excludes(&single.offered, false),
             None => filter.excludes_tree(),

@@ -12,10 +12,11 @@ use crate::exchange::common::chain;
 use crate::exchange::found::{self, Found, Part, listing_problems};
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::entry::{Entry, EntryRef, Kind};
-use crate::tree::filter::{Filter, IgnoreFile, Rule};
+use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::{Builder, Manifest, ManifestError};
 use crate::tree::path::TreePath;
 use crate::tree::subtrees::SubtreeSet;
+use crate::wire::hello::Options;
 
 /// Several sources, in the order of their names.
 #[derive(Debug, Default)]
@@ -73,7 +74,7 @@ fn name_of(path: &Path, source: &Found) -> Result<TreePath, Box<dyn std::error::
 /// Two sources have one name, or they hold more than a tree may.
 pub(super) fn list(
     found: FoundSeveral,
-    rules: &[Rule],
+    run: &Options,
     options: &ScanOptions,
     look: &mut dyn Look,
 ) -> Result<ListedSeveral, ManifestError> {
@@ -83,7 +84,7 @@ pub(super) fn list(
     listed.is_complete = listed.problems.is_empty();
     for (name, source) in found.sources {
         let first = u32::try_from(tree.len()).unwrap_or(u32::MAX);
-        match listed.add(&mut tree, (&name, &source), rules, options, look) {
+        match listed.add(&mut tree, (&name, &source), run, options, look) {
             Ok(()) => {}
             Err(AddError::Tree(error)) => return Err(error),
             Err(AddError::Disk(error)) => {
@@ -128,13 +129,13 @@ impl ListedSeveral {
         &mut self,
         tree: &mut Builder,
         (name, source): (&TreePath, &Found),
-        rules: &[Rule],
+        run: &Options,
         options: &ScanOptions,
         look: &mut dyn Look,
     ) -> Result<(), AddError> {
         let single = source.single.as_ref();
         // The rules are anchored at the directory that all sources are in.
-        let mut filter = Filter::anchored(rules, if single.is_some() { b"" } else { name.as_bytes() });
+        let mut filter = run.hiding(if single.is_some() { b"" } else { name.as_bytes() });
         let is_excluded =
             if single.is_some() { filter.excludes(name, false) } else { filter.excludes_tree() };
         if is_excluded {

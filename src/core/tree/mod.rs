@@ -15,6 +15,7 @@ pub mod path;
 pub mod path_ref;
 pub mod pattern;
 pub mod record;
+pub mod rule;
 pub mod spelling;
 pub mod subtrees;
 mod table;

@@ -5,8 +5,10 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
+use crate::tree::filter::{Filter, FilterSettings, MERGES_MAX, RULES_BYTES_MAX, RULES_MAX, Rule, Side};
 use crate::tree::path::{COMPONENT_BYTES_MAX, PATH_BYTES_MAX};
+use crate::tree::rule::bits;
+use crate::tree::subtrees::SUBTREES_MAX;
 use crate::tree::time_rule::TimeRule;
 use crate::tree::transfer_rules::TransferRules;
 use crate::tree::tree_id::Pair;
@@ -61,6 +63,12 @@ pub struct Options {
     pub time_rule: Option<TimeRule>,
     /// Filter rules: they select the entries that take part.
     pub rules: Vec<Rule>,
+    /// `.gitignore` files count as `.ksyncignore` files do.
+    pub gitignore: bool,
+    /// The rules of merge files end at a NUL, and not with their line.
+    pub nul_ended: bool,
+    /// The entries of the source that take part, if they are listed.
+    pub files: Option<FileList>,
     /// Path of SOURCE's directory inside the transfer root, at which the rules are anchored. Empty
     /// if SOURCE is the root.
     #[serde(with = "serde_bytes")]
@@ -77,13 +85,42 @@ impl Options {
     /// The filter that protects entries of the destination.
     #[must_use]
     pub fn protecting(&self) -> Filter {
-        if self.delete_excluded {
-            Filter::of_unentered()
-        } else {
-            Filter::anchored(&self.rules, &self.anchor)
-        }
+        self.filter(Side::Receiver, &self.anchor)
+    }
+
+    /// The filter that hides entries of the source at `anchor` in the transfer root.
+    #[must_use]
+    pub fn hiding(&self, anchor: &[u8]) -> Filter {
+        self.filter(Side::Sender, anchor)
+    }
+
+    fn filter(&self, side: Side, anchor: &[u8]) -> Filter {
+        let Self { delete_excluded, gitignore, nul_ended, .. } = *self;
+        Filter::with(&self.rules, anchor, FilterSettings { side, delete_excluded, gitignore, nul_ended })
     }
 }
+
+/// Listed entries of a source. The directories above them take part, too.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FileList {
+    /// Paths in the source, each with whether what is in that directory takes part, one level deep.
+    /// The empty path is the source itself.
+    pub paths: Vec<(ByteBuf, bool)>,
+    /// Everything below a listed directory takes part.
+    pub recursive: bool,
+}
+
+impl FileList {
+    /// True if the list may travel.
+    #[must_use]
+    pub fn is_within_limits(&self) -> bool {
+        let bytes = self.paths.iter().map(|(path, _)| path.len()).sum::<usize>();
+        self.paths.len() <= SUBTREES_MAX && bytes <= FILES_BYTES_MAX
+    }
+}
+
+/// Most bytes of listed paths: a request is one frame, which holds the rules, too.
+pub const FILES_BYTES_MAX: usize = 800 << 10;
 
 /// The symbolic links that take part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -195,10 +232,14 @@ impl Request {
     }
 
     fn is_within_limits(&self) -> bool {
-        let Options { rules, consent, backup, .. } = &self.options;
+        let Options { rules, consent, files, backup, .. } = &self.options;
         let pattern_bytes = rules.iter().map(|rule| rule.pattern.len()).sum::<usize>();
+        let merges = rules.iter().filter(|rule| rule.has(bits::DIRECTORY_MERGE)).count();
         rules.len() <= RULES_MAX
             && pattern_bytes <= RULES_BYTES_MAX
+            && rules.iter().all(Rule::is_wire)
+            && merges <= MERGES_MAX
+            && files.as_ref().is_none_or(FileList::is_within_limits)
             && consent.force_in.len() <= FORCED_MAX
             && backup.as_ref().is_none_or(BackupOptions::is_valid)
     }

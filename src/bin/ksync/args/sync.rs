@@ -58,7 +58,7 @@ pub(crate) struct WhatArgs {
     pub(crate) dry_run: bool,
     /// Delete entries of DEST that SOURCE does not have, after everything else
     #[arg(long, visible_alias = "del",
-          aliases = ["delete-before", "delete-during", "delete-delay", "delete-after"])]
+          aliases = ["delete-before", "delete-during", "delete-delay"])]
     pub(crate) delete: bool,
     /// The same, and delete excluded entries of DEST too
     #[arg(long)]
@@ -161,6 +161,25 @@ pub(crate) struct WhichArgs {
     /// Read --include patterns from a file, likewise
     #[arg(long, value_name = "FILE", action = ArgAction::Append)]
     include_from: Vec<OsString>,
+    /// Add a rule of rsync's filter language: '- *.o', 'P logs/', ': .rsync-filter', '. FILE'
+    #[arg(short = 'f', long, value_name = "RULE", allow_hyphen_values = true, action = ArgAction::Append)]
+    filter: Vec<OsString>,
+    /// Read the .rsync-filter of each directory; twice also excludes these files
+    #[arg(short = 'F', num_args = 0, default_missing_value = "", action = ArgAction::Append)]
+    per_directory: Vec<OsString>,
+    /// Exclude what CVS ignores: *.o, *~, .git/ and such, and what each .cvsignore names
+    #[arg(short = 'C', long)]
+    pub(crate) cvs_exclude: bool,
+    /// Exclude what the .gitignore files of SOURCE name, as git does
+    #[arg(long)]
+    pub(crate) gitignore: bool,
+    /// Copy only what FILE lists, a path below SOURCE per line; - is stdin. A directory comes
+    /// without its content, with one level of it if a slash ends it, and with all of it with -r
+    #[arg(long, value_name = "FILE")]
+    pub(crate) files_from: Option<OsString>,
+    /// The entries of --files-from and the rules in files end at a NUL, and not with their line
+    #[arg(short = '0', long)]
+    pub(crate) from0: bool,
 }
 
 #[derive(Debug, Args)]

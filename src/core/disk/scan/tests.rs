@@ -10,7 +10,7 @@ use crate::tree::filter::Rule;
 
 /// Excludes directories that are called `target`.
 fn without_targets() -> Filter {
-    Filter::new(&[Rule { include: false, pattern: b"target/".to_vec() }])
+    Filter::new(&[Rule::new(false, b"target/".to_vec())])
 }
 
 fn read(fixture: &Fixture, subject: &Subject, filter: Option<&mut Filter>) -> Scanned {

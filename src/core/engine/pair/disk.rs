@@ -388,6 +388,7 @@ impl DiskState {
             complete: self.complete,
             inaccessible: Vec::new(),
             kept: crate::tree::kept::Kept::default(),
+            filter: None,
             unclear: Arc::default(),
             time_rule: TimeRule::Exact,
             has_staged: !self.staged.is_empty(),

@@ -141,7 +141,7 @@ fn deletions_need_the_option_and_remove_children_first() {
 
 #[test]
 fn excluded_entries_stay_with_the_directories_around_them() {
-    let rules = vec![Rule { include: false, pattern: b"*.keep".to_vec() }];
+    let rules = vec![Rule::new(false, b"*.keep".to_vec())];
     let options = Options { rules: rules.clone(), ..delete() };
     let mut source = SenderDisk::new(tree([("a.keep", file(b"not offered")), ("f", file(b"1"))]));
     source.filter = Filter::new(&rules);

@@ -21,6 +21,9 @@ use crate::wire::message::{AbortKind, FromReceiver, Subject};
 impl<T: Target> Receiver<T> {
     pub(super) fn compare_when_ready(&mut self) {
         if self.opened.is_some() && self.offer.complete.is_some() && !self.open_inaccessible() {
+            if let Some(filter) = self.opened.as_mut().and_then(|opened| opened.filter.take()) {
+                self.filter.take_rules(&filter);
+            }
             self.leave_unclear();
             self.compare();
         }
@@ -208,8 +211,45 @@ impl<T: Target> Receiver<T> {
         // As with rsync, `--delete-excluded` takes such backups too.
         let is_backup = |backup: &BackupOptions| !options.delete_excluded && backup.protects(path.name());
         self.opened.as_ref().is_some_and(|opened| opened.kept.holds(path))
-            || self.filter.excludes_within(path, is_directory)
+            || self.excludes(path, is_directory)
             || options.backup.as_ref().is_some_and(is_backup)
+    }
+
+    /// True if rules keep the entry.
+    pub(super) fn excludes(&self, path: &TreePath, is_directory: bool) -> bool {
+        if self.filter.is_sided() {
+            self.excludes_here(path, is_directory) || self.filter.excludes_tree()
+        } else {
+            self.filter.excludes_within(path, is_directory)
+        }
+    }
+
+    /// The same where the receiver may protect what the sender offers, as rsync decides it. An
+    /// offered directory protects nothing in it, and one that goes may itself be in one that goes.
+    fn excludes_here(&self, path: &TreePath, is_directory: bool) -> bool {
+        let offered = |path: &TreePath| {
+            let entry = self.wanted.position(path).and_then(|id| self.wanted.get(id))?;
+            Some(entry.is_directory())
+        };
+        // A directory in the place of a wanted file: only what is in it counts.
+        let mut is_replaced = offered(path) == Some(false) && is_directory;
+        let (mut at, mut is_directory) = (path.clone(), is_directory);
+        loop {
+            let parent = at.parent();
+            let above = parent.as_ref().map_or(Some(true), offered);
+            let is_protected = if above == Some(true) {
+                self.filter.excludes(&at, is_directory)
+            } else {
+                self.filter.protects_in_deleted(&at, is_directory)
+            };
+            if is_protected && !is_replaced {
+                return true;
+            }
+            match parent {
+                Some(parent) if above.is_none() => (at, is_directory, is_replaced) = (parent, true, false),
+                _ => return false,
+            }
+        }
     }
 
     /// The source's identity, and its own mode and time.

@@ -1,5 +1,6 @@
 //! The receiver's half that takes in the offer: in full, or as changes to the baseline.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
@@ -39,7 +40,14 @@ impl<T: Target> Receiver<T> {
             return self.outbox.protocol_error("several entries without their names");
         }
         let scope = if self.offer.is_partial { SubtreeSet::decode(subtrees).map(Some) } else { Ok(None) };
-        let is_asked = |path: &TreePath| self.config.relay || self.config.asked.contains(path);
+        let is_listed = |path: &TreePath| self.config.asked.binary_search(path).is_ok();
+        let files = self.config.options.files.iter().flat_map(|files| &files.paths);
+        let directories: HashSet<&[u8]> =
+            files.filter(|(_, has_contents)| *has_contents).map(|(path, _)| path.as_slice()).collect();
+        let is_in_listed = |path: &TreePath| {
+            directories.contains(path.parent().as_ref().map_or(&b""[..], |parent| parent.as_bytes()))
+        };
+        let is_asked = |path: &TreePath| self.config.relay || is_listed(path) || is_in_listed(path);
         match scope {
             Ok(scope)
                 if subject == Subject::Several

@@ -10,6 +10,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::disk::scan::Away;
 use crate::tree::entry::Time;
+use crate::tree::filter::Rule;
+use crate::tree::rule::bits;
 
 /// A tree, what is kept of it, and a clock.
 struct Case {
@@ -267,8 +269,7 @@ fn lost_events_lead_to_a_scan() {
 #[test]
 fn other_rules_or_options_have_a_scan_of_their_own() {
     let case = Case::source();
-    let without =
-        Options { rules: vec![Rule { include: false, pattern: b"skip".to_vec() }], ..Options::default() };
+    let without = Options { rules: vec![Rule::new(false, b"skip".to_vec())], ..Options::default() };
     let view = View::new(Role::Sender, &without);
     assert_eq!(case.list_as(&view), Err("new"));
     case.kept.attend();
@@ -285,6 +286,34 @@ fn other_rules_or_options_have_a_scan_of_their_own() {
     assert_eq!(case.list_as(&other), Err("new"));
     case.kept.attend();
     assert_eq!((case.list_as(&other), case.list(), case.list_as(&view)), (Ok(0), Ok(0), Err("new")));
+}
+
+#[test]
+fn trees_with_merge_files_are_scanned_each_time() {
+    let case = Case::source();
+    let merge = Rule { bits: bits::DIRECTORY_MERGE, pattern: b".rules".to_vec() };
+    let view = View::new(Role::Sender, &Options { rules: vec![merge], ..Options::default() });
+    for text in ["- a\n", "- skip\n"] {
+        fs::write(case.at("a/.rules"), text).unwrap();
+        assert_eq!(case.list_as(&view), Err("merge-files"));
+        case.kept.attend();
+    }
+}
+
+#[test]
+fn rules_about_absolute_paths_hold_for_kept_trees_too() {
+    let case = Case::source();
+    let pattern = case.at("a/f").into_os_string().into_encoded_bytes();
+    let rule = Rule { bits: bits::ABSOLUTE, pattern };
+    let view = View::new(Role::Sender, &Options { rules: vec![rule], ..Options::default() });
+    assert_eq!(case.list_as(&view), Err("new"));
+    case.kept.attend();
+    let root = Root::open(&case.at("")).unwrap();
+    let mut filter = view.filter();
+    let listed = case.kept.list_telling(&root, view.clone(), &mut filter, &mut Away).unwrap();
+    assert_eq!(listed.1, Ok(0));
+    let excludes = |path: &str| filter.excludes(&TreePath::new(path.as_bytes()).unwrap(), false);
+    assert!(excludes("a/f") && !excludes("f"));
 }
 
 #[test]
@@ -348,7 +377,7 @@ impl Random {
 
 #[test]
 fn kept_scan_equals_a_real_one_after_any_changes() {
-    let rules = vec![Rule { include: false, pattern: b"skip".to_vec() }];
+    let rules = vec![Rule::new(false, b"skip".to_vec())];
     let (mut kept, mut scanned) = (0, 0);
     let seeds = std::env::var("KSYNC_KEPT_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
     for seed in 0..seeds.unwrap_or(16) {

@@ -69,6 +69,7 @@ impl Receiving {
             complete: true,
             inaccessible: Vec::new(),
             kept: Kept::default(),
+            filter: None,
             unclear: Arc::default(),
             has_staged: false,
             time_rule: TimeRule::Exact,
@@ -191,6 +192,7 @@ impl Receiving {
             }
         }
         .map_err(|error| destination_error(&error))?;
+        opened.filter = Some(filter).filter(|_| single.is_none());
         root.seen_markers(std::mem::take(&mut scanned.markers));
         if let Subject::File { name } = subject {
             // Compare the file under its offered name.

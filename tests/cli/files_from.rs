@@ -1,0 +1,209 @@
+//! `--files-from`, beside rsync: the same trees and lists have the same end.
+//!
+//! Each case follows from its seed. `KSYNC_FILES_SEEDS` sets the number of seeds.
+//!
+//! ksync differs from rsync on purpose in these points, which no case contains:
+//!
+//! - A path with `/./` inside, which cuts it in rsync: ksync refuses it.
+//! - `..` that leads out of SOURCE: rsync drops it, ksync refuses the list.
+//! - `--delete` without `-r` and a listed `directory/`: rsync deletes what SOURCE does not have in it;
+//!   ksync deletes nothing, since only a part of the tree is copied.
+//! - `.` with `-r`: ksync copies all of SOURCE, and reports no other path that is missing.
+//! - `--delete` with a listed path that is missing: ksync deletes nothing. Such cases are among more
+//!   than 60 seeds, and fail there.
+//! - A path through a link to a directory: rsync follows the link, ksync does not.
+//! - A directory of DEST that has the place of a listed file: ksync keeps it without `--delete`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::plan::Rng;
+use crate::world::skip::{needs_programs, program};
+use crate::world::{Run, Tree, World};
+
+const NAMES: &[&str] = &["a", "b", "c d", "e"];
+
+fn grow(rng: &mut Rng, mut tree: Tree, prefix: &str, depth: u64) -> Tree {
+    for name in NAMES {
+        let path = format!("{prefix}{name}");
+        tree = match rng.below(6) {
+            0..=1 => tree.file(&path, ["", "x", "yy"][rng.below(3) as usize]),
+            2..=4 if depth > 0 => grow(rng, tree.dir(&path), &format!("{path}/"), depth - 1),
+            2 => tree.dir(&path),
+            3 => tree.link(&path, "nowhere"),
+            _ => continue,
+        };
+        tree = tree.time(&path, 1_000_000 + rng.below(1000) as i64, 0);
+    }
+    tree
+}
+
+/// Kind, content and time of each entry below the root.
+fn seen(root: &Path) -> BTreeMap<PathBuf, String> {
+    let walk = walkdir::WalkDir::new(root).min_depth(1).into_iter();
+    let walk = walk.filter_entry(|entry| entry.file_name() != ".ksync").filter_map(Result::ok);
+    let shown = walk.map(|entry| {
+        let meta = entry.path().symlink_metadata().unwrap();
+        let what = if meta.is_dir() {
+            "a directory".to_owned()
+        } else if meta.is_symlink() {
+            format!("a link to {:?}", fs::read_link(entry.path()).unwrap())
+        } else {
+            format!("{:?}", fs::read_to_string(entry.path()).unwrap())
+        };
+        (entry.path().strip_prefix(root).unwrap().to_owned(), format!("{what} {}", meta.mtime()))
+    });
+    shown.collect()
+}
+
+/// A list of paths, some of which exist, and as many as a tree of these names has.
+fn list(rng: &mut Rng, end: &str) -> String {
+    let line = |rng: &mut Rng| {
+        let depth = 1 + rng.below(3);
+        let names: Vec<_> = (0..depth).map(|_| NAMES[rng.below(NAMES.len() as u64) as usize]).collect();
+        let path = names.join("/");
+        match rng.below(12) {
+            0 => format!("/{path}"),
+            1 => format!("./{path}"),
+            2..=3 => format!("{path}/"),
+            4 => format!("{path}/."),
+            5 => format!("{path}/../a"),
+            6 => format!("{path}//b"),
+            7 if rng.below(4) == 0 => ".".to_owned(),
+            8 => format!("#{path}"),
+            _ => path,
+        }
+    };
+    (0..=rng.below(5)).map(|_| line(rng) + end).collect()
+}
+
+fn check(world: &World, seed: u64) {
+    let mut rng = Rng::new(seed + 1);
+    let [source, ours, theirs] = ["src", "ours", "theirs"].map(|name| format!("{seed}/{name}"));
+    grow(&mut rng, world.tree(&source), "", 2);
+    let mut there = rng.clone();
+    for destination in [&ours, &theirs] {
+        there = rng.clone();
+        grow(&mut there, world.tree(destination), "", 2);
+    }
+    let mut rng = there;
+    for (path, _) in seen(&world.path(&source)) {
+        let is_directory = |path: PathBuf| path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
+        if !is_directory(world.path(&source).join(&path)) {
+            for destination in [&ours, &theirs] {
+                let old = world.path(destination).join(&path);
+                if is_directory(old.clone()) {
+                    fs::remove_dir_all(old).unwrap();
+                }
+            }
+        }
+    }
+    // The removals touched directories.
+    for destination in [&ours, &theirs] {
+        for (path, _) in seen(&world.path(destination)) {
+            if world.path(destination).join(&path).is_dir() {
+                world.tree(destination).time(path.to_str().unwrap(), 2_000_000, 0);
+            }
+        }
+    }
+    let mut options = vec![["-a", "-ar"][rng.below(2) as usize]];
+    let nul_ended = rng.below(3) == 0;
+    options.extend(nul_ended.then_some("-0"));
+    options.extend((rng.below(3) == 0).then_some("--exclude=b"));
+    options.extend((rng.below(3) == 0 && options[0] == "-ar").then_some("--delete"));
+    let text = list(&mut rng, if nul_ended { "\0" } else { "\n" });
+    if options[0] == "-ar" && text.split(['\n', '\0']).any(|line| line == ".") {
+        return;
+    }
+    let file = world.path(format!("{seed}/list"));
+    fs::write(&file, &text).unwrap();
+    let from = format!("--files-from={}", file.display());
+    let mut rsync = Command::new(program("rsync").unwrap());
+    rsync.args(&options).arg(&from).arg(world.path(&source)).arg(world.path(&theirs));
+    let theirs_ran = Run::of(rsync);
+    let mut ksync = world.ksync(["--yes", "--links"]);
+    ksync.args(&options).arg(&from);
+    match seed % 4 {
+        0 => ksync.arg(&source).arg(world.far(&ours)),
+        1 => ksync.arg(world.far(&source)).arg(&ours),
+        _ => ksync.arg(&source).arg(&ours),
+    };
+    let ours_ran = Run::of(ksync);
+    let (ours_seen, theirs_seen) = (seen(&world.path(&ours)), seen(&world.path(&theirs)));
+    let paths: std::collections::BTreeSet<_> = ours_seen.keys().chain(theirs_seen.keys()).collect();
+    let differing: Vec<_> = paths
+        .into_iter()
+        .filter(|path| ours_seen.get(*path) != theirs_seen.get(*path))
+        .map(|path| format!("{path:?}: {:?}, rsync {:?}", ours_seen.get(path), theirs_seen.get(path)))
+        .collect();
+    let ends = (ours_ran.status.code(), theirs_ran.status.code());
+    assert!(
+        differing.is_empty() && ends.0 == ends.1,
+        "seed {seed}: {options:?} {text:?} {ends:?}\n{}\n{}\n{}\nsource {:#?}",
+        differing.join("\n"),
+        ours_ran.stderr,
+        theirs_ran.stderr,
+        seen(&world.path(&source))
+    );
+    fs::remove_dir_all(world.path(seed.to_string())).unwrap();
+}
+
+#[test]
+fn listed_files_arrive_as_with_rsync() {
+    if !needs_programs(&["rsync"]) {
+        return;
+    }
+    let world = World::new();
+    let seeds = std::env::var("KSYNC_FILES_SEEDS").map_or(60, |text| text.parse::<u64>().unwrap());
+    for seed in 0..seeds {
+        check(&world, seed);
+    }
+}
+
+#[test]
+fn listed_files_that_cannot_be_copied_are_told_by_name() {
+    let world = World::new();
+    world.tree("src").file("a", "x").file("d/b", "y");
+    world.tree(".").file("list", "a\nmissing\nd/b/c\n");
+    world.tree("dst").file("missing", "old");
+    for way in [["src".into(), world.far("dst")], [world.far("src"), "dst".into()]] {
+        let mut ksync = world.ksync(["--files-from=list", "-r", "--delete", "--yes"]);
+        ksync.args(way);
+        let run = Run::of(ksync);
+        assert_eq!(run.status.code(), Some(23), "{}", run.stderr);
+        assert!(run.stderr.contains("missing: it does not exist"), "{}", run.stderr);
+        assert!(run.stderr.contains("d/b/c"), "{}", run.stderr);
+        assert!(world.path("dst/a").exists() && world.path("dst/missing").exists());
+        assert!(!world.path("dst/d/b").exists(), "only what is listed");
+    }
+}
+
+#[test]
+fn lists_that_ksync_does_not_read_are_refused() {
+    let world = World::new();
+    world.tree("src").file("a", "x");
+    world.tree(".").file("list", "a\n").file("out", "a\n../b\n");
+    for (arguments, said) in [
+        (
+            &["--files-from=host:list", "src", "dst"][..],
+            "--files-from host:list names a file on another machine",
+        ),
+        (&["--files-from=out", "src", "dst"], "out: line 2: ../b leads out of SOURCE"),
+        (
+            &["--files-from=list", "src/a", "dst"],
+            "src/a is a file, and --files-from lists entries of a directory",
+        ),
+        (&["--files-from=list", "-w", "src", "dst"], "--watch and --files-from exclude each other"),
+        (&["--files-from=list", "src", "other", "dst"], "--files-from takes one SOURCE"),
+        (&["-R", "src", "dst"], "there is no --relative (-R) without --files-from"),
+    ] {
+        let run = world.run(arguments).fails(1);
+        assert!(run.stderr.starts_with(&format!("ksync: {said}")), "{}", run.stderr);
+    }
+    assert!(!world.path("dst").exists());
+    let run = world.run(["--files-from=missing", "src", "dst"]).fails(1);
+    assert_eq!(run.stderr, "ksync: cannot read missing: no such file or directory\n");
+}
