@@ -104,7 +104,7 @@ fn event(name: &str) -> Event {
         "excluded" => Event::Excluded { entries: 2 },
         "planned" => Event::Planned { files: 3, bytes: 4 },
         "change" => {
-            let differs = Differs { size: false, time: true, mode: false };
+            let differs = Differs { time: true, ..Differs::default() };
             Event::Change {
                 action: Action::Adjust,
                 what: What::Symlink,

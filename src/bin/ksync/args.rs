@@ -14,6 +14,7 @@ use crate::verbs::{
 use crate::{accepted, manual, rules};
 
 pub(crate) mod help;
+mod metadata;
 #[cfg(feature = "sandbox")]
 mod sandbox;
 mod sync;

@@ -85,7 +85,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         ));
     }
     let mistaken = args.endpoints.last().and_then(|text| mistaken(text));
-    let warnings = mistaken.into_iter().chain(accepted.warning()).collect();
+    let warnings = mistaken.into_iter().collect();
     let pairs = pair(&args.endpoints, args.connection.setup.is_some())?;
     if args.what.delete_excluded && pairs.len() > 1 {
         return Err(CliError::usage("--delete-excluded takes one SOURCE", "Run one ksync for each SOURCE."));
@@ -128,6 +128,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         compress: !args.what.no_compress,
         rules,
         consent: consent(&args.what, &pairs)?,
+        metadata: args.metadata.options()?,
         ..Options::default()
     };
     let mut connection_args = args.connection;

@@ -10,7 +10,9 @@
 //! be on the disk yet (`unconfirmed`). The baseline, which one run leaves for the next, lies
 //! outside of every tree: see [`baseline`].
 
+pub mod accounts;
 mod anonymous;
+pub mod attributes;
 pub mod baseline;
 mod boundaries;
 pub mod bounded_scan;
@@ -21,6 +23,7 @@ mod directory_stack;
 mod durability;
 pub mod error;
 mod granularity;
+mod hard_link;
 pub mod holes;
 mod homes;
 pub mod identities;
@@ -38,6 +41,7 @@ pub mod scan;
 pub mod secret;
 pub mod set_id;
 pub mod space;
+mod special;
 mod spelling;
 pub mod stage;
 pub mod stat;
@@ -47,6 +51,7 @@ mod tree_id;
 mod unconfirmed;
 pub mod writable;
 mod writeback;
+pub mod xattr;
 
 #[cfg(test)]
 mod attacks;

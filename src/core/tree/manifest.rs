@@ -8,8 +8,11 @@
 //! On the wire a manifest is cut into [`block`](crate::tree::block)s.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
+use crate::tree::attributes::Attributes;
 use crate::tree::block::{BlockReader, BlockWriter};
 use crate::tree::entry::{Entry, EntryRef, Kind};
 use crate::tree::path_ref::PathRef;
@@ -68,6 +71,11 @@ impl Manifest {
     /// Every entry with its id, in order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (u32, EntryRef<'_>)> {
         (0..self.end()).filter_map(|id| Some((id, self.get(id)?)))
+    }
+
+    /// The different attributes of the entries.
+    pub fn attributes(&self) -> impl Iterator<Item = &Arc<Attributes>> {
+        self.table.sets()
     }
 
     /// Number of entries.
@@ -138,6 +146,8 @@ pub struct Builder {
     ancestors: Vec<u32>,
     text_bytes: usize,
     content_bytes: u64,
+    /// The different attributes, with their numbers.
+    sets: HashMap<Arc<Attributes>, u32>,
 }
 
 impl Builder {
@@ -171,6 +181,7 @@ impl Builder {
         };
         let target_bytes = if let Kind::Symlink { target } = entry.kind { target.len() } else { 0 };
         self.text_bytes += path.len() + target_bytes;
+        let set = entry.attributes.map(|attributes| self.set(attributes));
         if self.text_bytes > TEXT_BYTES_MAX {
             return Err(ManifestError::TooLong);
         }
@@ -181,11 +192,22 @@ impl Builder {
         if self.len() == ENTRIES_MAX {
             return Err(ManifestError::TooMany);
         }
-        self.manifest.table.push(parent, entry);
+        self.manifest.table.push(parent, entry, set);
         if entry.is_directory() {
             self.ancestors.push(id);
         }
         Ok(())
+    }
+
+    /// The number of these attributes.
+    fn set(&mut self, attributes: &Arc<Attributes>) -> u32 {
+        if let Some(set) = self.sets.get(attributes) {
+            return *set;
+        }
+        self.text_bytes += attributes.counted_bytes();
+        let set = self.manifest.table.add_set(attributes);
+        self.sets.insert(Arc::clone(attributes), set);
+        set
     }
 
     /// Number of entries so far.
@@ -222,6 +244,7 @@ mod tests {
             kind,
             mode: 0o644,
             mtime: Time::new(-5, 999_999_999).unwrap(),
+            attributes: None,
         }
     }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
+use crate::tree::metadata::MetadataOptions;
 use crate::tree::time_rule::TimeRule;
 use crate::tree::transfer_rules::TransferRules;
 use crate::tree::tree_id::Pair;
@@ -66,6 +67,8 @@ pub struct Options {
     pub consent: Consent,
     /// The client's facts from earlier runs about source and destination.
     pub history: History,
+    /// Metadata besides modes and times; `None` if all of these options are off.
+    pub metadata: Option<Box<MetadataOptions>>,
 }
 
 impl Options {
@@ -161,9 +164,12 @@ impl Request {
     }
 
     fn is_within_limits(&self) -> bool {
-        let Options { rules, consent, .. } = &self.options;
+        let Options { rules, consent, metadata, .. } = &self.options;
         let pattern_bytes = rules.iter().map(|rule| rule.pattern.len()).sum::<usize>();
-        rules.len() <= RULES_MAX && pattern_bytes <= RULES_BYTES_MAX && consent.force_in.len() <= FORCED_MAX
+        rules.len() <= RULES_MAX
+            && pattern_bytes <= RULES_BYTES_MAX
+            && consent.force_in.len() <= FORCED_MAX
+            && metadata.as_ref().is_none_or(|metadata| metadata.is_within_limits())
     }
 }
 

@@ -8,6 +8,7 @@ use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args};
 
 use crate::accepted::Accepted;
+use crate::args::metadata::MetadataArgs;
 use crate::args::seconds;
 use crate::rules::RuleSource;
 use crate::size::size;
@@ -21,6 +22,8 @@ pub(crate) struct SyncArgs {
     pub(crate) endpoints: Vec<OsString>,
     #[command(flatten)]
     pub(crate) what: WhatArgs,
+    #[command(flatten)]
+    pub(crate) metadata: MetadataArgs,
     #[command(flatten)]
     pub(crate) which: WhichArgs,
     #[command(flatten)]
@@ -96,8 +99,6 @@ pub(crate) struct WhatArgs {
     /// Exclude links that are absolute or lead out of the tree: what a pull does by itself
     #[arg(long, overrides_with = "links")]
     pub(crate) safe_links: bool,
-    #[arg(short = 'p', long, hide = true)]
-    perms: bool,
     #[arg(long, hide = true)]
     partial: bool,
 }

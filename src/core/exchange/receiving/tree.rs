@@ -123,7 +123,7 @@ impl PlannedTree {
 
     pub(super) fn metadata(&self, id: u32) -> Result<Metadata, WorkError> {
         let entry = self.entry(id)?;
-        Ok(Metadata { mode: entry.mode, mtime: entry.mtime })
+        Ok(Metadata { mode: entry.mode, mtime: entry.mtime, attributes: entry.attributes.cloned() })
     }
 
     /// Path of an entry in the root.
@@ -143,7 +143,9 @@ impl PlannedTree {
     /// further name may have changed the ctime: `cp -al` gives one to each file.
     pub(super) fn identity(&self, at: u32) -> Option<Identity> {
         let listed = self.identities().get(&self.present, at)?;
-        if !self.open.is_kept {
+        // This run may have removed another name, too.
+        let has_names = || self.present.get(at)?.attributes?.link;
+        if !self.open.is_kept && has_names().is_none() {
             return Some(listed);
         }
         let path = self.open.single.clone().or_else(|| Some(self.present.path(at)?.to_path()))?;
