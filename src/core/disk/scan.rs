@@ -423,9 +423,10 @@ impl Scanner<'_> {
     fn add(&mut self, path: &TreePath, kind: Kind<&[u8]>, stat: &Stat, attributes: Option<Arc<Attributes>>) {
         if matches!(kind, Kind::File { .. }) {
             self.scanned.sparse.add(path, stat);
-            if stat.nlink > 1 && self.scanned.linked.len() <= LINKED_MAX {
-                self.scanned.linked.push(path.clone());
-            }
+        }
+        let is_linked = stat.nlink > 1 && !matches!(kind, Kind::Directory);
+        if is_linked && self.scanned.linked.len() <= LINKED_MAX {
+            self.scanned.linked.push(path.clone());
         }
         let is_link = matches!(kind, Kind::Symlink { .. }) && !kind.is_special();
         let mode = if is_link { 0o777 } else { offered_mode(stat, self.options) };

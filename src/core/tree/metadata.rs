@@ -108,6 +108,26 @@ pub struct ModeChange {
     pub set: u16,
     /// Set execute bits only on directories, and where one was set before (`X`).
     pub only_executable: bool,
+    /// Set or clear the bits that others of the entry have (`g=u`).
+    pub copy: Option<CopyBits>,
+}
+
+/// Permission bits that one of user, group and others has, for others of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyBits {
+    /// Position of the three bits in a mode: 6, 3 or 0.
+    pub from: u8,
+    /// The bits that may change.
+    pub mask: u16,
+    /// Clear the bits that were found.
+    pub clears: bool,
+}
+
+impl CopyBits {
+    /// The bits of this mode that are set or cleared.
+    fn of(self, mode: u16) -> u16 {
+        ((mode >> self.from.min(6)) & 7) * 0o111 & self.mask
+    }
 }
 
 impl ModeChange {
@@ -144,6 +164,16 @@ impl ModeChange {
                 _ => return None,
             }
         };
+        if let Some(from) = letters.peek().and_then(|class| ['o', 'g', 'u'].iter().position(|of| of == class))
+        {
+            let all = if places == 0 { 0o777 & !umask } else { places * 7 };
+            change.copy = Some(CopyBits { from: from as u8 * 3, mask: all, clears: sign == '-' });
+            letters.next();
+            if sign == '=' {
+                change.keep = 0o7777 & !(if places == 0 { 0o777 } else { places * 7 });
+            }
+            return letters.next().is_none().then_some(change);
+        }
         let (mut what, mut top) = (0_u16, 0);
         for letter in letters {
             match letter {
@@ -180,7 +210,13 @@ impl ModeChange {
         };
         changes.iter().filter(affects).fold(mode, |mode, change| {
             let hidden = if change.only_executable && !was_executable && !is_directory { 0o111 } else { 0 };
-            mode & change.keep & 0o7777 | change.set & !hidden & 0o7777
+            let (sets, clears) = match change.copy {
+                None => (0, 0),
+                Some(copy) if copy.clears => (0, copy.of(mode)),
+                Some(copy) => (copy.of(mode), 0),
+            };
+            let kept = mode & change.keep & !clears;
+            kept & 0o7777 | (change.set & !hidden | sets) & 0o7777
         })
     }
 }
@@ -290,6 +326,10 @@ mod tests {
             ("u=s", 0o755, false, 0o4055),
             ("0", 0o755, false, 0),
             ("Fu=,og+x", 0o644, false, 0o055),
+            ("g=u", 0o640, false, 0o660),
+            ("go=u", 0o700, true, 0o777),
+            ("o+g", 0o654, false, 0o655),
+            ("g-o", 0o755, false, 0o705),
         ] {
             let changes = ModeChange::parse_list(changes, 0o022).unwrap();
             assert_eq!(ModeChange::apply(&changes, before, is_directory), after, "{changes:?}");
@@ -298,7 +338,7 @@ mod tests {
 
     #[test]
     fn chmod_of_another_form_is_refused() {
-        for text in ["", "u", "u+q", "9", "755x", "DF644", "u755", "17777", "u+w,", "rw"] {
+        for text in ["", "u", "u+q", "9", "755x", "DF644", "u755", "17777", "u+w,", "rw", "g=uo", "g=ur"] {
             assert!(ModeChange::parse_list(text, 0).is_err(), "{text}");
         }
     }

@@ -93,7 +93,7 @@ impl Receiving {
                 let _ = root.give_owner_access(directory);
             }
             let listed = self.list(root, tree.single.as_ref(), subject, scope, &mut opened)?;
-            (tree.identities, tree.is_kept, tree.doubted, tree.is_whole) = listed;
+            (tree.identities, tree.ctimes_move, tree.doubted, tree.is_whole) = listed;
             let staged = staged(root).map_err(|error| destination_error(&error))?;
             opened.has_staged = staged.files > 0;
             if !self.options.dry_run {
@@ -246,7 +246,8 @@ impl Receiving {
         }
         let doubted = opened.doubts.positions().collect();
         let is_whole = is_complete && which == scan::Subject::Whole;
-        Ok((scanned.identities, scanned.is_kept, doubted, is_whole))
+        let ctimes_move = scanned.is_kept || !scanned.linked.is_empty();
+        Ok((scanned.identities, ctimes_move, doubted, is_whole))
     }
 
     /// The rule for times on the destination's filesystem. Only times that are all coarse need a
