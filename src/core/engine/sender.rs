@@ -338,7 +338,7 @@ impl<S: Source> Sender<S> {
         if holes != Holes::default() {
             self.outbox.send(FromSender::Holes(holes));
         }
-        owners.into_iter().for_each(|owners| self.outbox.send(FromSender::Owners(owners)));
+        owners.into_iter().for_each(|owners| self.outbox.send(FromSender::Owners(*owners)));
         root.into_iter().for_each(|root| self.outbox.send(FromSender::Root((*root).clone())));
         match changed {
             Some(Changed { changes, ignores, digest }) if self.has_baseline => {

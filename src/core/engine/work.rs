@@ -284,7 +284,7 @@ pub struct Scanned {
     /// Holes of its files.
     pub holes: Holes,
     /// Names of its users and groups, if the options ask for them.
-    pub owners: Option<Owners>,
+    pub owners: Option<Box<Owners>>,
     /// Attributes of the directory itself, if it has any.
     pub root: Option<Arc<Attributes>>,
 }

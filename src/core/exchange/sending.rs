@@ -320,7 +320,7 @@ impl Sending {
         };
         let owners = metadata.filter(|metadata| metadata.has_names()).map(|_| {
             let ids = |root: &Attributes| Some((root.user?, root.group?));
-            owners_of(&manifest, root.as_deref().and_then(ids))
+            Box::new(owners_of(&manifest, root.as_deref().and_then(ids)))
         });
         let is_whole = listed.scope.is_none() && !source.is_single();
         let (changed, is_new) = self.compare_with_baseline(is_whole, listed.baseline, &manifest, &ignores);

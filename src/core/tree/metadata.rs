@@ -126,7 +126,7 @@ pub struct CopyBits {
 impl CopyBits {
     /// The bits of this mode that are set or cleared.
     fn of(self, mode: u16) -> u16 {
-        ((mode >> self.from.min(6)) & 7) * 0o111 & self.mask
+        (((mode >> self.from.min(6)) & 7) * 0o111) & self.mask
     }
 }
 
@@ -186,7 +186,7 @@ impl ModeChange {
                 _ => return None,
             }
         }
-        let bits = if places == 0 { 0o111 * what & !umask } else { places * what };
+        let bits = if places == 0 { (0o111 * what) & !umask } else { places * what };
         let all = if places == 0 { 0o111 } else { places } * 7;
         match sign {
             '+' => change.set = bits | top,
