@@ -1,5 +1,5 @@
-//! The users and groups of this machine, as its lists in `/etc` name them. The statically linked agent
-//! has no other directory of users.
+//! The users and groups of this machine, as its lists in `/etc` name them. The statically linked
+//! agent has no other directory of users.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -9,7 +9,6 @@ use rustix::process::{getegid, geteuid, getgroups};
 use serde_bytes::ByteBuf;
 
 use crate::tree::accounts::{Accounts, OWNERS_MAX, Owners};
-use crate::tree::attributes::ACL_ACCESS;
 use crate::tree::attributes::is_acl;
 use crate::tree::manifest::Manifest;
 use crate::tree::metadata::NAME_BYTES_MAX;
@@ -44,8 +43,7 @@ pub fn owners_of(tree: &Manifest, root: Option<(u32, u32)>) -> Owners {
     for attributes in tree.attributes() {
         users.extend(attributes.user);
         groups.extend(attributes.group);
-        for (name, acl) in attributes.xattrs.iter().filter(|(name, _)| is_acl(name)) {
-            debug_assert!(name.len() >= ACL_ACCESS.len());
+        for (_, acl) in attributes.xattrs.iter().filter(|(name, _)| is_acl(name)) {
             let (of_users, of_groups) = crate::tree::effective::ids_of_acl(acl);
             users.extend(of_users);
             groups.extend(of_groups);

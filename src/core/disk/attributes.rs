@@ -7,9 +7,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use crate::disk::root::Root;
-use crate::disk::scan::ScanOptions;
-use crate::disk::set_id::mode_for;
+use crate::disk::set_id::{Owner, mode_for};
 use crate::disk::stat::{FileKind, Stat};
 use crate::disk::xattr::{self, Namespaces};
 use crate::tree::attributes::Attributes;
@@ -35,12 +33,15 @@ pub(crate) fn of(
     Ok(with_xattrs(stat, options, xattrs))
 }
 
-/// The attributes of a root itself.
-pub(crate) fn of_root(root: &Root, options: &MetadataOptions) -> Option<Arc<Attributes>> {
-    let stat = root.own_stat().ok()?;
+/// The attributes of an open directory with this metadata.
+pub(crate) fn of_open(
+    directory: impl AsFd,
+    stat: &Stat,
+    options: &MetadataOptions,
+) -> Option<Arc<Attributes>> {
     let namespaces = Namespaces::of(Some(options));
-    let xattrs = if namespaces.any() { xattr::read(root.descriptor(), namespaces).ok()? } else { Vec::new() };
-    with_xattrs(&stat, options, xattrs).map(Arc::new)
+    let xattrs = if namespaces.any() { xattr::read(directory, namespaces).ok()? } else { Vec::new() };
+    with_xattrs(stat, options, xattrs).map(Arc::new)
 }
 
 fn with_xattrs(
@@ -62,18 +63,15 @@ fn with_xattrs(
 /// The mode that an entry is offered with: without the set-id bits that a copy may not have, and
 /// with the changes of `--chmod`.
 #[must_use]
-pub fn offered_mode(stat: &Stat, options: &ScanOptions) -> u16 {
-    let owner = options.set_id_owner;
+pub fn offered_mode(stat: &Stat, owner: Option<Owner>, metadata: Option<&MetadataOptions>) -> u16 {
     let mode = owner.map_or(stat.mode, |owner| {
         let mode = mode_for(stat.mode, (stat.uid, stat.gid), owner);
         // A copied owner or group brings its bit.
-        let metadata = options.metadata.as_deref();
         let of_user = if metadata.is_some_and(|metadata| metadata.owner) { 0o4000 } else { 0 };
         let of_group = if metadata.is_some_and(|metadata| metadata.group) { 0o2000 } else { 0 };
         mode | stat.mode & (of_user | of_group)
     });
-    match options.metadata.as_deref().filter(|metadata| !options.is_destination && !metadata.chmod.is_empty())
-    {
+    match metadata.filter(|metadata| !metadata.chmod.is_empty()) {
         Some(metadata) => metadata.mode(mode, stat.kind() == FileKind::Directory),
         None => mode,
     }

@@ -65,7 +65,8 @@ impl WritableRoot {
         xattrs
     }
 
-    /// Sets the metadata of a regular file whose content is already right. `seen` is the identity on which the decision was made. Returns the file's new metadata.
+    /// Sets the metadata of a regular file whose content is already right. `seen` is the identity
+    /// on which the decision was made. Returns the file's new metadata.
     ///
     /// # Errors
     /// It is no regular file, or this user may not change it, or it is not the one that was seen

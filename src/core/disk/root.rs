@@ -136,7 +136,7 @@ impl Root {
     /// The attributes of the root itself, as far as the options ask for any.
     #[must_use]
     pub fn own_attributes(&self, options: Option<&MetadataOptions>) -> Option<Arc<Attributes>> {
-        options.and_then(|options| attributes::of_root(self, options))
+        options.and_then(|options| attributes::of_open(&self.descriptor, &self.own_stat().ok()?, options))
     }
 
     /// Opens a directory for listing; `None` is the root.

@@ -429,7 +429,9 @@ impl Scanner<'_> {
             self.scanned.linked.push(path.clone());
         }
         let is_link = matches!(kind, Kind::Symlink { .. }) && !kind.is_special();
-        let mode = if is_link { 0o777 } else { offered_mode(stat, self.options) };
+        // A destination shows its modes as they are.
+        let metadata = self.options.metadata.as_deref().filter(|_| !self.options.is_destination);
+        let mode = if is_link { 0o777 } else { offered_mode(stat, self.options.set_id_owner, metadata) };
         let attributes = attributes.as_ref();
         let entry = EntryRef { path: path.into(), kind, mode, mtime: stat.mtime(), attributes };
         self.bytes += entry.size();

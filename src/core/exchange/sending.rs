@@ -284,7 +284,7 @@ impl Sending {
         let (subject, baseline) = match &found.single {
             None => {
                 let stat = found.root.own_stat().map_err(|error| missing(&error))?;
-                let mode = offered_mode(&stat, &self.scan_options(&scan::Subject::Whole));
+                let mode = offered_mode(&stat, self.options.set_id_owner, self.options.metadata.as_deref());
                 let subject = Subject::directory(mode, stat.mtime(), found.root.tree_id());
                 // An incremental round has no store of the baseline, so it names no base.
                 (subject, self.baseline.as_ref().and_then(Baseline::digest))

@@ -149,7 +149,7 @@ impl ListedSeveral {
             let entry: EntryRef<'_> = Entry {
                 path: name.into(),
                 kind: Kind::Directory,
-                mode: offered_mode(&own, options),
+                mode: offered_mode(&own, options.set_id_owner, options.metadata.as_deref()),
                 mtime: own.mtime(),
                 attributes: attributes.as_ref(),
             };

@@ -22,7 +22,8 @@
 //! | nothing | anything | `Remove` if deleting is on, unless protected |
 //!
 //! Files are equal if size and time are, and hashes where both have one; with `checksum` the hash
-//! decides. Attributes (owner, group, extended attributes) count like a mode. A directory may go if it is empty, or if deleting is on and nothing in it is protected.
+//! decides. Attributes (owner, group, extended attributes) count like a mode. A directory may go if
+//! it is empty, or if deleting is on and nothing in it is protected.
 //! Transfer rules come first: an entry that they pass over gets no decision, and neither does what
 //! is in its place.
 

@@ -72,8 +72,8 @@ pub enum Kind<T = Box<[u8]>> {
 impl<T: Default + AsRef<[u8]>> Kind<T> {
     /// A FIFO, a socket or a device: a link without a target, which no real link has. It is no
     /// basis, and is removed without being opened. [`Attributes::special`] tells its kind. In a
-    /// destination the kind may be unknown; such an entry differs from every wanted one, and no peer
-    /// can send it.
+    /// destination the kind may be unknown. Such an entry differs from every wanted one, and no
+    /// peer can send it.
     #[must_use]
     pub fn special() -> Self {
         Self::Symlink { target: T::default() }

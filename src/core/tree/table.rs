@@ -93,8 +93,8 @@ impl Table {
         self.sets.len() as u32 - 1
     }
 
-    /// Appends an entry of the directory with this number, with the attributes of this number. The caller checked the limits: all text
-    /// together is shorter than 4 GiB.
+    /// Appends an entry of the directory with this number, with the attributes of this number. The
+    /// caller checked the limits: all text together is shorter than 4 GiB.
     pub(super) fn push(&mut self, parent: Option<u32>, entry: EntryRef<'_>, set: Option<u32>) {
         let text = u32::try_from(self.text.len()).unwrap_or(u32::MAX);
         let name = entry.path.name();

@@ -140,8 +140,8 @@ impl PlannedTree {
         Ok((self.open.single.clone().unwrap_or_else(|| path.to_path()), seen))
     }
 
-    /// Identity of a present entry when it was listed. A name that comes or goes changes the ctime of
-    /// the other names: `cp -al` gives one to each file, and this run may remove one.
+    /// Identity of a present entry when it was listed. A name that comes or goes changes the ctime
+    /// of the other names: `cp -al` gives one to each file, and this run may remove one.
     pub(super) fn identity(&self, at: u32) -> Option<Identity> {
         let listed = self.identities().get(&self.present, at)?;
         if !self.open.ctimes_move {
