@@ -94,7 +94,9 @@ fn facts(root: &Path, options: &[&str]) -> Facts {
             groups.entry((is.dev(), is.ino())).or_default().push(name);
         }
     }
-    (all, groups.into_values().filter(|names| names.len() > 1).collect())
+    let mut groups: Vec<Vec<PathBuf>> = groups.into_values().filter(|names| names.len() > 1).collect();
+    groups.sort();
+    (all, groups)
 }
 
 fn set(path: &Path, name: &str, value: &[u8]) {
@@ -227,7 +229,9 @@ fn compare(seed: u64) -> Option<()> {
     let world = World::new();
     grow(&world.path("src"), &mut dice, true);
     let deletes = dice.roll(2) == 0;
-    match dice.roll(3) {
+    let start = dice.roll(3);
+    let is_new = start == 0;
+    match start {
         0 => {}
         1 if deletes => {
             // rsync leaves names of one file that are to be different files.
@@ -282,7 +286,10 @@ fn compare(seed: u64) -> Option<()> {
             paths(&world.path(root)).into_iter().filter(|path| path.symlink_metadata().unwrap().is_file());
         files.map(|path| path.metadata().unwrap().blocks()).sum()
     };
-    assert!(taken("dst") <= taken("rsynced") + 8 && taken("dst") <= taken("src") + 64, "{what}");
+    // Half of the shortest hole, so that blocks of attributes do not count.
+    const SLACK_BLOCKS: u64 = 2048;
+    assert!(taken("dst") <= taken("rsynced") + SLACK_BLOCKS, "{what}");
+    assert!(!is_new || taken("dst") <= taken("src") + SLACK_BLOCKS, "{what}");
     Some(())
 }
 
@@ -330,6 +337,7 @@ fn chmod_makes_the_modes_that_rsync_makes() {
         "a=",
         "g=u",
         "go=u",
+        "a=u",
         "o+g",
         "g-o",
     ]

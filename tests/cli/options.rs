@@ -158,10 +158,6 @@ fn unknown_options_are_answered_like_all_errors() {
             &["--backup-dir=x", "a", "b"],
             "ksync: there is no --backup-dir: ksync keeps no old versions; copy DEST first, or use restic or borg\n",
         ),
-        (
-            &["-avHX", "a", "b"],
-            "ksync: there is no -H: ksync copies each name as a file of its own; use rsync where hard links matter\n",
-        ),
     ] {
         world.run(args).fails(1).says(said);
     }

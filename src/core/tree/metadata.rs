@@ -170,7 +170,11 @@ impl ModeChange {
             change.copy = Some(CopyBits { from: from as u8 * 3, mask: all, clears: sign == '-' });
             letters.next();
             if sign == '=' {
-                change.keep = 0o7777 & !(if places == 0 { 0o777 } else { places * 7 });
+                // As rsync, such a change clears the set-id bits of those that it names.
+                let named = if places == 0 { 0o111 } else { places };
+                let of_user = if named & 0o100 == 0 { 0 } else { 0o4000 };
+                let of_group = if named & 0o010 == 0 { 0 } else { 0o2000 };
+                change.keep = 0o7777 & !(of_user | of_group | named * 7);
             }
             return letters.next().is_none().then_some(change);
         }
@@ -328,6 +332,8 @@ mod tests {
             ("Fu=,og+x", 0o644, false, 0o055),
             ("g=u", 0o640, false, 0o660),
             ("go=u", 0o700, true, 0o777),
+            ("g=u", 0o6711, false, 0o4771),
+            ("a=u", 0o6711, false, 0o777),
             ("o+g", 0o654, false, 0o655),
             ("g-o", 0o755, false, 0o705),
         ] {
