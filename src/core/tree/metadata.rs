@@ -174,7 +174,7 @@ impl ModeChange {
                 let named = if places == 0 { 0o111 } else { places };
                 let of_user = if named & 0o100 == 0 { 0 } else { 0o4000 };
                 let of_group = if named & 0o010 == 0 { 0 } else { 0o2000 };
-                change.keep = 0o7777 & !(of_user | of_group | named * 7);
+                change.keep = 0o7777 & !(of_user | of_group | (named * 7));
             }
             return letters.next().is_none().then_some(change);
         }
