@@ -165,6 +165,7 @@ mod manifest {
                     },
                     mode: 0o644,
                     mtime: Time::new(1_600_000_000 + index as i64, 0).expect("a time"),
+                    attributes: None,
                 }
             })
             .collect();

@@ -14,9 +14,12 @@ use ksync::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use ksync::monitor::{
     Action, Braked, Differs, Doomed, Event, HEAD_MAX, Problem, ProblemKind, Reason, What, Written,
 };
+use ksync::tree::accounts::{OWNERS_MAX, Owners};
+use ksync::tree::attributes::{Attributes, Special};
 use ksync::tree::change::{Change, EDITS_MAX, Edit};
 use ksync::tree::entry::Time;
 use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
+use ksync::tree::metadata::{IdRule, LIST_MAX, MetadataOptions, ModeChange};
 use ksync::tree::subtrees::Subtree;
 use ksync::tree::tree_id::{Pair, TreeId};
 use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
@@ -48,6 +51,38 @@ fn blocks(length: u64, count: u64) -> Blocks {
 fn chunks(count: usize) -> Either {
     let chunks = vec![Chunk { length: 300_000, id: ChunkId::of(b"chunk") }; count];
     Either::Receiver(FromReceiver::Replies(vec![(1, Reply::Chunks(chunks))]))
+}
+
+fn owners() -> Owners {
+    Owners { users: vec![(1000, data(b"me"))], groups: vec![(0, data(b"root")), (70_000, data(b"web"))] }
+}
+
+fn attributes() -> Attributes {
+    Attributes {
+        user: Some(1000),
+        group: Some(70_000),
+        link: Some((2049, 1 << 33)),
+        special: Some(Special::Character(0x103)),
+        xattrs: vec![(data(b"system.posix_acl_access"), data(b"\x02\0\0\0")), (data(b"user.a"), data(b"1"))],
+    }
+}
+
+fn metadata() -> MetadataOptions {
+    MetadataOptions {
+        owner: true,
+        group: true,
+        numeric_ids: false,
+        users: IdRule::parse_list("0-99:nobody,m*:7").unwrap(),
+        groups: IdRule::parse_list(":70000").unwrap(),
+        chmod: ModeChange::parse_list("D755,Fgo=u,a+X", 0o022).unwrap(),
+        no_perms: true,
+        executability: true,
+        hard_links: true,
+        xattrs: true,
+        acls: true,
+        devices: true,
+        specials: true,
+    }
 }
 
 fn answer(answer: Answer) -> Either {
@@ -104,7 +139,7 @@ fn event(name: &str) -> Event {
         "excluded" => Event::Excluded { entries: 2 },
         "planned" => Event::Planned { files: 3, bytes: 4 },
         "change" => {
-            let differs = Differs { size: false, time: true, mode: false };
+            let differs = Differs { time: true, ..Differs::default() };
             Event::Change {
                 action: Action::Adjust,
                 what: What::Symlink,
@@ -120,6 +155,7 @@ fn event(name: &str) -> Event {
         "matched" => Event::Matched { bytes: 6 },
         "state-excluded" => Event::StateExcluded { directories: 2 },
         "grew" => Event::Grew { path },
+        "devices-passed-over" => Event::DevicesPassedOver { devices: 300, first: b"dev/\xff".to_vec() },
         "links-excluded" => Event::LinksExcluded { links: 3, first: path },
         "renamed" => Event::Renamed { from: b"old".to_vec(), path: b"d/new".to_vec() },
         "written" => Event::Written(Written { files: 1, total_files: 300, bytes: 2, total_bytes: 1 << 40 }),
@@ -206,6 +242,8 @@ fn messages() -> Vec<(String, Either)> {
         ("rescan", Either::Receiver(FromReceiver::Rescan)),
         ("heartbeat", Either::Sender(Common::Heartbeat { is_active: true }.into())),
         ("sampled", Either::Sender(FromSender::Sampled(vec![(300, samples())]))),
+        ("owners", Either::Sender(FromSender::Owners(owners()))),
+        ("root", Either::Sender(FromSender::Root(attributes()))),
         (
             "holes",
             Either::Sender(FromSender::Holes(Holes { files: vec![(300, 1 << 40)], others_bytes: 70_000 })),
@@ -233,6 +271,7 @@ fn messages() -> Vec<(String, Either)> {
         "links-excluded",
         "renamed",
         "written",
+        "devices-passed-over",
     ] {
         messages.push((format!("note-{name}"), Either::Sender(Common::Note(event(name)).into())));
     }
@@ -293,6 +332,46 @@ fn the_hello_has_its_golden_bytes_and_comes_back() {
     hello::write(&mut bytes, Some(request())).unwrap();
     assert_golden("hello", &bytes);
     assert_eq!(hello::read(&mut bytes.as_slice()).unwrap().request, Some(request()));
+}
+
+fn with_metadata(metadata: MetadataOptions) -> Request {
+    let options = Options { metadata: Some(Box::new(metadata)), ..Options::default() };
+    Request { options, ..request() }
+}
+
+#[test]
+fn the_hello_with_metadata_has_its_golden_bytes_and_comes_back() {
+    let read = |request: Request| {
+        let mut bytes = Vec::new();
+        hello::write(&mut bytes, Some(request)).unwrap();
+        (hello::read(&mut bytes.as_slice()).map(|hello| hello.request), bytes)
+    };
+    let (request, bytes) = read(with_metadata(metadata()));
+    assert_golden("hello-metadata", &bytes);
+    assert_eq!(request.unwrap(), Some(with_metadata(metadata())));
+    for (count, is_valid) in [(LIST_MAX, true), (LIST_MAX + 1, false)] {
+        let chmod = vec![ModeChange::default(); count];
+        let request = with_metadata(MetadataOptions { chmod, ..MetadataOptions::default() });
+        assert_eq!(read(request).0.is_ok(), is_valid, "{count}");
+    }
+}
+
+#[test]
+fn owners_and_attributes_beyond_a_limit_are_refused() {
+    let owners = |count, length| {
+        let users = vec![(1, data(&vec![b'u'; length])); count];
+        FromSender::Owners(Owners { users, groups: Vec::new() })
+    };
+    let root = |user| FromSender::Root(Attributes { user: Some(user), ..attributes() });
+    for (message, is_valid) in [
+        (owners(OWNERS_MAX, 255), true),
+        (owners(OWNERS_MAX + 1, 1), false),
+        (owners(1, 256), false),
+        (root(u32::MAX - 1), true),
+        (root(u32::MAX), false),
+    ] {
+        assert_eq!(FromSender::decode(&message.encode()).is_ok(), is_valid);
+    }
 }
 
 #[test]

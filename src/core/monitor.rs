@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::tree::attributes::AttributesDiffer;
 use crate::tree::tree_id::Pair;
 
 /// The kind of a change in a list.
@@ -42,6 +43,37 @@ pub struct Differs {
     pub time: bool,
     /// Different mode bits, of those that are compared.
     pub mode: bool,
+    /// Different owner, group, ACLs or extended attributes, if they are compared.
+    pub attributes: Letters,
+}
+
+/// Differing attributes: the letters that rsync lists for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Letters(u8);
+
+impl Letters {
+    /// The owner (`o`).
+    pub const OWNER: Self = Self(1);
+    /// The group (`g`).
+    pub const GROUP: Self = Self(2);
+    /// ACLs (`a`).
+    pub const ACL: Self = Self(4);
+    /// Extended attributes (`x`).
+    pub const XATTR: Self = Self(8);
+
+    /// Those of these that differ.
+    #[must_use]
+    pub fn of(differs: AttributesDiffer) -> Self {
+        let AttributesDiffer { owner, group, acl, xattr } = differs;
+        let all = [(owner, Self::OWNER), (group, Self::GROUP), (acl, Self::ACL), (xattr, Self::XATTR)];
+        Self(all.iter().filter(|(differs, _)| *differs).map(|(_, letter)| letter.0).sum())
+    }
+
+    /// True if this letter is among them.
+    #[must_use]
+    pub fn has(self, letter: Self) -> bool {
+        self.0 & letter.0 != 0
+    }
 }
 
 /// Maximum number of paths that [`Braked`] names.
@@ -256,6 +288,14 @@ pub enum Event {
         /// The new path as bytes.
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,
+    },
+    /// Devices were passed over, since only the superuser can make them.
+    DevicesPassedOver {
+        /// Number of devices.
+        devices: u64,
+        /// The path of the first as bytes.
+        #[serde(with = "serde_bytes")]
+        first: Vec<u8>,
     },
 }
 

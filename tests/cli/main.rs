@@ -34,6 +34,7 @@ mod log;
 mod manual;
 mod mapping;
 mod messages;
+mod metadata;
 mod moved;
 mod options;
 mod plan;

@@ -129,20 +129,6 @@ fn a_partial_directory_is_excluded_as_rsync_excludes_it() {
 }
 
 #[test]
-fn owners_and_devices_that_were_asked_for_are_told_in_one_line() {
-    let world = World::new();
-    world.tree("src").file("a", "text");
-    let run = world.run(["-rlptgoD", "src", "dst"]).ok();
-    world.assert_same("src", "dst");
-    let told = "ksync does not copy owners and groups (-o -g) and devices and special files (-D)";
-    assert_eq!(run.stderr.matches(told).count(), 1, "{}", run.stderr);
-    for silent in [&["-a"][..], &["-a", "--no-o", "--no-g"], &["-goD", "--no-o", "--no-g", "--no-D"]] {
-        let run = world.run([silent, &["src", "dst"]].concat()).ok();
-        assert!(!run.stderr.contains("does not copy"), "{silent:?}: {}", run.stderr);
-    }
-}
-
-#[test]
 fn info_flags_are_the_options_that_they_mean() {
     let world = World::new();
     world.tree("src").file("a", "text");
@@ -167,10 +153,6 @@ fn unknown_options_are_answered_like_all_errors() {
         (
             &["--max-delet=5", "a", "b"],
             "ksync: there is no option --max-delet\n  hint: ksync --help lists all options.\n",
-        ),
-        (
-            &["-avHX", "a", "b"],
-            "ksync: there is no -H: ksync copies each name as a file of its own; use rsync where hard links matter\n",
         ),
     ] {
         world.run(args).fails(1).says(said);

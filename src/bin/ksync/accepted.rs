@@ -1,9 +1,7 @@
 //! Options of rsync that need no code: the result is the same without them. They stand in no help.
-//! Metadata and kinds of entries that rsync would copy, and ksync does not, are told in one line.
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use ksync::monitor::Warning;
 
 /// Options without a value: all spellings of each, the first long one first.
 const FLAGS: &[&str] = &[
@@ -28,6 +26,9 @@ const FLAGS: &[&str] = &[
     "--no-force",
     DELETE_AFTER,
     RELATIVE,
+    // Holes of files stay holes, and long runs of zeros become some.
+    "--sparse -S",
+    "--no-sparse --no-S",
 ];
 
 /// Options with a value that only tunes the transfer.
@@ -40,17 +41,6 @@ const TUNING: &[&str] = &[
     "--compress-threads --zt",
     "--max-alloc",
     "--skip-compress",
-];
-
-/// Options that ask for metadata or kinds of entries that ksync does not copy, and what turns each
-/// off again. `-a` asks for them as well as rsync can, which is not at all without root.
-const NOT_COPIED: &[(&str, &str)] = &[
-    ("--owner -o", "--no-owner --no-o"),
-    ("--group -g", "--no-group --no-g"),
-    ("--numeric-ids", "--no-numeric-ids"),
-    ("--devices", "--no-devices"),
-    ("--specials", "--no-specials"),
-    ("-D", "--no-D"),
 ];
 
 /// ksync replaces a directory by a file only with `--delete`.
@@ -75,8 +65,6 @@ pub(crate) struct Accepted {
     pub(crate) partial_dir: Option<String>,
     /// The flags of all `--info`.
     pub(crate) info: Info,
-    /// Options that ask for something that ksync does not copy, as typed in rsync's manual.
-    not_copied: Vec<&'static str>,
 }
 
 /// The output that `--info` asks for.
@@ -132,12 +120,6 @@ impl Info {
 pub(crate) fn declare(command: Command) -> Command {
     let flags = FLAGS.iter().map(|names| arg(names).action(ArgAction::SetTrue));
     let tuning = TUNING.iter().map(|names| with_value(names));
-    let pairs = NOT_COPIED.iter().flat_map(|(on, off)| {
-        let flag = |names, other| arg(names).action(ArgAction::SetTrue).overrides_with(id(other));
-        // `--no-D` is also `--no-devices --no-specials`.
-        let parts: &[&str] = if *on == "-D" { &["devices", "specials"] } else { &[] };
-        [flag(on, off), flag(off, on).overrides_with_all(parts)]
-    });
     let outbuf = with_value("--outbuf").value_parser(one_of(&["n", "l", "b"], "N, L or B"));
     let stderr = with_value("--stderr").value_parser(one_of(
         &["e", "errors", "c", "client"],
@@ -145,7 +127,7 @@ pub(crate) fn declare(command: Command) -> Command {
     ));
     let info = arg(INFO).action(ArgAction::Append).value_parser(Info::parse);
     let others = [with_value(PARTIAL_DIR), outbuf, stderr, info];
-    command.args(flags).args(tuning).args(pairs).args(others)
+    command.args(flags).args(tuning).args(others)
 }
 
 /// Reads the effect of these options.
@@ -158,27 +140,6 @@ pub(crate) fn read(matches: &ArgMatches) -> Accepted {
         relative: is_given(RELATIVE),
         partial_dir: matches.get_one::<String>(id(PARTIAL_DIR)).cloned(),
         info: infos.fold(Info::default(), Info::then),
-        not_copied: NOT_COPIED.iter().map(|(on, _)| *on).filter(|on| is_given(on)).collect(),
-    }
-}
-
-impl Accepted {
-    /// The line about what ksync does not copy.
-    pub(crate) fn warning(&self) -> Option<Warning> {
-        let asks = |names: &[&str]| {
-            let of = self.not_copied.iter().copied().filter(|on| names.contains(&id(on)));
-            of.map(|on| on.split(' ').next_back().unwrap_or(on)).collect()
-        };
-        let owners: Vec<&str> = asks(&["owner", "group", "numeric-ids"]);
-        let devices: Vec<&str> = asks(&["devices", "specials", "D"]);
-        let kinds = [("owners and groups", owners), ("devices and special files", devices)];
-        let told = kinds.iter().filter(|(_, options)| !options.is_empty());
-        let told: Vec<String> =
-            told.map(|(what, options)| format!("{what} ({})", options.join(" "))).collect();
-        (!told.is_empty()).then(|| Warning {
-            what: format!("ksync does not copy {}", told.join(" and ")),
-            hint: "Use rsync where they matter.".to_owned(),
-        })
     }
 }
 

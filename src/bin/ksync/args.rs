@@ -17,6 +17,7 @@ use crate::{accepted, manual, rules};
 
 mod backup;
 pub(crate) mod help;
+mod metadata;
 #[cfg(feature = "sandbox")]
 mod sandbox;
 mod sync;

@@ -13,11 +13,10 @@ const fn foreign(names: &'static str, instead: &'static str) -> Foreign {
 }
 
 /// Options that only change what ksync does anyway.
-const ALWAYS: &str = "leave it out, ksync does this anyway";
 const SYMLINKS: &str = "ksync copies a symbolic link as a link; name what it leads to as a SOURCE of its own";
-const OWNERS: &str = "ksync copies no owners and groups; use rsync where they matter";
+const OWNERS: &str = "leave it out, -o and --chown set owners where ksync runs as root";
 const DEVICES: &str = "ksync copies no devices and special files; use rsync where they matter";
-const ATTRIBUTES: &str = "ksync copies no ACLs and extended attributes; use rsync where they matter";
+const ATTRIBUTES: &str = "run the agent as root and use -o, -g and -D";
 const OTHER_BASIS: &str = "ksync compares with DEST only; it finds moved and copied files in there by itself";
 const DAEMON: &str = "ksync speaks to no rsync daemon; reach the machine over SSH: user@host:/path";
 const BATCH: &str = "ksync writes no batch files; -n lists what would change";
@@ -45,21 +44,14 @@ const FOREIGN: &[Foreign] = &[
         "--keep-dirlinks -K --insecure-links --confine-root",
         "ksync follows no link in DEST; name the real directory as DEST",
     ),
-    foreign(
-        "--hard-links -H",
-        "ksync copies each name as a file of its own; use rsync where hard links matter",
-    ),
-    foreign("--executability -E", "leave it out, ksync copies all mode bits"),
-    foreign("--chmod", "change the modes in SOURCE, or in DEST with --exec 'chmod ...'"),
-    foreign("--acls -A --xattrs -X --fake-super", ATTRIBUTES),
-    foreign("--usermap --groupmap --chown --super --copy-as", OWNERS),
+    foreign("--fake-super", ATTRIBUTES),
+    foreign("--super --copy-as", OWNERS),
     foreign("--copy-devices --drop-D", DEVICES),
     foreign("--atimes -U --open-noatime --crtimes -N", "ksync copies modification times only"),
     foreign(
         "--omit-dir-times -O --omit-link-times -J",
         "ksync always copies times, of directories and links, too",
     ),
-    foreign("--sparse -S", ALWAYS),
     foreign("--preallocate", "leave it out, ksync looks for room before it writes"),
     foreign("--fuzzy", "leave it out, ksync finds moved and copied files in DEST by itself"),
     foreign("--remove-source-files", "ksync changes nothing in SOURCE; remove the files after exit code 0"),

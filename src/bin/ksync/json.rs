@@ -357,6 +357,10 @@ impl Monitor for Json {
                 let message = list::links_excluded(links, &first);
                 tell("warning", with_path(json!({ "kind": "links-excluded", "message": message }), &first));
             }
+            Event::DevicesPassedOver { devices, first } if !self.is_ready.load(Ordering::Relaxed) => {
+                let message = list::devices_passed_over(devices, &first);
+                tell("warning", with_path(json!({ "kind": "devices", "message": message }), &first));
+            }
             Event::Grew { path } if !self.is_ready.load(Ordering::Relaxed) => {
                 tell(
                     "warning",
@@ -383,6 +387,7 @@ impl Monitor for Json {
             | Event::Excluded { .. }
             | Event::StateExcluded { .. }
             | Event::LinksExcluded { .. }
+            | Event::DevicesPassedOver { .. }
             | Event::Moved { .. }
             | Event::Matched { .. }
             | Event::Paired(_) => {}

@@ -1,7 +1,7 @@
 //! Changes and problems as lines.
 
 use ksync::exchange;
-use ksync::monitor::{Action, Differs, Problem, ProblemKind, What};
+use ksync::monitor::{Action, Differs, Letters, Problem, ProblemKind, What};
 use ksync::sync::Endpoint;
 use ksync::tree::path::escape;
 
@@ -34,7 +34,7 @@ impl Line<'_> {
 
     /// The change in the eleven letters of `rsync --itemize-changes`: `<f+++++++++ a`.
     ///
-    /// Owner, group and the letters after them are not compared, so they stay dots.
+    /// Owner, group and the letters after them stay dots unless an option copies them.
     pub(crate) fn itemized(self, direction: Direction, checksum: bool) -> String {
         let Self { action, what, differs, .. } = self;
         let travels = match direction {
@@ -77,8 +77,12 @@ impl Line<'_> {
 /// Size, time and permissions, and the letters after them.
 fn letters(differs: Differs) -> String {
     let letter = |differs, letter| if differs { letter } else { '.' };
-    let Differs { size, time, mode } = differs;
-    format!("{}{}{}.....", letter(size, 's'), letter(time, 't'), letter(mode, 'p'))
+    let Differs { size, time, mode, attributes } = differs;
+    let [owner, group, acl, xattr] =
+        [(Letters::OWNER, 'o'), (Letters::GROUP, 'g'), (Letters::ACL, 'a'), (Letters::XATTR, 'x')]
+            .map(|(of, shown)| letter(attributes.has(of), shown));
+    let (size, time, mode) = (letter(size, 's'), letter(time, 't'), letter(mode, 'p'));
+    format!("{size}{time}{mode}{owner}{group}.{acl}{xattr}")
 }
 
 /// A problem: `ksync: cannot read src/a/b: permission denied`. The path is written as the user can
@@ -158,6 +162,13 @@ pub(crate) fn links_excluded(links: u64, first: &[u8]) -> String {
     )
 }
 
+/// The text for devices that were passed over.
+pub(crate) fn devices_passed_over(devices: u64, first: &[u8]) -> String {
+    let such_as = if devices == 1 { ":" } else { ", the first is" };
+    let devices = counted(devices, "device", "devices");
+    format!("{devices} not copied, since only root in DEST can make them{such_as} {}", escape(first))
+}
+
 /// The line for a file that grew while it was read.
 pub(crate) fn grew(path: &[u8]) -> String {
     format!("ksync: {} grew while it was read: the next run copies the rest", escape(path))
@@ -216,7 +227,7 @@ mod tests {
             (Delete, What::File, Up, false, "*deleting   p"),
             (Delete, What::Directory, Up, false, "*deleting   p/"),
         ] {
-            let differs = Differs { size: true, time: true, mode: true };
+            let differs = Differs { size: true, time: true, mode: true, ..Differs::default() };
             let told = Line { action, what, differs, path: b"p", target: b"" };
             assert_eq!(told.itemized(direction, checksum), line);
             assert_eq!(line.rfind(" p"), Some(11), "{line}");

@@ -98,7 +98,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         ));
     }
     let mistaken = args.endpoints.last().and_then(|text| mistaken(text));
-    let warnings = args.warnings.iter().cloned().chain(mistaken).chain(accepted.warning()).collect();
+    let warnings = args.warnings.iter().cloned().chain(mistaken).collect();
     let pairs = pair(&args.endpoints, args.connection.setup.is_some())?;
     if args.what.delete_excluded && pairs.len() > 1 {
         return Err(CliError::usage("--delete-excluded takes one SOURCE", "Run one ksync for each SOURCE."));
@@ -159,6 +159,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         nul_ended: which.from0,
         consent: consent(&args.what, &pairs)?,
         bytes_per_second: args.connection.bwlimit.unwrap_or(0),
+        metadata: args.metadata.options()?,
         ..Options::default()
     };
     let mut connection_args = args.connection;

@@ -150,6 +150,9 @@ impl Screen {
             Event::LinksExcluded { links, first } if !self.show.quiet => {
                 (None, Some(format!("ksync: {}", list::links_excluded(*links, first))))
             }
+            Event::DevicesPassedOver { devices, first } if !self.show.quiet => {
+                (None, Some(format!("ksync: {}", list::devices_passed_over(*devices, first))))
+            }
             Event::Grew { path } if !self.show.quiet => (None, Some(list::grew(path))),
             Event::Problem(problem) => {
                 state.problems += 1;

@@ -13,7 +13,7 @@ use crate::disk::error::DiskError;
 use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, scan};
 use crate::disk::stage::{Durability, Metadata, Staging};
 use crate::disk::stat::Inode;
-use crate::disk::testing::{Fixture, metadata, path, time};
+use crate::disk::testing::{Fixture, directory, metadata, path, time};
 use crate::disk::writable::WritableRoot;
 use crate::tree::path::TreePath;
 
@@ -33,13 +33,19 @@ fn everything(root: &WritableRoot, at: &TreePath) -> Vec<(&'static str, Result<(
         ("open_directory", root.open_directory(Some(at)).map(drop)),
         ("open_file", root.open_file(at).map(drop)),
         ("read_link", root.read_link(at).map(drop)),
-        ("set_directory", root.set_directory(at, 0o700, time(1), seen.as_ref().map_or(nothing, Inode::from))),
+        (
+            "set_directory",
+            root.set_directory(at, &directory(0o700, time(1)), seen.as_ref().map_or(nothing, Inode::from)),
+        ),
         ("set_link_time", seen.map_or(Ok(()), |seen| root.set_link_time(at, b"f", time(1), &seen))),
-        ("set_file", seen.map_or(Ok(()), |seen| root.set_file(at, 0o600, time(1), &seen).map(drop))),
+        (
+            "set_file",
+            seen.map_or(Ok(()), |seen| root.set_file(at, &directory(0o600, time(1)), &seen).map(drop)),
+        ),
         ("write", write(root, at)),
         // These paths may not exist, or may exist already.
         ("put_new", root.put_new(at, b"attack", &metadata()).map(drop)),
-        ("make_symlink", root.make_symlink(at, b"/etc/passwd", time(1), seen.as_ref())),
+        ("make_symlink", root.make_symlink(at, b"/etc/passwd", time(1), None, seen.as_ref())),
         ("remove_file", root.remove_file(at, None)),
         ("make_directory", root.make_directory(at, 0o755).map(drop)),
         ("remove_directory", root.remove_directory(at)),
@@ -93,7 +99,13 @@ fn operations_on_a_link_act_on_the_link_itself() {
             assert!(fixture.root.open_directory(Some(&leaf)).unwrap_err().is_in_the_way());
             let seen = fixture.root.stat(&leaf).unwrap().unwrap().identity;
             let inode = Inode::from(&seen);
-            assert!(fixture.root.set_directory(&leaf, 0o777, time(1), inode).unwrap_err().is_in_the_way());
+            assert!(
+                fixture
+                    .root
+                    .set_directory(&leaf, &directory(0o777, time(1)), inode)
+                    .unwrap_err()
+                    .is_in_the_way()
+            );
             assert!(fixture.root.make_directory(&leaf, 0o777).unwrap_err().is_in_the_way());
             fixture.root.set_link_time(&leaf, b"elsewhere", time(1), &seen).unwrap();
             write(&fixture.root, &leaf).unwrap();
@@ -101,7 +113,7 @@ fn operations_on_a_link_act_on_the_link_itself() {
             fs::remove_file(fixture.at("leaf")).unwrap();
             plant();
             let seen = fixture.root.stat(&leaf).unwrap().unwrap().identity;
-            fixture.root.make_symlink(&leaf, b"elsewhere", time(1), Some(&seen)).unwrap();
+            fixture.root.make_symlink(&leaf, b"elsewhere", time(1), None, Some(&seen)).unwrap();
             fixture.root.remove_file(&leaf, None).unwrap();
         }
         fixture.assert_canary_untouched();
@@ -216,7 +228,7 @@ fn a_file_with_other_hard_links_is_replaced_and_never_changed() {
     let fixture = Fixture::new();
     fs::hard_link(fixture.outside().join("f"), fixture.at("f")).unwrap();
     let seen = fixture.root.stat(&path("f")).unwrap().unwrap().identity;
-    assert!(fixture.root.set_file(&path("f"), 0o777, time(1), &seen).unwrap_err().must_be_anew());
+    assert!(fixture.root.set_file(&path("f"), &directory(0o777, time(1)), &seen).unwrap_err().must_be_anew());
     write(&fixture.root, &path("f")).unwrap();
     let canary = fixture.outside().join("f");
     assert_eq!(fs::read(&canary).unwrap(), b"canary");
@@ -294,13 +306,13 @@ fn names_are_bytes() {
 fn set_id_bits_are_set_only_where_the_policy_allows_them() {
     let fixture = Fixture::new();
     let made = fixture.root.make_directory(&path("d"), 0o6755).unwrap();
-    fixture.root.set_directory(&path("d"), 0o6755, time(1), made.inode).unwrap();
+    fixture.root.set_directory(&path("d"), &directory(0o6755, time(1)), made.inode).unwrap();
     let (staging, _) = Staging::open(&fixture.root, &path("f")).unwrap();
     let metadata = Metadata { mode: 0o6755, ..metadata() };
     staging.finish(&fixture.root, &metadata, None, Durability::Eventually).unwrap();
     let stat = fixture.root.stat(&path("f")).unwrap().unwrap();
     assert_eq!(stat.mode, 0o755);
-    let stat = fixture.root.set_file(&path("f"), 0o4700, time(1), &stat.identity).unwrap();
+    let stat = fixture.root.set_file(&path("f"), &directory(0o4700, time(1)), &stat.identity).unwrap();
     assert_eq!(stat.mode, 0o700);
     assert_eq!(fixture.at("d").metadata().unwrap().permissions().mode() & 0o7777, 0o755);
 }

@@ -15,6 +15,7 @@ use crate::disk::stage::{Durability, Metadata, Staging};
 use crate::disk::stat::{FileKind, Identity};
 use crate::disk::state::LINK;
 use crate::disk::writable::WritableRoot;
+use crate::tree::attributes::Attributes;
 use crate::tree::path::TreePath;
 
 const VERB: &str = "back up";
@@ -80,7 +81,7 @@ impl WritableRoot {
         let before = backups.stat(to)?.map(|stat| stat.identity);
         if seen.kind == FileKind::Symlink {
             let target = self.read_link(path)?;
-            return backups.make_symlink(to, &target, seen.mtime, before.as_ref());
+            return backups.make_symlink(to, &target, seen.mtime, None, before.as_ref());
         }
         let (file, stat) = self.open_file(path)?;
         if stat.identity != *seen {
@@ -89,7 +90,8 @@ impl WritableRoot {
         let (mut staging, _) = Staging::open(backups, to)?;
         staging.keep(0)?;
         staging.append_from(&file, 0, seen.size)?;
-        let metadata = Metadata { mode: stat.mode, mtime: stat.mtime() };
+        let owner = Attributes { user: Some(stat.uid), group: Some(stat.gid), ..Attributes::default() };
+        let metadata = Metadata { mode: stat.mode, mtime: stat.mtime(), attributes: Some(Arc::new(owner)) };
         let complete = staging.complete(backups, &metadata, Durability::Eventually)?;
         complete.install(backups, before.as_ref()).map(drop)
     }

@@ -179,7 +179,7 @@ mod tests {
         let staging = Staging::find(&fixture.root, &path("m/d/f")).unwrap().unwrap();
         assert_eq!(staging.len(), 3);
         staging.finish(&fixture.root, &metadata(), None, Durability::Eventually).unwrap();
-        fixture.root.make_symlink(&path("m/l"), b"t", time(1), None).unwrap();
+        fixture.root.make_symlink(&path("m/l"), b"t", time(1), None, None).unwrap();
         assert!(!fixture.root.put_new(&path("m/g"), b"1", &metadata()).unwrap());
         assert!(staged(&fixture.root).unwrap().files == 0);
         clear_leftovers(&fixture.root, |_| false).unwrap();

@@ -12,13 +12,14 @@ use rustix::fs::{Mode, fchmod, fchown, fstat, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
+use crate::disk::change::missing_owner;
 use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::resolve::DIRECTORY;
 use crate::disk::root::{Location, Root, stat_in, stat_of};
+use crate::disk::stage::Metadata;
 use crate::disk::stat::{Inode, mode_bits, times};
 use crate::disk::state::DIRECTORY_MADE;
 use crate::disk::writable::{WritableRoot, clear_leftovers};
-use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
 /// Mode bits that a directory must keep while it is being filled.
@@ -131,7 +132,7 @@ impl WritableRoot {
         })
     }
 
-    /// Sets a directory's final mode and modification time, if it is still the `expected` one.
+    /// Sets a directory's final metadata, if it is still the `expected` one.
     ///
     /// # Errors
     /// It is no directory, or another one ([`DiskError::is_conflict`]), or this user may not change
@@ -139,8 +140,7 @@ impl WritableRoot {
     pub fn set_directory(
         &self,
         path: &TreePath,
-        mode: u16,
-        mtime: Time,
+        metadata: &Metadata,
         expected: Inode,
     ) -> Result<(), DiskError> {
         const VERB: &str = "set mode and time of";
@@ -150,17 +150,27 @@ impl WritableRoot {
         if Inode::from(&stat) != expected {
             return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Conflict));
         }
-        let mode = self.policy().mode_of(&descriptor, mode).during(VERB, path.as_bytes())?;
-        if mode != stat.mode {
+        let attributes = metadata.attributes.as_deref();
+        let (user, group) = attributes.map_or((None, None), |of| missing_owner(of, (stat.uid, stat.gid)));
+        let is_owned = attributes.is_some_and(|of| of.user.is_some());
+        if user.is_some() || group.is_some() {
+            descriptor.set_owner(user, group).during("set the owner of", path.as_bytes())?;
+        }
+        let xattrs = self.set_xattrs(&descriptor, path.as_bytes(), attributes);
+        let mtime = metadata.mtime;
+        let mode = self.policy().mode_of(&descriptor, metadata.mode).during(VERB, path.as_bytes())?;
+        if mode != stat_of(&descriptor, path)?.mode {
             // All directories that we made there were given to the destination's owner. The owner
             // may have put a directory of the superuser there, to have its mode opened.
-            if self.owner().is_some_and(|(user, _)| user.as_raw() != stat.uid) {
+            if !is_owned && self.owner().is_some_and(|(user, _)| user.as_raw() != stat.uid) {
                 return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::NotOurs));
             }
             let timed = descriptor.set_times(&times(mtime));
-            return descriptor.set_mode(mode).and(timed).during(VERB, path.as_bytes());
+            descriptor.set_mode(mode).and(timed).during(VERB, path.as_bytes())?;
+            return xattrs;
         }
-        descriptor.set_times(&times(mtime)).during(VERB, path.as_bytes())
+        descriptor.set_times(&times(mtime)).during(VERB, path.as_bytes())?;
+        xattrs
     }
 }
 
@@ -195,7 +205,7 @@ mod tests {
 
     use super::*;
     use crate::disk::set_id::Policy;
-    use crate::disk::testing::{Fixture, path, time};
+    use crate::disk::testing::{Fixture, directory, path, time};
 
     #[test]
     fn a_directory_can_be_filled_until_it_gets_its_final_mode() {
@@ -204,7 +214,7 @@ mod tests {
         let made = fixture.root.make_directory(&path("d"), 0o555).unwrap();
         assert!(made.is_new);
         assert_eq!(mode(), 0o755);
-        fixture.root.set_directory(&path("d"), 0o555, time(9), made.inode).unwrap();
+        fixture.root.set_directory(&path("d"), &directory(0o555, time(9)), made.inode).unwrap();
         assert_eq!(mode(), 0o555);
         assert_eq!(fixture.root.stat(&path("d")).unwrap().unwrap().mtime(), time(9));
         let again = fixture.root.make_directory(&path("d"), 0o555).unwrap();
@@ -216,9 +226,11 @@ mod tests {
     fn a_policy_can_allow_set_id_bits() {
         let mut fixture = Fixture::new();
         let is = fixture.at("").metadata().unwrap();
-        fixture.root = fixture.root.with_policy(Policy { set_id_owner: Some((is.uid(), is.gid())) });
+        fixture.root = fixture
+            .root
+            .with_policy(Policy { set_id_owner: Some((is.uid(), is.gid())), ..Policy::default() });
         let made = fixture.root.make_directory(&path("d"), 0o2755).unwrap();
-        fixture.root.set_directory(&path("d"), 0o2755, time(1), made.inode).unwrap();
+        fixture.root.set_directory(&path("d"), &directory(0o2755, time(1)), made.inode).unwrap();
         assert_eq!(fixture.at("d").metadata().unwrap().mode() & 0o7777, 0o2755);
     }
 
@@ -228,7 +240,8 @@ mod tests {
         let made = fixture.root.make_directory(&path("d"), 0o755).unwrap();
         fs::rename(fixture.at("d"), fixture.at("mine")).unwrap();
         fs::create_dir(fixture.at("d")).unwrap();
-        let error = fixture.root.set_directory(&path("d"), 0o777, time(1), made.inode).unwrap_err();
+        let error =
+            fixture.root.set_directory(&path("d"), &directory(0o777, time(1)), made.inode).unwrap_err();
         assert!(error.is_conflict(), "{error}");
         assert_eq!(fixture.at("d").metadata().unwrap().mode() & 0o7777, 0o755);
     }

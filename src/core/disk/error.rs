@@ -40,6 +40,9 @@ pub enum DiskErrorKind {
     /// Longer than a file may be.
     #[error("it is longer than the filesystem or the limit for files (ulimit -f) allows")]
     TooLong,
+    /// Extended attributes that the filesystem does not take.
+    #[error("the filesystem does not take them: they are too long or malformed")]
+    Attributes,
     /// A file whose owner may not have the set-id bits of its new mode.
     #[error("it belongs to somebody else")]
     AnotherOwner,
@@ -130,6 +133,7 @@ impl DiskError {
     #[must_use]
     pub fn is_refused(&self) -> bool {
         matches!(self.errno(), Some(Errno::PERM | Errno::ACCESS | Errno::NOSYS | Errno::OPNOTSUPP))
+            || matches!(self.reason, DiskErrorKind::Attributes)
     }
 
     /// Another run has the lock.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::{Gid, Uid};
 
-use crate::disk::testing::{Fixture, NOBODY, give_away, path, time};
+use crate::disk::testing::{Fixture, NOBODY, directory, give_away, path, time};
 use crate::disk::writable::WritableRoot;
 
 /// Stops the other thread when the test ends, also when it fails.
@@ -95,10 +95,9 @@ fn an_entry_swapped_for_a_new_directory_is_not_given_away() {
     against_nobody(attack, || {
         let begun = Instant::now();
         while done < 200 && begun.elapsed() < Duration::from_secs(20) {
-            let result = fixture
-                .root
-                .make_directory(&path("d"), 0o777)
-                .and_then(|made| fixture.root.set_directory(&path("d"), 0o777, time(1), made.inode));
+            let result = fixture.root.make_directory(&path("d"), 0o777).and_then(|made| {
+                fixture.root.set_directory(&path("d"), &directory(0o777, time(1)), made.inode)
+            });
             *if result.is_ok() { &mut done } else { &mut refused } += 1;
             for name in ["d", "secret", "file"] {
                 let at = fixture.at(name);
@@ -137,7 +136,7 @@ fn a_file_swapped_for_a_link_keeps_owner_and_time() {
             let seen = fixture.root.stat(&path("l")).unwrap().map(|stat| stat.identity);
             let is_link = seen.is_none_or(|seen| seen.size != 6);
             if is_link && count % 2 == 0 {
-                let _ = fixture.root.make_symlink(&path("l"), b"where", time(1), seen.as_ref());
+                let _ = fixture.root.make_symlink(&path("l"), b"where", time(1), None, seen.as_ref());
             } else if let Some(seen) = seen.filter(|_| is_link) {
                 let _ = fixture.root.set_link_time(&path("l"), b"where", time(2), &seen);
             }

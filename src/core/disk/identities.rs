@@ -173,7 +173,7 @@ mod tests {
                 _ => (Kind::File { size: 5, hash: None }, FileKind::File, 5),
             };
             let mtime = time(3, 4);
-            entries.push(Entry { path, kind, mode: 0o644, mtime });
+            entries.push(Entry { path, kind, mode: 0o644, mtime, attributes: None });
             let identity = Identity { dev, ino, kind: file_kind, size, mtime, ctime };
             assert!(identities.push(&identity));
             expected.push(identity);

@@ -7,9 +7,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, OFlags, Timestamps, chmod, fchmod, futimens, utimensat};
+use rustix::fs::{AtFlags, CWD, OFlags, Timestamps, chmod, chown, fchmod, fchown, futimens, utimensat};
 use rustix::io::Errno;
-use rustix::process::geteuid;
+use rustix::process::{Gid, Uid, geteuid};
 
 use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::root::stat_of;
@@ -86,6 +86,15 @@ impl Handle {
         match self.name() {
             None => fchmod(&self.descriptor, mode_bits(mode)),
             Some(name) => chmod(name, mode_bits(mode)),
+        }
+    }
+
+    /// Sets owner and group, as far as they are given.
+    pub(crate) fn set_owner(&self, user: Option<u32>, group: Option<u32>) -> Result<(), Errno> {
+        let (user, group) = (user.map(Uid::from_raw), group.map(Gid::from_raw));
+        match self.name() {
+            None => fchown(&self.descriptor, user, group),
+            Some(name) => chown(name, user, group),
         }
     }
 

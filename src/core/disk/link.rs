@@ -8,6 +8,7 @@ use crate::disk::error::{DiskError, During};
 use crate::disk::stat::{Identity, times};
 use crate::disk::state::LINK;
 use crate::disk::writable::WritableRoot;
+use crate::tree::attributes::Attributes;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
@@ -23,6 +24,7 @@ impl WritableRoot {
         path: &TreePath,
         target: &[u8],
         mtime: Time,
+        attributes: Option<&Attributes>,
         seen: Option<&Identity>,
     ) -> Result<(), DiskError> {
         const VERB: &str = "make the link";
@@ -32,10 +34,11 @@ impl WritableRoot {
             symlinkat(target, state, &*name).during(VERB, path.as_bytes())?;
             Ok(Arc::clone(state))
         })?;
-        if let Some((user, group)) = self.owner() {
-            chownat(&state, &*name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
+        if let Some((user, group)) = self.owner_for(attributes) {
+            chownat(&state, &*name, user, group, AtFlags::SYMLINK_NOFOLLOW)
                 .during("set the owner of", path.as_bytes())?;
         }
+        self.set_staged_xattrs(&state, &name, path, attributes)?;
         utimensat(&state, &*name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW).during(VERB, path.as_bytes())?;
         state.install(&name, None, self, path, seen).inspect_err(|_| {
             // A link is cheap to create again, and the first error is the one that matters.
@@ -58,7 +61,7 @@ impl WritableRoot {
         if self.set_open_link_time(path, mtime, seen)? {
             return Ok(());
         }
-        self.make_symlink(path, target, mtime, Some(seen))
+        self.make_symlink(path, target, mtime, None, Some(seen))
     }
 
     /// Sets the time on a descriptor of the link; `false` if the system cannot (Linux before 5.8).
@@ -104,7 +107,7 @@ mod tests {
     fn a_link_replaces_only_the_entry_that_was_seen() {
         let fixture = Fixture::new();
         let make =
-            |seen: Option<&Identity>| fixture.root.make_symlink(&path("f"), b"to/there", time(7), seen);
+            |seen: Option<&Identity>| fixture.root.make_symlink(&path("f"), b"to/there", time(7), None, seen);
         fs::write(fixture.at("f"), "old").unwrap();
         assert!(make(None).unwrap_err().is_conflict());
         make(seen(&fixture).as_ref()).unwrap();

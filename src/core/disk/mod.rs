@@ -10,7 +10,9 @@
 //! be on the disk yet (`unconfirmed`). The baseline, which one run leaves for the next, lies
 //! outside of every tree: see [`baseline`].
 
+pub mod accounts;
 mod anonymous;
+pub mod attributes;
 mod backup;
 pub mod baseline;
 mod boundaries;
@@ -23,6 +25,7 @@ mod directory_stack;
 mod durability;
 pub mod error;
 mod granularity;
+mod hard_link;
 pub mod holes;
 mod homes;
 pub mod identities;
@@ -40,6 +43,7 @@ pub mod scan;
 pub mod secret;
 pub mod set_id;
 pub mod space;
+mod special;
 mod spelling;
 pub mod stage;
 pub mod stat;
@@ -49,6 +53,7 @@ mod tree_id;
 mod unconfirmed;
 pub mod writable;
 mod writeback;
+pub mod xattr;
 
 #[cfg(test)]
 mod attacks;

@@ -4,13 +4,17 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
+use crate::disk::attributes;
 use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::resolve::{DIRECTORY, PASSAGE, Resolver};
 use crate::disk::stat::{FileKind, Identity, Inode, Stat, check_inode_numbers};
+use crate::tree::attributes::Attributes;
+use crate::tree::metadata::MetadataOptions;
 use crate::tree::path::TreePath;
 
 /// A directory, and the only way to the entries below it.
@@ -127,6 +131,12 @@ impl Root {
         let path = self.path.as_os_str().as_bytes();
         let stat = fstat(&self.descriptor).during("look at", path)?;
         Stat::of(&stat).ok_or_else(|| DiskError::new("look at", path, DiskErrorKind::OutOfRange))
+    }
+
+    /// The attributes of the root itself, as far as the options ask for any.
+    #[must_use]
+    pub fn own_attributes(&self, options: Option<&MetadataOptions>) -> Option<Arc<Attributes>> {
+        options.and_then(|options| attributes::of_open(&self.descriptor, &self.own_stat().ok()?, options))
     }
 
     /// Opens a directory for listing; `None` is the root.

@@ -12,6 +12,7 @@ use rustix::process::geteuid;
 
 use crate::content::blocks::HOLE_BYTES_MIN;
 use crate::content::hash::{Hash, Hasher};
+use crate::disk::attributes::{self, offered_mode};
 use crate::disk::boundaries::is_mount_root;
 use crate::disk::directory_stack::{DirectoryStack, Level, Name, names};
 use crate::disk::error::{DiskError, DiskErrorKind, During};
@@ -19,14 +20,16 @@ use crate::disk::holes::SparseFile;
 use crate::disk::identities::Identities;
 use crate::disk::resolve::DIRECTORY;
 use crate::disk::root::{Root, stat_of};
-use crate::disk::set_id::{Owner, mode_for};
+use crate::disk::set_id::Owner;
 use crate::disk::spelling::inode_of;
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::unconfirmed::{Covers, Seen};
+use crate::tree::attributes::Attributes;
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::filter::{Filter, IgnoreFile, UNENTERED};
 use crate::tree::manifest::{Builder, Manifest};
+use crate::tree::metadata::MetadataOptions;
 use crate::tree::path::{PathError, TreePath};
 use crate::tree::spelling::{self, Variant};
 use crate::tree::subtrees::{Coverage, SubtreeSet};
@@ -49,7 +52,7 @@ pub enum Subject {
 }
 
 /// Options of a scan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ScanOptions {
     /// Hash the content of every file that can be read undisturbed.
     pub hash: bool,
@@ -67,6 +70,8 @@ pub struct ScanOptions {
     /// neither opened nor entered. Ignore files have no effect. Entries that no tree can hold are
     /// listed as [`Kind::special`].
     pub is_destination: bool,
+    /// Metadata besides modes and times, if it is copied.
+    pub metadata: Option<Arc<MetadataOptions>>,
 }
 
 /// The progress of a scan.
@@ -204,6 +209,7 @@ pub fn scan(
         tree: Builder::default(),
         identities: Identities::default(),
         overflow: None,
+        last_attributes: None,
         scanned: Scanned::default(),
     };
     if let Some(filter) = &mut scanner.filter {
@@ -243,6 +249,7 @@ struct Scanner<'a> {
     identities: Identities,
     /// The reason why the tree takes no more entries.
     overflow: Option<DiskError>,
+    last_attributes: Option<Arc<Attributes>>,
     scanned: Scanned,
 }
 
@@ -344,21 +351,30 @@ impl Scanner<'_> {
             FileKind::File => {
                 let is_short = stat.size() <= self.options.hash_bytes_max && stat.size() > 0;
                 let is_hashed = (self.options.hash || is_short) && !is_closed;
+                let attributes = self.attributes(&parent, name, &path, &stat)?;
                 match is_hashed.then(|| self.hash(&path)) {
                     Some(Ok((hash, stat))) => {
-                        self.add(&path, Kind::File { size: stat.size(), hash: Some(hash) }, &stat);
+                        let kind = Kind::File { size: stat.size(), hash: Some(hash) };
+                        self.add(&path, kind, &stat, attributes);
                     }
                     // The transfer that asks for its content reports why it cannot be read.
-                    _ => self.add(&path, Kind::File { size: stat.size(), hash: None }, &stat),
+                    _ => {
+                        let kind = Kind::File { size: stat.size(), hash: None };
+                        self.add(&path, kind, &stat, attributes);
+                    }
                 }
             }
             FileKind::Symlink => {
                 let target =
-                    readlinkat(parent, &**name, Vec::new()).during("read the link", path.as_bytes())?;
-                self.add(&path, Kind::Symlink { target: target.as_bytes() }, &stat);
+                    readlinkat(&parent, &**name, Vec::new()).during("read the link", path.as_bytes())?;
+                let attributes = self.attributes(&parent, name, &path, &stat)?;
+                self.add(&path, Kind::Symlink { target: target.as_bytes() }, &stat, attributes);
             }
-            FileKind::Fifo | FileKind::Socket | FileKind::Device if self.options.is_destination => {
-                self.add(&path, Kind::special(), &stat);
+            FileKind::Fifo | FileKind::Socket | FileKind::Device
+                if self.options.is_destination || self.copies_special(&stat) =>
+            {
+                let attributes = self.attributes(&parent, name, &path, &stat)?;
+                self.add(&path, Kind::special(), &stat, attributes);
             }
             kind @ (FileKind::Fifo | FileKind::Socket | FileKind::Device) => {
                 self.scanned.unsupported.push((path, kind));
@@ -379,11 +395,12 @@ impl Scanner<'_> {
     ) -> Result<Option<Level>, DiskError> {
         let is_destination = self.options.is_destination;
         let is_on_another_mount = stat.identity.dev != self.root.dev() && !self.options.cross_mounts;
+        let attributes = self.attributes(&parent, name, &path, stat)?;
         let is_entered = !is_closed && !is_on_another_mount && self.coverage(Some(&path)) != Coverage::Alone;
         let opened = is_entered.then(|| open_to_list(parent, name, stat).during("open", path.as_bytes()));
         // A source directory that cannot be listed is not offered: its mode would close the copy.
         if is_destination || !matches!(opened, Some(Err(_))) {
-            self.add(&path, Kind::Directory, stat);
+            self.add(&path, Kind::Directory, stat, attributes);
         }
         if is_closed {
             self.scanned.skipped.excluded += 1;
@@ -418,19 +435,20 @@ impl Scanner<'_> {
         }
     }
 
-    fn add(&mut self, path: &TreePath, kind: Kind<&[u8]>, stat: &Stat) {
+    fn add(&mut self, path: &TreePath, kind: Kind<&[u8]>, stat: &Stat, attributes: Option<Arc<Attributes>>) {
         if matches!(kind, Kind::File { .. }) {
             self.scanned.sparse.add(path, stat);
-            if stat.nlink > 1 && self.scanned.linked.len() <= LINKED_MAX {
-                self.scanned.linked.push(path.clone());
-            }
         }
-        let mode = match (&kind, self.options.set_id_owner) {
-            (Kind::Symlink { .. }, _) => 0o777,
-            (_, Some(owner)) => mode_for(stat.mode, (stat.uid, stat.gid), owner),
-            (_, None) => stat.mode,
-        };
-        let entry = EntryRef { path: path.into(), kind, mode, mtime: stat.mtime() };
+        let is_linked = stat.nlink > 1 && !matches!(kind, Kind::Directory);
+        if is_linked && self.scanned.linked.len() <= LINKED_MAX {
+            self.scanned.linked.push(path.clone());
+        }
+        let is_link = matches!(kind, Kind::Symlink { .. }) && !kind.is_special();
+        // A destination shows its modes as they are.
+        let metadata = self.options.metadata.as_deref().filter(|_| !self.options.is_destination);
+        let mode = if is_link { 0o777 } else { offered_mode(stat, self.options.set_id_owner, metadata) };
+        let attributes = attributes.as_ref();
+        let entry = EntryRef { path: path.into(), kind, mode, mtime: stat.mtime(), attributes };
         self.bytes += entry.size();
         if let (Some(covers), Kind::File { .. }) = (&self.covers, &entry.kind)
             && let Some(doubt) = covers.doubt(&stat.identity, &mut self.scanned.markers)
@@ -446,6 +464,33 @@ impl Scanner<'_> {
         if self.tree.len().is_multiple_of(REPORT_ENTRIES) {
             self.report();
         }
+    }
+
+    /// The attributes of an entry, as far as the options ask for any.
+    fn attributes(
+        &mut self,
+        parent: impl AsFd,
+        name: &CString,
+        path: &TreePath,
+        stat: &Stat,
+    ) -> Result<Option<Arc<Attributes>>, DiskError> {
+        let Some(options) = &self.options.metadata else { return Ok(None) };
+        let read = attributes::of(parent, name, stat, options);
+        let attributes = read.during("read the extended attributes of", path.as_bytes())?;
+        // Neighbours often have the same ones.
+        match &self.last_attributes {
+            Some(last) if attributes.as_ref() == Some(&**last) => {}
+            _ => self.last_attributes = attributes.clone().map(Arc::new).or(self.last_attributes.take()),
+        }
+        Ok(attributes.and(self.last_attributes.clone()))
+    }
+
+    /// True if the options copy a special file of the source.
+    fn copies_special(&self, stat: &Stat) -> bool {
+        let options = self.options.metadata.as_ref();
+        let (devices, specials) =
+            options.map_or((false, false), |options| (options.devices, options.specials));
+        stat.special.is_some_and(|special| if special.is_device() { devices } else { specials })
     }
 
     fn finish(mut self) -> Result<Scanned, DiskError> {

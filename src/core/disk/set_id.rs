@@ -14,6 +14,7 @@ use std::path::Path;
 use rustix::fs::{fchown, fstat};
 use rustix::process::{Gid, getegid, geteuid};
 
+use crate::disk::xattr::Namespaces;
 use crate::tree::entry::MODE_MASK;
 
 /// Runs with the rights of the file's owner.
@@ -31,6 +32,12 @@ pub struct Policy {
     /// Set-user-id and set-group-id bits are set only on files of this user and this group. `None`
     /// sets them nowhere.
     pub set_id_owner: Option<Owner>,
+    /// Files get their owners from the source, and so their set-user-id bits.
+    pub keeps_user: bool,
+    /// Files get their groups from the source, and so their set-group-id bits.
+    pub keeps_group: bool,
+    /// The extended attributes that are copied.
+    pub namespaces: Namespaces,
 }
 
 /// The `mode` of an entry of `user` and `group`, without the bits that a copy of `owner`'s may not
@@ -60,30 +67,40 @@ impl Policy {
     #[must_use]
     pub fn mode(self, mode: u16) -> u16 {
         let kept = if self.set_id_owner.is_some() { MODE_MASK } else { !(SET_USER_ID | SET_GROUP_ID) };
-        mode & MODE_MASK & kept
+        mode & MODE_MASK & (kept | self.kept_bits())
+    }
+
+    /// The set-id bits that come with an owner or group from the source.
+    #[must_use]
+    pub fn kept_bits(self) -> u16 {
+        let of_user = if self.keeps_user { SET_USER_ID } else { 0 };
+        let of_group = if self.keeps_group { SET_GROUP_ID } else { 0 };
+        of_user | of_group
     }
 
     /// The permitted mode of an open file or directory of ours. Its group becomes the one that the
     /// set-group-id bit needs, since a new file may get its directory's group.
     pub(crate) fn mode_of(self, file: impl AsFd, mode: u16) -> rustix::io::Result<u16> {
         let mode = self.mode(mode);
-        let Some(owner) = self.set_id_owner.filter(|_| mode & (SET_USER_ID | SET_GROUP_ID) != 0) else {
+        let checked = mode & (SET_USER_ID | SET_GROUP_ID) & !self.kept_bits();
+        let Some(owner) = self.set_id_owner.filter(|_| checked != 0) else {
             return Ok(mode);
         };
         let stat = fstat(&file)?;
-        let is_given = mode & SET_GROUP_ID != 0
+        let is_given = checked & SET_GROUP_ID != 0
             && stat.st_uid == owner.0
             && stat.st_gid != owner.1
             && fchown(&file, None, Some(Gid::from_raw(owner.1))).is_ok();
         let group = if is_given { owner.1 } else { stat.st_gid };
-        Ok(mode_for(mode, (stat.st_uid, group), owner))
+        Ok(mode_for(mode, (stat.st_uid, group), owner) | mode & self.kept_bits())
     }
 
     /// True if an existing file of this owner may get `mode`; otherwise it must be replaced by a
     /// new file.
     pub(crate) fn fits(self, mode: u16, of: Owner) -> bool {
         let mode = self.mode(mode);
-        self.set_id_owner.is_none_or(|owner| mode_for(mode, of, owner) == mode)
+        let kept = mode & self.kept_bits();
+        self.set_id_owner.is_none_or(|owner| mode_for(mode, of, owner) | kept == mode)
     }
 }
 
@@ -108,10 +125,10 @@ mod tests {
         let fixture = Fixture::new();
         std::fs::write(fixture.at("f"), "").unwrap();
         let (file, stat) = fixture.root.open_file(&crate::disk::testing::path("f")).unwrap();
-        let own = Policy { set_id_owner: Some((stat.uid, stat.gid)) };
+        let own = Policy { set_id_owner: Some((stat.uid, stat.gid)), ..Policy::default() };
         assert_eq!(own.mode_of(&file, 0o6755).unwrap(), 0o6755);
         assert!(own.fits(0o6755, (stat.uid, stat.gid)) && !own.fits(0o4755, (stat.uid + 1, stat.gid)));
-        let other = Policy { set_id_owner: Some((stat.uid + 1, stat.gid + 1)) };
+        let other = Policy { set_id_owner: Some((stat.uid + 1, stat.gid + 1)), ..Policy::default() };
         assert_eq!(other.mode_of(&file, 0o6755).unwrap(), 0o755);
     }
 

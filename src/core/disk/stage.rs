@@ -21,6 +21,7 @@ use crate::disk::stat::{Identity, mode_bits, times};
 use crate::disk::state::{PART, StateDir, in_state, staged_name};
 use crate::disk::writable::WritableRoot;
 use crate::disk::writeback::WriteBack;
+use crate::tree::attributes::Attributes;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
@@ -29,12 +30,14 @@ use crate::tree::path::TreePath;
 const COPY_BYTES: u64 = 2 << 20;
 
 /// The metadata of a finished file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata {
     /// Permission bits; the root's policy clears those that may not be set.
     pub mode: u16,
     /// Modification time.
     pub mtime: Time,
+    /// The metadata that only options copy, if there is any.
+    pub attributes: Option<Arc<Attributes>>,
 }
 
 /// When a finished file is safe from a power cut.
@@ -439,13 +442,18 @@ pub(crate) fn set_metadata(
             }
             result => result,
         };
-    if let Some((user, group)) = root.owner() {
-        set(fchown(file, Some(user), Some(group)), "set the owner of")?;
+    let attributes = metadata.attributes.as_deref();
+    if let Some((user, group)) = root.owner_for(attributes) {
+        set(fchown(file, user, group), "set the owner of")?;
     }
+    let xattrs = root.set_xattrs(file, path.as_bytes(), attributes);
     let mode = root.policy().mode_of(file, metadata.mode);
     set(mode.and_then(|mode| fchmod(file, mode_bits(mode))), "set the mode of")?;
     set(futimens(file, &times(metadata.mtime)), "set the time of")?;
-    Ok(refused)
+    match xattrs {
+        Err(error) if error.is_refused() => Ok(refused.or_else(|| Some(Box::new(error)))),
+        result => result.map(|()| refused),
+    }
 }
 
 /// True if a copy within this file's filesystem shares extents and copies no bytes.

@@ -8,6 +8,7 @@ use std::sync::{PoisonError, RwLock};
 
 use rustix::fs::{FileType, Mode, Timespec, Timestamps, UTIME_OMIT, fstat};
 
+use crate::tree::attributes::Special;
 use crate::tree::entry::{MODE_MASK, Time};
 
 /// The unit of `st_blocks`, in bytes, whatever a filesystem's own blocks are.
@@ -172,6 +173,8 @@ pub struct Stat {
     pub mode: u16,
     /// Allocated bytes on the disk.
     pub allocated_bytes: u64,
+    /// The kind of a special file, with a device's number.
+    pub special: Option<Special>,
 }
 
 impl Stat {
@@ -206,8 +209,16 @@ impl Stat {
             mtime: Time::new(raw.st_mtime as i64, u32::try_from(raw.st_mtime_nsec).ok()?)?,
             ctime: Time::new(raw.st_ctime as i64, u32::try_from(raw.st_ctime_nsec).ok()?)?,
         };
+        let special = match FileType::from_raw_mode(raw.st_mode) {
+            FileType::Fifo => Some(Special::Fifo),
+            FileType::Socket => Some(Special::Socket),
+            FileType::CharacterDevice => Some(Special::Character(raw.st_rdev as u64)),
+            FileType::BlockDevice => Some(Special::Block(raw.st_rdev as u64)),
+            _ => None,
+        };
         Some(Self {
             identity,
+            special,
             nlink: raw.st_nlink as u64,
             uid: raw.st_uid,
             gid: raw.st_gid,

@@ -107,9 +107,14 @@ pub(crate) fn give_away(at: &Path) -> bool {
     skip::needs(is_given, "only the superuser can give files away")
 }
 
+/// The metadata of a directory.
+pub(crate) fn directory(mode: u16, mtime: Time) -> Metadata {
+    Metadata { mode, mtime, attributes: None }
+}
+
 /// The metadata of an ordinary file.
 pub(crate) fn metadata() -> Metadata {
-    Metadata { mode: 0o644, mtime: time(1) }
+    Metadata { mode: 0o644, mtime: time(1), attributes: None }
 }
 
 pub(crate) fn path(text: impl AsRef<[u8]>) -> TreePath {

@@ -1,6 +1,7 @@
 //! `WritableRoot`: a root that a run writes to, with the state of that run.
 
 use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,8 @@ use crate::disk::set_id::{Owner, Policy};
 use crate::disk::state::{Staged, StateDir, clear_in, staged_name};
 use crate::disk::swap::ASIDE_MAX;
 use crate::disk::unconfirmed::Unconfirmed;
+use crate::disk::xattr;
+use crate::tree::attributes::Attributes;
 use crate::tree::path::TreePath;
 
 /// A root with all that a run needs to write to it.
@@ -80,6 +83,29 @@ impl WritableRoot {
     /// of the root, so that a browser's user can use the files in its home.
     pub(crate) fn owner(&self) -> Option<(Uid, Gid)> {
         self.owner.map(|(user, group)| (Uid::from_raw(user), Gid::from_raw(group)))
+    }
+
+    /// The owner and group that a new entry with these attributes gets, if not this process's.
+    pub(crate) fn owner_for(&self, attributes: Option<&Attributes>) -> Option<(Option<Uid>, Option<Gid>)> {
+        let (user, group) = self.owner().unzip();
+        let own = |id: fn(&Attributes) -> Option<u32>| attributes.and_then(id);
+        let user = own(|of| of.user).map(Uid::from_raw).or(user);
+        let group = own(|of| of.group).map(Gid::from_raw).or(group);
+        (user.is_some() || group.is_some()).then_some((user, group))
+    }
+
+    /// Sets the extended attributes of what a descriptor leads to, as far as this run copies them.
+    pub(crate) fn set_xattrs(
+        &self,
+        entry: impl AsFd,
+        path: &[u8],
+        attributes: Option<&Attributes>,
+    ) -> Result<(), DiskError> {
+        if !self.policy.namespaces.any() {
+            return Ok(());
+        }
+        let wanted = attributes.map(|attributes| &*attributes.xattrs).unwrap_or_default();
+        xattr::set(entry, wanted, self.policy.namespaces).map_err(|error| xattr::set_error(error, path))
     }
 
     /// The same root with another policy.

@@ -56,7 +56,9 @@ impl Lister {
                 }
             }
             FromSender::Offered { .. } => self.offered(),
-            FromSender::Ignores(_)
+            FromSender::Owners(_)
+            | FromSender::Root(_)
+            | FromSender::Ignores(_)
             | FromSender::Pushed(_)
             | FromSender::Sampled(_)
             | FromSender::Holes(_) => {}
@@ -131,7 +133,8 @@ mod tests {
     fn an_offer_is_left_in_its_place_and_nothing_asked_for() {
         let kind = Kind::File { size: 5, hash: None };
         let mtime = Time::new(7, 0).unwrap();
-        let entry = Entry { path: TreePath::new(&b"a"[..]).unwrap(), kind, mode: 0o644, mtime };
+        let path = TreePath::new(&b"a"[..]).unwrap();
+        let entry = Entry { path, kind, mode: 0o644, mtime, attributes: None };
         let blocks: Vec<Vec<u8>> = Manifest::new(vec![entry]).unwrap().blocks().collect();
         let entries = blocks.into_iter().map(|block| FromSender::Entries(block.into()));
         let messages = [file()].into_iter().chain(entries).chain([FromSender::Offered { complete: true }]);

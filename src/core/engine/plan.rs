@@ -16,10 +16,12 @@ use crate::engine::fetch::Fetch;
 use crate::engine::links::leads_out;
 use crate::engine::renames;
 use crate::engine::work::Step;
-use crate::monitor::{Action, Differs, Doomed, Event, HEAD_MAX, Problem, ProblemKind};
+use crate::monitor::{Action, Differs, Doomed, Event, HEAD_MAX, Letters, Problem, ProblemKind};
+use crate::tree::attributes::{AttributesDiffer, Compared, Special};
 use crate::tree::compare::{Change, Rules, below, compare_doubting};
 use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{EntryRef, Kind, Time};
+use crate::tree::hard_links::regroup;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::path_ref::PathRef;
@@ -43,6 +45,8 @@ pub(super) struct Plan {
     /// another name.
     pub(super) moves: Vec<Step>,
     moved: HashSet<u32>,
+    /// Further names of entries that are in place.
+    pub(super) links: Vec<Step>,
     /// Removals, children before their directories.
     pub(super) remove: Vec<Step>,
     /// Metadata of directories, children before their directories.
@@ -62,8 +66,13 @@ pub(super) struct Plan {
     pub(super) respelled: HashSet<u32>,
     /// Number of entries that go with a directory that another entry replaces, by wanted id.
     cleared: HashMap<u32, u64>,
-    /// Differences of the root's own mode and time, if they must be set.
+    /// Differences of the root's own metadata, if it must be set.
     pub(super) root: Option<Differs>,
+    /// The entries that become further names of others.
+    leaders: HashMap<u32, u32>,
+    /// Devices that this user may not make.
+    devices: Vec<u32>,
+    attributes: Compared,
     mode_mask: u16,
     time_rule: TimeRule,
 }
@@ -75,6 +84,10 @@ pub(super) struct Findings<'a> {
     pub(super) spelling: &'a Spelling,
     /// True if an earlier run left something staged.
     pub(super) has_staged: bool,
+    /// True if several names of one file stay that.
+    pub(super) hard_links: bool,
+    /// True if this user may make no devices.
+    pub(super) skips_devices: bool,
 }
 
 impl Plan {
@@ -87,15 +100,29 @@ impl Plan {
         protects: impl Fn(EntryRef<'_>) -> bool,
         safe_links: bool,
     ) -> Self {
-        let Findings { doubts, spelling, has_staged } = findings;
+        let Findings { doubts, spelling, has_staged, hard_links, skips_devices } = findings;
         let pruned = rules.transfer.pruned(wanted);
-        let changes = compare_doubting(wanted, present, doubts, rules, &pruned, protects);
+        let mut changes = compare_doubting(wanted, present, doubts, rules, &pruned, protects);
+        let is_skipped =
+            |entry: EntryRef<'_>| skips_devices && entry.special().is_some_and(Special::is_device);
+        let mut leaders = HashMap::new();
+        if hard_links {
+            let takes_part = |id: u32, entry: EntryRef<'_>, old: Option<EntryRef<'_>>| {
+                !rules.transfer.passes_over(entry, old, rules.time_rule)
+                    && !spelling.leaves_out(id)
+                    && !is_skipped(entry)
+            };
+            let regrouped = regroup(changes, wanted, present, takes_part);
+            (changes, leaders) = (regrouped.changes, regrouped.leaders);
+        }
         // A disk that lost file contents may have lost staged ones too.
         let has_staged = has_staged && !doubts.has_lost();
         let twins = spelling.twins().map(|(id, twin)| (id, twin.clone())).collect();
         let mut plan = Self {
             has_staged,
             twins,
+            leaders,
+            attributes: rules.attributes,
             mode_mask: rules.mode_mask,
             time_rule: rules.time_rule,
             ..Self::default()
@@ -104,6 +131,10 @@ impl Plan {
         for change in with_respelled(changes, wanted, present, spelling, &mut plan.respelled) {
             let id = change.wanted();
             if id.is_some_and(|id| spelling.leaves_out(id)) || safe_links && plan.is_unsafe(change, wanted) {
+                continue;
+            }
+            if let Some(id) = id.filter(|&id| wanted.get(id).is_some_and(is_skipped)) {
+                plan.devices.push(id);
                 continue;
             }
             // An entry that is made anew has the wanted name already.
@@ -120,6 +151,11 @@ impl Plan {
             touched.add(change);
             plan.changes.push(change);
         }
+        // Further names come when every content is in place, moved files included.
+        let mut links: Vec<Step> =
+            plan.leaders.iter().map(|(id, to)| Step::HardLink { id: *id, to: *to }).collect();
+        links.sort_unstable_by_key(|step| if let Step::HardLink { id, .. } = step { *id } else { 0 });
+        plan.links = links;
         renames::find(&mut plan.fetch, wanted, present, doubts);
         plan.first.splice(..0, touched.locked.into_iter().map(|at| Step::Unlock { at }));
         plan.remove.reverse();
@@ -157,7 +193,9 @@ impl Plan {
                 }
                 let is_basis = old_is_file && doubts.of(at) != Some(Doubt::Lost);
                 if let (Some(entry), Some(old)) = (entry, old)
-                    && listing::differs(entry, old, self.mode_mask, self.time_rule) == Differs::default()
+                    && !self.leaders.contains_key(&id)
+                    && listing::differs(entry, old, self.mode_mask, self.attributes, self.time_rule)
+                        == Differs::default()
                 {
                     // Without a proof by time. If the content is the same, nothing changes.
                     self.verifies.insert(id, false);
@@ -183,6 +221,9 @@ impl Plan {
                 match wanted.get(id).map(|entry| entry.kind) {
                     Some(Kind::Directory) => self.first.push(Step::Clear { at }),
                     Some(Kind::Symlink { .. }) => self.adjust.push(Step::Clear { at }),
+                    Some(Kind::File { .. }) if self.leaders.contains_key(&id) => {
+                        self.adjust.push(Step::Clear { at });
+                    }
                     Some(Kind::File { .. }) | None => {}
                 }
                 let count = below(present, at).count() as u64;
@@ -197,7 +238,7 @@ impl Plan {
     }
 
     fn make(&mut self, id: u32, at: Option<u32>, wanted: &Manifest) {
-        let Some(entry) = wanted.get(id) else { return };
+        let Some(entry) = wanted.get(id).filter(|_| !self.leaders.contains_key(&id)) else { return };
         match &entry.kind {
             Kind::Directory => self.first.push(Step::MakeDirectory { id }),
             Kind::File { .. } => {
@@ -243,7 +284,8 @@ impl Plan {
 
     /// True if the plan changes anything.
     pub(super) fn changes_anything(&self) -> bool {
-        let steps = [&self.first, &self.adjust, &self.moves, &self.remove, &self.directory_times];
+        let Self { first, adjust, moves, links, remove, directory_times, .. } = self;
+        let steps = [first, adjust, moves, links, remove, directory_times];
         !self.fetch.is_empty() || steps.iter().any(|steps| !steps.is_empty())
     }
 
@@ -260,13 +302,19 @@ impl Plan {
         self.cleared.get(&id).copied().unwrap_or(0)
     }
 
-    /// Plans the root's own mode and time.
-    pub(super) fn set_root(&mut self, (mode, time): (u16, Time), present: (u16, Time)) {
+    /// Plans the root's own metadata.
+    pub(super) fn set_root(
+        &mut self,
+        (mode, time): (u16, Time),
+        present: (u16, Time),
+        attributes: AttributesDiffer,
+    ) {
         let (present_mode, present_time) = present;
         let differs = Differs {
             size: false,
             time: !self.time_rule.are_same(time, present_time),
             mode: (mode ^ present_mode) & self.mode_mask != 0,
+            attributes: Letters::of(attributes),
         };
         self.root = Some(differs).filter(|differs| *differs != Differs::default());
     }
@@ -393,6 +441,12 @@ impl Plan {
         Some(Event::LinksExcluded { links: self.unsafe_links.len() as u64, first })
     }
 
+    /// Reports the devices that were passed over, since only the superuser can make them.
+    pub(super) fn devices_passed_over(&self, wanted: &Manifest) -> Option<Event> {
+        let first = wanted.path(*self.devices.first()?)?.to_vec();
+        Some(Event::DevicesPassedOver { devices: self.devices.len() as u64, first })
+    }
+
     /// Reports present entries that are not wanted where nothing is removed. Only the topmost of
     /// each subtree, and no more than a person reads.
     pub(super) fn left(
@@ -427,6 +481,7 @@ impl Plan {
             present,
             updates: &self.updates,
             mode_mask: self.mode_mask,
+            attributes: self.attributes,
             time_rule: self.time_rule,
         };
         Listing::of(&self.changes, root, &trees)

@@ -31,10 +31,11 @@ use crate::engine::outbox::Outbox;
 use crate::engine::plan::{Item, Listing, Plan};
 use crate::engine::transfer::Target;
 use crate::engine::window::Window;
-use crate::engine::work::{Opened, ReceiverOutcome, ReceiverWork, Step};
+use crate::engine::work::{Opened, ReceiverOutcome, ReceiverWork, RootMetadata, Step};
 use crate::monitor::{Action, Differs, Event};
+use crate::tree::attributes::Attributes;
 use crate::tree::compare::below;
-use crate::tree::entry::{EntryRef, Time};
+use crate::tree::entry::EntryRef;
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
@@ -64,6 +65,10 @@ pub struct Receiver<T: Target> {
     opened_up: HashSet<TreePath>,
     /// The destination, once the plan is made.
     target: Option<T>,
+    /// The offer as it came.
+    offered: Arc<Manifest>,
+    /// The same with the metadata that this side may set: names, order and contents are those of
+    /// the offer.
     wanted: Arc<Manifest>,
     /// The names that the destination's filesystem folds into one.
     spelling: Arc<Spelling>,
@@ -78,8 +83,10 @@ pub struct Receiver<T: Target> {
     progress: ContentProgress,
     /// The pair of source and destination after this run.
     pair: Option<Pair>,
-    /// The root's own mode and time, as far as they must be set.
-    metadata: Option<(Option<u16>, Time)>,
+    /// The root's own metadata, as far as it must be set.
+    metadata: Option<RootMetadata>,
+    /// The root's own attributes, as this side may set them.
+    root_attributes: Option<Arc<Attributes>>,
     /// True if the destination will hold only wanted and protected entries.
     will_be_copy: bool,
     /// True once the destination is complete.
@@ -126,6 +133,8 @@ enum Phase {
     Adjust,
     /// Files whose name alone changes.
     Move,
+    /// Further names are made.
+    Link,
     /// Unwanted entries are removed.
     Remove,
     /// Modes and times of directories, deepest first.
@@ -148,6 +157,7 @@ impl<T: Target> Receiver<T> {
             at_open: None,
             opened_up: HashSet::new(),
             target: None,
+            offered: Arc::default(),
             wanted: Arc::default(),
             spelling: Arc::default(),
             resolved: Resolved::No,
@@ -158,6 +168,7 @@ impl<T: Target> Receiver<T> {
             progress: ContentProgress::default(),
             pair: None,
             metadata: None,
+            root_attributes: None,
             will_be_copy: false,
             closed: false,
             batch: Vec::new(),
@@ -192,6 +203,8 @@ impl<T: Target> Receiver<T> {
             FromSender::Pushed(files) => self.pushed(files),
             FromSender::Sampled(files) => self.sampled(files),
             FromSender::Holes(holes) => self.offer.holes = holes,
+            FromSender::Owners(owners) => self.offer.owners = owners,
+            FromSender::Root(root) => self.offer.root = Some(Arc::new(root)),
             FromSender::Offered { complete } => self.offered_all(complete),
             FromSender::Baseline { digest } => self.baseline(digest),
         }
@@ -284,6 +297,9 @@ impl<T: Target> Receiver<T> {
             self.outbox.problem(problem);
         }
         if let Some(event) = self.plan.links_excluded(&self.wanted) {
+            self.outbox.report(event);
+        }
+        if let Some(event) = self.plan.devices_passed_over(&self.wanted) {
             self.outbox.report(event);
         }
         if self.config.options.list_changes {
@@ -389,6 +405,7 @@ impl<T: Target> Receiver<T> {
             Phase::Directories => &mut self.plan.first,
             Phase::Adjust => &mut self.plan.adjust,
             Phase::Move => &mut self.plan.moves,
+            Phase::Link => &mut self.plan.links,
             Phase::Remove => &mut self.plan.remove,
             Phase::DirectoryTimes => &mut self.plan.directory_times,
             Phase::Offer | Phase::Plan | Phase::Content | Phase::Close => return false,
@@ -409,7 +426,9 @@ impl<T: Target> Receiver<T> {
             }
             let counter = match step {
                 Step::MakeDirectory { .. } => &mut self.tally.created,
-                Step::MakeLink { id } if self.plan.updates.contains(&id) => &mut self.tally.updated,
+                Step::MakeLink { id } | Step::HardLink { id, .. } if self.plan.updates.contains(&id) => {
+                    &mut self.tally.updated
+                }
                 Step::Move { .. } => {
                     if result.is_ok() {
                         self.tally.files += 1;
@@ -418,7 +437,7 @@ impl<T: Target> Receiver<T> {
                     }
                     &mut self.tally.deleted
                 }
-                Step::MakeLink { .. } => &mut self.tally.created,
+                Step::MakeLink { .. } | Step::HardLink { .. } => &mut self.tally.created,
                 Step::Adjust { id } if self.plan.adjusts.contains(&id) => &mut self.tally.adjusted,
                 Step::Respell { id } if self.plan.respelled.contains(&id) => &mut self.tally.adjusted,
                 Step::Remove { .. } => &mut self.tally.deleted,
@@ -442,7 +461,7 @@ impl<T: Target> Receiver<T> {
                         Step::Respell { id } if self.plan.respelled.contains(&id) => {
                             self.happens(Item::Wanted(id), None);
                         }
-                        Step::MakeDirectory { id } | Step::MakeLink { id } => {
+                        Step::MakeDirectory { id } | Step::MakeLink { id } | Step::HardLink { id, .. } => {
                             self.happens(Item::Wanted(id), None);
                         }
                         Step::Move { id, at, .. } => {
@@ -504,15 +523,16 @@ impl<T: Target> Receiver<T> {
                 Phase::Adjust => Phase::Move,
                 Phase::Move => {
                     self.plan.spare_moved();
-                    Phase::Remove
+                    Phase::Link
                 }
+                Phase::Link => Phase::Remove,
                 Phase::Remove => Phase::DirectoryTimes,
                 Phase::DirectoryTimes => Phase::Close,
                 Phase::Offer | Phase::Plan | Phase::Directories | Phase::Close => return,
             };
             if self.phase == Phase::Close {
                 let pair = self.pair.filter(|_| self.will_be_copy);
-                let metadata = self.metadata;
+                let metadata = self.metadata.clone();
                 self.on_target(|target| ReceiverWork::Close { target, metadata, pair });
                 return;
             }
@@ -562,6 +582,7 @@ impl<T: Target> Receiver<T> {
         match step {
             Step::MakeDirectory { id }
             | Step::MakeLink { id }
+            | Step::HardLink { id, .. }
             | Step::Adjust { id }
             | Step::Respell { id }
             | Step::Move { id, .. } => self.path(id),

@@ -87,7 +87,8 @@ mod tests {
         for &(path, size, seconds) in files {
             let kind = if path.ends_with('/') { Kind::Directory } else { Kind::File { size, hash: None } };
             let path = TreePath::new(path.trim_end_matches('/').as_bytes()).unwrap();
-            entries.push(Entry { path, kind, mode: 0o644, mtime: Time::new(seconds, 0).unwrap() });
+            let mtime = Time::new(seconds, 0).unwrap();
+            entries.push(Entry { path, kind, mode: 0o644, mtime, attributes: None });
         }
         Manifest::new(entries).unwrap()
     }

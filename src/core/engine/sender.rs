@@ -318,7 +318,9 @@ impl<S: Source> Sender<S> {
     }
 
     fn offer(&mut self, scanned: Scanned) {
-        let Scanned { manifest, ignores, complete, changed, scope, pushed, sampled, holes, .. } = scanned;
+        let Scanned {
+            manifest, ignores, complete, changed, scope, pushed, sampled, holes, owners, root, ..
+        } = scanned;
         (self.manifest, self.ignores) = (Some(manifest), ignores);
         self.complete = complete;
         if let (Some(scope), Some(subject)) = (scope, self.subject.take()) {
@@ -336,6 +338,8 @@ impl<S: Source> Sender<S> {
         if holes != Holes::default() {
             self.outbox.send(FromSender::Holes(holes));
         }
+        owners.into_iter().for_each(|owners| self.outbox.send(FromSender::Owners(*owners)));
+        root.into_iter().for_each(|root| self.outbox.send(FromSender::Root((*root).clone())));
         match changed {
             Some(Changed { changes, ignores, digest }) if self.has_baseline => {
                 if ignores {

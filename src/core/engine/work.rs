@@ -11,6 +11,8 @@ use crate::engine::transfer::receive::{
 use crate::engine::transfer::send::{SendInput, SendNext, SendTransfer};
 use crate::engine::transfer::{Source, Target};
 use crate::monitor::Problem;
+use crate::tree::accounts::{Accounts, Owners};
+use crate::tree::attributes::Attributes;
 use crate::tree::change::{Change, Rebuild};
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
@@ -114,8 +116,8 @@ pub enum ReceiverWork<T: Target> {
     Close {
         /// The destination.
         target: T,
-        /// The root's own mode and time, as far as they must be set.
-        metadata: Option<(Option<u16>, Time)>,
+        /// The root's own metadata, as far as it must be set.
+        metadata: Option<RootMetadata>,
         /// The new pair of source and destination, if it changed.
         pair: Option<Pair>,
     },
@@ -224,6 +226,13 @@ pub enum Step {
         /// The hash of its content.
         hash: Hash,
     },
+    /// Make an entry a further name of another one, in place of the present entry.
+    HardLink {
+        /// The id of the further name.
+        id: u32,
+        /// The id of the entry that has the content.
+        to: u32,
+    },
     /// Remove a file, a link or an empty directory.
     Remove {
         /// Position of the entry.
@@ -274,6 +283,10 @@ pub struct Scanned {
     pub sampled: Vec<(u32, Samples)>,
     /// Holes of its files.
     pub holes: Holes,
+    /// Names of its users and groups, if the options ask for them.
+    pub owners: Option<Box<Owners>>,
+    /// Attributes of the directory itself, if it has any.
+    pub root: Option<Arc<Attributes>>,
 }
 
 /// A small file whose content goes with the offer.
@@ -327,6 +340,8 @@ pub struct Opened {
     pub room: Option<Room>,
     /// Facts about the destination besides its entries.
     pub destination: Destination,
+    /// Users and groups of the machine, if the options ask for metadata besides modes and times.
+    pub accounts: Option<Arc<Accounts>>,
 }
 
 /// Free room of a destination's filesystem.
@@ -350,6 +365,17 @@ pub struct Room {
     pub mounts: Vec<TreePath>,
 }
 
+/// Metadata of a root, as far as it must be set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootMetadata {
+    /// The mode. Without one, the root keeps its mode and attributes.
+    pub mode: Option<u16>,
+    /// Modification time.
+    pub mtime: Time,
+    /// Attributes.
+    pub attributes: Option<Arc<Attributes>>,
+}
+
 /// Facts about a destination besides its entries.
 #[derive(Debug, Clone, Default)]
 pub struct Destination {
@@ -357,6 +383,8 @@ pub struct Destination {
     pub is_new: bool,
     /// Mode and time of the directory itself; `None` where it does not exist.
     pub metadata: Option<(u16, Time)>,
+    /// Attributes of the directory itself, if the options ask for any.
+    pub attributes: Option<Arc<Attributes>>,
     /// Identity of the directory.
     pub tree_id: TreeId,
     /// True if this user may set its mode and time.

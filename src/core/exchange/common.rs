@@ -1,5 +1,6 @@
 //! Code that the performers of both engines share.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::disk::baseline::Baseline;
@@ -12,6 +13,7 @@ use crate::tree::entry::Entry;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::{Manifest, ManifestError};
 use crate::tree::path::TreePath;
+use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, SMALL_BYTES_MAX};
 
 /// Classifies a failure of the disk: a full or failing filesystem ends the run, everything else is
@@ -72,9 +74,15 @@ pub(super) fn store_baseline(baseline: Option<&Baseline>, manifest: &Manifest, i
 /// Scan options of either side. A touched file may have been replaced by another one of the same
 /// length and time. A checkout writes many files within one clock tick, and they get each other's
 /// names. So for small files the content decides; it is pushed anyway.
-pub(super) fn scan_options(checksum: bool, subject: &Subject) -> ScanOptions {
+pub(super) fn scan_options(options: &Options, subject: &Subject) -> ScanOptions {
     let hash_bytes_max = if matches!(subject, Subject::Subtrees(..)) { SMALL_BYTES_MAX } else { 0 };
-    ScanOptions { hash: checksum, hash_bytes_max, cross_mounts: true, ..ScanOptions::default() }
+    ScanOptions {
+        hash: options.checksum,
+        hash_bytes_max,
+        cross_mounts: true,
+        metadata: options.metadata.as_deref().cloned().map(Arc::new),
+        ..ScanOptions::default()
+    }
 }
 
 /// Makes a manifest of the first entry alone, under another name.

@@ -61,7 +61,7 @@ pub(super) struct View {
 impl View {
     /// A source or a destination as these options show it.
     pub(super) fn new(role: Role, options: &Options) -> Self {
-        let scan = scan_options(options.checksum, &Subject::Whole);
+        let scan = scan_options(options, &Subject::Whole);
         let scan = match role {
             Role::Sender => ScanOptions {
                 set_id_owner: options.set_id_owner,
@@ -337,7 +337,7 @@ impl KeptTree {
 
     /// Lists the tree as it is now, and tells how many paths were touched.
     fn listed_again(self, root: &Root, now: Instant) -> Result<(Self, Scanned, usize), Doubt> {
-        let options = self.id.view.options;
+        let options = self.id.view.options.clone();
         if now.saturating_duration_since(self.listed) >= AGE_MAX {
             return Err("age");
         }
@@ -362,7 +362,7 @@ impl KeptTree {
 
     /// Scans parts of the tree.
     fn updated(self, root: &Root, scope: &SubtreeSet) -> Result<Self, Doubt> {
-        let View { options, .. } = self.id.view;
+        let View { options, .. } = self.id.view.clone();
         if scope.subtrees().len() > self.snapshot.len() / TOUCHED_SHARE {
             return Err("much-touched");
         }

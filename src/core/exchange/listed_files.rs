@@ -85,7 +85,7 @@ pub(super) fn list(
         parts.clear();
     }
     let wanted = SubtreeSet::new(parts);
-    let options = ScanOptions { implied_parents: true, ..*options };
+    let options = ScanOptions { implied_parents: true, ..options.clone() };
     let mut scanned =
         scan(root, &Subject::Subtrees(wanted.clone(), Arc::default()), &options, Some(filter), &mut Away)?;
     scanned.skipped.excluded += excluded;

@@ -16,12 +16,13 @@ use rustix::io::Errno;
 use crate::content::blocks::{BlockSize, Content, Outline, Run};
 use crate::content::hash::Hash;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
+use crate::disk::accounts::owners_of;
+use crate::disk::attributes::offered_mode;
 use crate::disk::baseline::Baseline;
 use crate::disk::holes::SparseFile;
 use crate::disk::identities::Identities;
 use crate::disk::root::Root;
 use crate::disk::scan::{self, Look, ScanOptions, Skipped, Sparse, scan};
-use crate::disk::set_id::mode_for;
 use crate::disk::stat::{Identity, identity_of};
 use crate::engine::transfer::send::{changed, read_error};
 use crate::engine::transfer::{Difference, Source, SourceFile};
@@ -40,6 +41,7 @@ use crate::exchange::tails::Tails;
 use crate::exchange::unusable;
 use crate::log::{self, debug};
 use crate::monitor::{Problem, ProblemKind};
+use crate::tree::attributes::Attributes;
 use crate::tree::change;
 use crate::tree::entry::Kind;
 use crate::tree::filter::{Filter, IgnoreFile};
@@ -289,8 +291,7 @@ impl Sending {
             None if self.options.files.is_some() => (Subject::Several, None),
             None => {
                 let stat = found.root.own_stat().map_err(|error| missing(&error))?;
-                let mode = self.options.set_id_owner;
-                let mode = mode.map_or(stat.mode, |owner| mode_for(stat.mode, (stat.uid, stat.gid), owner));
+                let mode = offered_mode(&stat, self.options.set_id_owner, self.options.metadata.as_deref());
                 let subject = Subject::directory(mode, stat.mtime(), found.root.tree_id());
                 // An incremental round has no store of the baseline, so it names no base.
                 (subject, self.baseline.as_ref().and_then(Baseline::digest))
@@ -322,6 +323,15 @@ impl Sending {
         let (prehashes, tails) = Default::default();
         let mut source = Listing { parts, manifest: Arc::clone(&manifest), identities, prehashes, tails };
         let holes = holes(listed.holes, &manifest, source.is_single());
+        let metadata = self.options.metadata.as_deref();
+        let root = match source.parts.as_slice() {
+            [Part { root, single: None, prefix: None, .. }] => root.own_attributes(metadata),
+            _ => None,
+        };
+        let owners = metadata.filter(|metadata| metadata.has_names()).map(|_| {
+            let ids = |root: &Attributes| Some((root.user?, root.group?));
+            Box::new(owners_of(&manifest, root.as_deref().and_then(ids)))
+        });
         let is_whole = listed.scope.is_none() && !source.is_single();
         let (changed, is_new) = self.compare_with_baseline(is_whole, listed.baseline, &manifest, &ignores);
         if !self.options.dry_run {
@@ -346,6 +356,8 @@ impl Sending {
             pushed,
             sampled,
             holes,
+            owners,
+            root,
             manifest,
         };
         Ok((scanned, source))
@@ -355,7 +367,7 @@ impl Sending {
         ScanOptions {
             set_id_owner: self.options.set_id_owner,
             cross_mounts: !self.options.one_file_system,
-            ..scan_options(self.options.checksum, subject)
+            ..scan_options(&self.options, subject)
         }
     }
 

@@ -4,10 +4,10 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::disk::attributes::offered_mode;
 use crate::disk::error::DiskError;
 use crate::disk::identities::Identities;
 use crate::disk::scan::{self, Look, ScanOptions, Skipped, Sparse, scan};
-use crate::disk::set_id::mode_for;
 use crate::exchange::common::chain;
 use crate::exchange::found::{self, Found, Part, listing_problems};
 use crate::monitor::{Problem, ProblemKind};
@@ -146,10 +146,14 @@ impl ListedSeveral {
         let own = source.root.own_stat()?;
         let mut scanned = scan(&source.root, &subject, options, Some(&mut filter), look)?;
         if single.is_none() {
-            let mode =
-                options.set_id_owner.map_or(own.mode, |owner| mode_for(own.mode, (own.uid, own.gid), owner));
-            let entry: EntryRef<'_> =
-                Entry { path: name.into(), kind: Kind::Directory, mode, mtime: own.mtime() };
+            let attributes = source.root.own_attributes(options.metadata.as_deref());
+            let entry: EntryRef<'_> = Entry {
+                path: name.into(),
+                kind: Kind::Directory,
+                mode: offered_mode(&own, options.set_id_owner, options.metadata.as_deref()),
+                mtime: own.mtime(),
+                attributes: attributes.as_ref(),
+            };
             tree.add(entry)?;
             self.identities.push(&own.identity);
         }

@@ -254,7 +254,7 @@ pub(crate) mod testing {
 
     pub(crate) fn entry(path: &str, kind: Kind) -> Entry {
         let path = TreePath::new(path.as_bytes()).unwrap();
-        Entry { path, kind, mode: 0o644, mtime: Time::new(1, 2).unwrap() }
+        Entry { path, kind, mode: 0o644, mtime: Time::new(1, 2).unwrap(), attributes: None }
     }
 
     pub(crate) fn file(path: &str, size: u64) -> Entry {

@@ -15,18 +15,22 @@
 //! | file | file, differing | `Update` (the old content serves as basis) |
 //! | file, link | link, file | `Update` without basis (a rename replaces it) |
 //! | link | link, same target | `Adjust` if the time differs |
+//! | special file | the same | `Adjust` if mode or time differ |
+//! | special file | anything else but a directory | `Update` |
 //! | file, link | directory that may go (see below) | `Replace` |
 //! | file, link | any other directory | `Obstacle` |
 //! | nothing | anything | `Remove` if deleting is on, unless protected |
 //!
 //! Files are equal if size and time are, and hashes where both have one; with `checksum` the hash
-//! decides. A directory may go if it is empty, or if deleting is on and nothing in it is protected.
+//! decides. Attributes (owner, group, extended attributes) count like a mode. A directory may go if
+//! it is empty, or if deleting is on and nothing in it is protected.
 //! Transfer rules come first: an entry that they pass over gets no decision, and neither does what
 //! is in its place.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
+use crate::tree::attributes::{AttributesDiffer, Compared};
 use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::manifest::Manifest;
@@ -43,6 +47,8 @@ pub struct Rules {
     pub checksum: bool,
     /// Mode bits that count; the others are neither compared nor set.
     pub mode_mask: u16,
+    /// The extended attributes that count.
+    pub attributes: Compared,
     /// Differences between times that do not count.
     pub time_rule: TimeRule,
     /// The entries to pass over.
@@ -213,7 +219,8 @@ fn decide(
 ) -> Option<Change> {
     let adjust = |same: bool| (!same).then_some(Change::Adjust { id, at });
     let same_time = rules.time_rule.are_same(entry.mtime, old.mtime);
-    let same_mode = (entry.mode ^ old.mode) & rules.mode_mask == 0;
+    let same_mode = (entry.mode ^ old.mode) & rules.mode_mask == 0
+        && !differing_attributes(entry, old, rules.attributes).any();
     match (entry.kind, old.kind) {
         (Kind::Directory, Kind::Directory) => adjust(same_time && same_mode),
         (Kind::Directory, _) => Some(Change::Replace { id, at }),
@@ -242,10 +249,23 @@ fn decide(
                 _ => Some(Change::Update { id, at }),
             }
         }
+        (Kind::Symlink { .. }, Kind::Symlink { .. }) if entry.kind.is_special() => {
+            let is_same = old.kind.is_special() && entry.special() == old.special();
+            if is_same { adjust(same_time && same_mode) } else { Some(Change::Update { id, at }) }
+        }
         (Kind::Symlink { target }, Kind::Symlink { target: old_target }) if target == old_target => {
-            adjust(same_time)
+            adjust(same_time && !differing_attributes(entry, old, rules.attributes).any())
         }
         (Kind::File { .. } | Kind::Symlink { .. }, _) => Some(Change::Update { id, at }),
+    }
+}
+
+/// The attributes in which an entry differs from the one in its place.
+#[must_use]
+pub fn differing_attributes(entry: EntryRef<'_>, old: EntryRef<'_>, compared: Compared) -> AttributesDiffer {
+    match (entry.attributes, old.attributes) {
+        (None, None) => AttributesDiffer::default(),
+        (wanted, old) => AttributesDiffer::of(wanted.map(|of| &**of), old.map(|of| &**of), compared),
     }
 }
 
@@ -357,6 +377,7 @@ mod tests {
         delete: false,
         checksum: false,
         mode_mask: 0o7777,
+        attributes: Compared { xattrs: false, acls: false },
         time_rule: TimeRule::Exact,
         transfer: TransferRules {
             update: false,
@@ -385,7 +406,8 @@ mod tests {
                 (path, Kind::File { size: size.parse().unwrap(), hash: None })
             };
             let mtime = Time::new(seconds.parse().unwrap(), 0).unwrap();
-            Entry { path: TreePath::new(path.as_bytes()).unwrap(), kind, mode: 0o644, mtime }
+            let path = TreePath::new(path.as_bytes()).unwrap();
+            Entry { path, kind, mode: 0o644, mtime, attributes: None }
         });
         Manifest::new(entries.collect()).unwrap()
     }
@@ -570,7 +592,8 @@ mod tests {
         let hashed = |seconds, content: &[u8]| {
             let kind = Kind::File { size: 1, hash: Some(crate::content::hash::Hash::of(content)) };
             let path = TreePath::new(&b"a"[..]).unwrap();
-            Manifest::new(vec![Entry { path, kind, mode: 0, mtime: Time::new(seconds, 0).unwrap() }]).unwrap()
+            let mtime = Time::new(seconds, 0).unwrap();
+            Manifest::new(vec![Entry { path, kind, mode: 0, mtime, attributes: None }]).unwrap()
         };
         let rules = Rules { checksum: true, ..RULES };
         let decide = |a: &Manifest, b: &Manifest| compare(a, b, rules, |_| false);

@@ -1,6 +1,9 @@
 //! One entry of a tree: its path, kind and metadata.
 
+use std::sync::Arc;
+
 use crate::content::hash::Hash;
+use crate::tree::attributes::{Attributes, Special};
 use crate::tree::path::TreePath;
 use crate::tree::path_ref::PathRef;
 
@@ -67,9 +70,10 @@ pub enum Kind<T = Box<[u8]>> {
 }
 
 impl<T: Default + AsRef<[u8]>> Kind<T> {
-    /// An entry of a destination that no tree can hold: a FIFO, a socket or a device. It is
-    /// represented as a link without a target, which no real link has and no peer can send. So it
-    /// differs from every wanted entry, is no basis, and is removed without being opened.
+    /// A FIFO, a socket or a device: a link without a target, which no real link has. It is no
+    /// basis, and is removed without being opened. [`Attributes::special`] tells its kind. In a
+    /// destination the kind may be unknown. Such an entry differs from every wanted one, and no
+    /// peer can send it.
     #[must_use]
     pub fn special() -> Self {
         Self::Symlink { target: T::default() }
@@ -84,7 +88,7 @@ impl<T: Default + AsRef<[u8]>> Kind<T> {
 
 /// One entry of a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry<P = TreePath, T = Box<[u8]>> {
+pub struct Entry<P = TreePath, T = Box<[u8]>, A = Option<Arc<Attributes>>> {
     /// The path below the root.
     pub path: P,
     /// The kind of entry.
@@ -93,12 +97,14 @@ pub struct Entry<P = TreePath, T = Box<[u8]>> {
     pub mode: u16,
     /// Modification time of the content.
     pub mtime: Time,
+    /// The metadata that only options copy, if there is any.
+    pub attributes: A,
 }
 
 /// A borrowed entry of a manifest.
-pub type EntryRef<'a> = Entry<PathRef<'a>, &'a [u8]>;
+pub type EntryRef<'a> = Entry<PathRef<'a>, &'a [u8], Option<&'a Arc<Attributes>>>;
 
-impl<P, T> Entry<P, T> {
+impl<P, T, A> Entry<P, T, A> {
     /// True for a directory.
     #[must_use]
     pub fn is_directory(&self) -> bool {
@@ -124,7 +130,8 @@ impl Entry {
             Kind::File { size, hash } => Kind::File { size: *size, hash: *hash },
             Kind::Symlink { target } => Kind::Symlink { target: &**target },
         };
-        Entry { path: PathRef::from(&self.path), kind, mode: self.mode, mtime: self.mtime }
+        let attributes = self.attributes.as_ref();
+        Entry { path: PathRef::from(&self.path), kind, mode: self.mode, mtime: self.mtime, attributes }
     }
 }
 
@@ -137,6 +144,13 @@ impl EntryRef<'_> {
             Kind::File { size, hash } => Kind::File { size, hash },
             Kind::Symlink { target } => Kind::Symlink { target: target.into() },
         };
-        Entry { path: self.path.to_path(), kind, mode: self.mode, mtime: self.mtime }
+        let attributes = self.attributes.cloned();
+        Entry { path: self.path.to_path(), kind, mode: self.mode, mtime: self.mtime, attributes }
+    }
+
+    /// The kind of a special file, if it is known.
+    #[must_use]
+    pub fn special(&self) -> Option<Special> {
+        self.attributes.and_then(|attributes| attributes.special).filter(|_| self.kind.is_special())
     }
 }

@@ -8,8 +8,11 @@
 //! On the wire a manifest is cut into [`block`](crate::tree::block)s.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
+use crate::tree::attributes::Attributes;
 use crate::tree::block::{BlockReader, BlockWriter};
 use crate::tree::entry::{Entry, EntryRef, Kind};
 use crate::tree::path_ref::PathRef;
@@ -73,6 +76,11 @@ impl Manifest {
     /// Number of entries from `id` on that equal those of `other` from `at` on.
     pub(super) fn equal_run(&self, id: u32, other: &Self, at: u32) -> u32 {
         u32::try_from(self.table.equal_run(id, &other.table, at)).unwrap_or(u32::MAX)
+    }
+
+    /// The different attributes of the entries.
+    pub fn attributes(&self) -> impl Iterator<Item = &Arc<Attributes>> {
+        self.table.sets()
     }
 
     /// Number of entries.
@@ -143,6 +151,8 @@ pub struct Builder {
     ancestors: Vec<u32>,
     text_bytes: usize,
     content_bytes: u64,
+    /// The different attributes, with their numbers.
+    sets: HashMap<Arc<Attributes>, u32>,
 }
 
 impl Builder {
@@ -176,6 +186,7 @@ impl Builder {
         };
         let target_bytes = if let Kind::Symlink { target } = entry.kind { target.len() } else { 0 };
         self.text_bytes += path.len() + target_bytes;
+        let set = entry.attributes.map(|attributes| self.set(attributes));
         if self.text_bytes > TEXT_BYTES_MAX {
             return Err(ManifestError::TooLong);
         }
@@ -186,11 +197,22 @@ impl Builder {
         if self.len() == ENTRIES_MAX {
             return Err(ManifestError::TooMany);
         }
-        self.manifest.table.push(parent, entry);
+        self.manifest.table.push(parent, entry, set);
         if entry.is_directory() {
             self.ancestors.push(id);
         }
         Ok(())
+    }
+
+    /// The number of these attributes.
+    fn set(&mut self, attributes: &Arc<Attributes>) -> u32 {
+        if let Some(set) = self.sets.get(attributes) {
+            return *set;
+        }
+        self.text_bytes += attributes.counted_bytes();
+        let set = self.manifest.table.add_set(attributes);
+        self.sets.insert(Arc::clone(attributes), set);
+        set
     }
 
     /// Number of entries so far.
@@ -227,6 +249,7 @@ mod tests {
             kind,
             mode: 0o644,
             mtime: Time::new(-5, 999_999_999).unwrap(),
+            attributes: None,
         }
     }
 

@@ -397,7 +397,7 @@ mod tests {
                 None => (word, Kind::File { size: 1, hash: None }),
             };
             let path = TreePath::new(word.as_bytes()).unwrap();
-            Entry { path, kind, mode: 0o644, mtime: Time::new(1, 0).unwrap() }
+            Entry { path, kind, mode: 0o644, mtime: Time::new(1, 0).unwrap(), attributes: None }
         });
         let mut entries: Vec<_> = entries.collect();
         entries.sort_by(|one, other| one.path.cmp(&other.path));

@@ -180,7 +180,7 @@ mod tests {
                 Some(word) => (word, Kind::Directory),
                 None => (word, Kind::File { size: 0, hash: None }),
             };
-            Entry { path: path(word), kind, mode: 0, mtime: Time::new(0, 0).unwrap() }
+            Entry { path: path(word), kind, mode: 0, mtime: Time::new(0, 0).unwrap(), attributes: None }
         });
         Manifest::new(entries.collect()).unwrap()
     }

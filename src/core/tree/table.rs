@@ -3,7 +3,10 @@
 //! An entry takes 28 bytes and its name; only directories store the whole path. As separate values,
 //! each with a path on the heap, a million entries took three times as much.
 
+use std::sync::Arc;
+
 use crate::content::hash::Hash;
+use crate::tree::attributes::Attributes;
 use crate::tree::entry::{EntryRef, Kind, MODE_MASK, SECONDS_MAX, Time};
 use crate::tree::path_ref::PathRef;
 
@@ -17,6 +20,11 @@ pub(super) struct Table {
     /// Texts one after the other: a directory's path; any other entry's name and then its hash or
     /// target.
     text: Vec<u8>,
+    /// The number of each entry's attributes plus one, or 0. Empty up to the first entry that has
+    /// some, and without the entries after the last one.
+    attributes: Vec<u32>,
+    /// The different attributes.
+    sets: Vec<Arc<Attributes>>,
 }
 
 /// An entry. All fields are of 32 bits, so that there is no padding.
@@ -78,9 +86,16 @@ impl Table {
         self.rows.len()
     }
 
-    /// Appends an entry of the directory with this number. The caller checked the limits: all text
-    /// together is shorter than 4 GiB.
-    pub(super) fn push(&mut self, parent: Option<u32>, entry: EntryRef<'_>) {
+    /// Adds attributes that no entry has had so far, and returns their number.
+    pub(super) fn add_set(&mut self, attributes: &Arc<Attributes>) -> u32 {
+        self.sets.push(Arc::clone(attributes));
+        // Less than `ENTRIES_MAX`.
+        self.sets.len() as u32 - 1
+    }
+
+    /// Appends an entry of the directory with this number, with the attributes of this number. The
+    /// caller checked the limits: all text together is shorter than 4 GiB.
+    pub(super) fn push(&mut self, parent: Option<u32>, entry: EntryRef<'_>, set: Option<u32>) {
         let text = u32::try_from(self.text.len()).unwrap_or(u32::MAX);
         let name = entry.path.name();
         if let (Kind::Directory, Some(directory)) = (entry.kind, entry.path.directory()) {
@@ -114,6 +129,20 @@ impl Table {
             nanos: entry.mtime.nanos(),
             packed: split(packed),
         });
+        if let Some(set) = set {
+            self.attributes.resize(self.rows.len() - 1, 0);
+            self.attributes.push(set + 1);
+        }
+    }
+
+    /// The different attributes of all entries.
+    pub(super) fn sets(&self) -> impl Iterator<Item = &Arc<Attributes>> {
+        self.sets.iter()
+    }
+
+    fn attributes(&self, id: u32) -> Option<&Arc<Attributes>> {
+        let number = self.attributes.get(id as usize)?.checked_sub(1)?;
+        self.sets.get(number as usize)
     }
 
     pub(super) fn get(&self, id: u32) -> Option<EntryRef<'_>> {
@@ -128,7 +157,8 @@ impl Table {
             }
             Tag::Symlink => Kind::Symlink { target: after_name()?.get(..row.size() as usize)? },
         };
-        Some(EntryRef { path: self.path_of(row)?, kind, mode: row.mode(), mtime: row.mtime()? })
+        let attributes = self.attributes(id);
+        Some(EntryRef { path: self.path_of(row)?, kind, mode: row.mode(), mtime: row.mtime()?, attributes })
     }
 
     /// The path of an entry, without decoding the rest.
@@ -158,11 +188,14 @@ impl Table {
     }
 
     /// Number of entries from `id` on that equal the entries of `other` from `at` on, in their paths
-    /// and in all else. Decodes none of them.
+    /// and in all else. Decodes none of them. Entries with attributes count as different.
     pub(super) fn equal_run(&self, id: u32, other: &Self, at: u32) -> usize {
         // The directories of the last entries: neighbours mostly share theirs.
         let mut equal = (ROOT, ROOT);
-        let is_equal = |(one, another): &(&Row, &Row)| {
+        let is_equal = |&(one, another, number): &(&Row, &Row, u32)| {
+            if self.attributes(id + number).is_some() || other.attributes(at + number).is_some() {
+                return false;
+            }
             if (one.size, one.nanos, one.packed) != (another.size, another.nanos, another.packed)
                 || self.text_of(one) != other.text_of(another)
             {
@@ -177,7 +210,8 @@ impl Table {
             self.parent_path(parents.0) == other.parent_path(parents.1)
         };
         let (ones, others) = (self.rows.get(id as usize..), other.rows.get(at as usize..));
-        ones.unwrap_or_default().iter().zip(others.unwrap_or_default()).take_while(is_equal).count()
+        let pairs = ones.unwrap_or_default().iter().zip(others.unwrap_or_default()).zip(0..);
+        pairs.map(|((one, another), number)| (one, another, number)).take_while(is_equal).count()
     }
 
     /// The path of a directory by its number; empty for the root.
@@ -201,6 +235,8 @@ impl Table {
     pub(super) fn shrink(&mut self) {
         self.rows.shrink_to_fit();
         self.text.shrink_to_fit();
+        self.attributes.shrink_to_fit();
+        self.sets.shrink_to_fit();
     }
 }
 
@@ -239,7 +275,8 @@ mod tests {
             for kind in &kinds {
                 for (directory, mode) in [("", 0), ("some/where/", MODE_MASK)] {
                     let path = TreePath::new(format!("{directory}{longest}").into_bytes()).unwrap();
-                    entries.push(Entry { path, kind: kind.clone(), mode, mtime });
+                    let attributes = None;
+                    entries.push(Entry { path, kind: kind.clone(), mode, mtime, attributes });
                 }
             }
         }
@@ -248,6 +285,7 @@ mod tests {
             kind: Kind::Directory,
             mode: 0o700,
             mtime: times[0],
+            attributes: None,
         };
         entries.splice(0..0, [directory("some"), directory("some/where")]);
         for entry in &entries {
@@ -255,7 +293,7 @@ mod tests {
                 1 => None,
                 depth => Some(depth as u32 - 2),
             };
-            table.push(parent, entry.view());
+            table.push(parent, entry.view(), None);
         }
         for (id, entry) in entries.iter().enumerate() {
             assert_eq!(table.get(id as u32).unwrap().to_entry(), *entry);

@@ -47,12 +47,8 @@ pub enum Proof {
 
 impl TransferRules {
     /// True if the receiver passes over an entry. `old` is what the destination has in its place.
-    pub(super) fn passes_over(
-        &self,
-        entry: EntryRef<'_>,
-        old: Option<EntryRef<'_>>,
-        time_rule: TimeRule,
-    ) -> bool {
+    #[must_use]
+    pub fn passes_over(&self, entry: EntryRef<'_>, old: Option<EntryRef<'_>>, time_rule: TimeRule) -> bool {
         let Some(old) = old else { return self.existing || self.is_of_other_size(entry) };
         let is_kept = self.ignore_existing && !(entry.is_directory() && old.is_directory());
         let is_newer = || {
@@ -137,7 +133,8 @@ mod tests {
         let path = TreePath::new(&b"a"[..]).unwrap();
         let rules = TransferRules { size_max: Some(3), size_min: Some(2), ..TransferRules::default() };
         let passes_over = |kind| {
-            let entry: EntryRef<'_> = Entry { path: (&path).into(), kind, mode: 0o644, mtime: time(1, 0) };
+            let (mode, mtime) = (0o644, time(1, 0));
+            let entry: EntryRef<'_> = Entry { path: (&path).into(), kind, mode, mtime, attributes: None };
             rules.passes_over(entry, None, TimeRule::Exact)
         };
         let sizes = [1, 2, 3, 4].map(|size| passes_over(Kind::File { size, hash: None }));

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::tree::filter::{Filter, FilterSettings, MERGES_MAX, RULES_BYTES_MAX, RULES_MAX, Rule, Side};
+use crate::tree::metadata::MetadataOptions;
 use crate::tree::path::{COMPONENT_BYTES_MAX, PATH_BYTES_MAX};
 use crate::tree::rule::bits;
 use crate::tree::subtrees::SUBTREES_MAX;
@@ -79,6 +80,8 @@ pub struct Options {
     pub history: History,
     /// Bytes that each side may send in a second; 0 is any number.
     pub bytes_per_second: u64,
+    /// Metadata besides modes and times; `None` if all of these options are off.
+    pub metadata: Option<Box<MetadataOptions>>,
 }
 
 impl Options {
@@ -232,7 +235,7 @@ impl Request {
     }
 
     fn is_within_limits(&self) -> bool {
-        let Options { rules, consent, files, backup, .. } = &self.options;
+        let Options { rules, consent, files, backup, metadata, .. } = &self.options;
         let pattern_bytes = rules.iter().map(|rule| rule.pattern.len()).sum::<usize>();
         let merges = rules.iter().filter(|rule| rule.has(bits::DIRECTORY_MERGE)).count();
         rules.len() <= RULES_MAX
@@ -242,6 +245,7 @@ impl Request {
             && files.as_ref().is_none_or(FileList::is_within_limits)
             && consent.force_in.len() <= FORCED_MAX
             && backup.as_ref().is_none_or(BackupOptions::is_valid)
+            && metadata.as_ref().is_none_or(|metadata| metadata.is_within_limits())
     }
 }
 

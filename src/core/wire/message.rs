@@ -12,6 +12,8 @@ use crate::content::encode;
 use crate::content::hash::{Hash, Hasher};
 use crate::content::sample::Samples;
 use crate::monitor::{Event, HEAD_MAX};
+use crate::tree::accounts::Owners;
+use crate::tree::attributes::Attributes;
 use crate::tree::change::{Change, EDITS_MAX};
 use crate::tree::entry::Time;
 use crate::tree::filter::IgnoreFile;
@@ -278,6 +280,10 @@ pub enum FromSender {
     },
     /// Answers to wants, by file.
     Answers(Vec<(u32, Answer)>),
+    /// Before the offer ends, if the options ask for it: names of the offered ids.
+    Owners(Owners),
+    /// Before the offer ends, if there are any: attributes of the offered directory itself.
+    Root(Attributes),
 }
 
 /// A message of the receiver.
@@ -430,6 +436,8 @@ impl Message for FromSender {
             Self::Holes(Holes { files, .. }) => {
                 files.len() <= HOLES_MAX && files.is_sorted_by(|(one, _), (next, _)| one < next)
             }
+            Self::Owners(owners) => owners.is_within_limits(),
+            Self::Root(attributes) => attributes.is_within_limits(),
             Self::Subject(Subject::Several)
             | Self::Entries(_)
             | Self::Offered { .. }
@@ -543,6 +551,7 @@ fn event_is_within_limits(event: &Event) -> bool {
         | Event::Left { path, .. }
         | Event::Grew { path }
         | Event::LinksExcluded { first: path, .. }
+        | Event::DevicesPassedOver { first: path, .. }
         | Event::Began { path } => path.len() <= TEXT_BYTES_MAX,
         Event::Polling { cause } => cause.len() <= TEXT_BYTES_MAX,
         Event::Problem(problem) => {

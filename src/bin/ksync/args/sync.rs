@@ -11,6 +11,7 @@ use ksync::monitor::Warning;
 
 use crate::accepted::Accepted;
 use crate::args::backup::BackupArgs;
+use crate::args::metadata::MetadataArgs;
 use crate::args::seconds;
 use crate::format::Format;
 use crate::rsh::RsyncPath;
@@ -26,6 +27,8 @@ pub(crate) struct SyncArgs {
     pub(crate) endpoints: Vec<OsString>,
     #[command(flatten)]
     pub(crate) what: WhatArgs,
+    #[command(flatten)]
+    pub(crate) metadata: MetadataArgs,
     #[command(flatten)]
     pub(crate) which: WhichArgs,
     #[command(flatten)]
@@ -111,8 +114,6 @@ pub(crate) struct WhatArgs {
     /// Exclude links that are absolute or lead out of the tree: what a pull does by itself
     #[arg(long, overrides_with = "links")]
     pub(crate) safe_links: bool,
-    #[arg(short = 'p', long, hide = true)]
-    perms: bool,
     #[arg(long, hide = true)]
     partial: bool,
 }

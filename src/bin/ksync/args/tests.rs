@@ -286,6 +286,9 @@ fn options_that_change_nothing_are_accepted() {
         "--8-bit-output",
         "--stderr=errors",
         "--stderr=c",
+        "-S",
+        "--sparse --no-S",
+        "-E --numeric-ids",
         "--no-owner",
         "--no-o",
         "--no-group",
@@ -305,7 +308,7 @@ fn options_that_change_nothing_are_accepted() {
     ] {
         let args = sync(&format!("ksync {option} a b"));
         assert_eq!(args.endpoints, ["a", "b"], "{option}");
-        assert_eq!(args.accepted.warning(), None, "{option}");
+        assert_eq!(args.metadata.options().unwrap(), None, "{option}");
     }
     assert!(sync("ksync --force --delete a b").accepted.force);
     assert_eq!(sync("ksync --partial-dir=x --partial-dir=y a b").accepted.partial_dir.as_deref(), Some("y"));
@@ -324,14 +327,28 @@ fn options_that_change_nothing_are_accepted() {
 }
 
 #[test]
-fn what_is_not_copied_is_told_in_one_line() {
-    for (options, told) in [
-        ("-rlptgoD", "owners and groups (-o -g) and devices and special files (-D)"),
-        ("-a --numeric-ids", "owners and groups (--numeric-ids)"),
-        ("--no-o --owner", "owners and groups (-o)"),
-        ("--no-D --specials", "devices and special files (--specials)"),
+fn metadata_options_are_those_of_rsync() {
+    let options = |line: &str| sync(&format!("ksync {line} a b")).metadata.options().unwrap();
+    let given = |line: &str| *options(line).unwrap_or_default();
+    let all = given("-rlptgoD");
+    assert!(all.owner && all.group && all.devices && all.specials && !all.numeric_ids);
+    assert!(!given("-goD --no-o").owner && given("--no-o --owner").owner);
+    let specials = given("--no-D --specials");
+    assert!(specials.specials && !specials.devices);
+    let chown = given("--chown=web:www");
+    assert!(chown.owner && chown.group && chown.users.len() == 1 && chown.groups.len() == 1);
+    assert!(!given("--chown=:www").owner && !given("--chown=web:").group);
+    assert_eq!(given("--chmod=D755 --chmod=F644,go-w").chmod.len(), 3);
+    assert!(given("-HAX").hard_links && given("-HAX").acls && given("-HAX").xattrs);
+    assert!(given("--no-perms -E").no_perms && !given("--no-perms -A").no_perms);
+    assert!(options("-a").is_none() && options("-H --no-H").is_none());
+    for (line, text) in [
+        ("--chown=", "--chown takes USER:GROUP, USER or :GROUP, and not \"\""),
+        ("--chmod=u+q", "--chmod takes changes of modes, and not \"u+q\""),
+        ("--usermap=a", "--usermap takes FROM:TO with commas in between, and not \"a\""),
+        ("--groupmap=a:b,", "--groupmap takes FROM:TO with commas in between, and not \"\""),
     ] {
-        let warning = sync(&format!("ksync {options} a b")).accepted.warning().unwrap();
-        assert_eq!(warning.what, format!("ksync does not copy {told}"), "{options}");
+        let error = sync(&format!("ksync {line} a b")).metadata.options().unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.exit), (text, 1), "{line}");
     }
 }

@@ -48,7 +48,7 @@ fn superusers_new_files_get_the_owner_of_the_directory() {
     }
     let root = WritableRoot::create(&fixture.at("new/root")).unwrap();
     root.make_directory(&path("d"), 0o755).unwrap();
-    root.make_symlink(&path("l"), b"d", time(1), None).unwrap();
+    root.make_symlink(&path("l"), b"d", time(1), None, None).unwrap();
     let (staging, _) = Staging::open(&root, &path("f")).unwrap();
     staging.finish(&root, &metadata(), None, Durability::Eventually).unwrap();
     for made in ["new", "new/root", "new/root/d", "new/root/l", "new/root/f"] {

@@ -17,7 +17,7 @@ use crate::engine::WorkError;
 use crate::engine::transfer::receive::{look, step_all};
 use crate::engine::transfer::{Draft, SourceFile, Target};
 use crate::engine::work::{
-    Destination, Opened, Planned, ReceiverOutcome, ReceiverWork, ReportOrder, Room, Step,
+    Destination, Opened, Planned, ReceiverOutcome, ReceiverWork, ReportOrder, Room, RootMetadata, Step,
 };
 use crate::monitor::ProblemKind;
 use crate::tree::change::Rebuild;
@@ -304,8 +304,8 @@ impl ReceiverDisk {
             }
             ReceiverWork::Close { metadata, .. } => {
                 self.staged.clear();
-                if let Some((mode, time)) = metadata {
-                    self.root = (mode.unwrap_or(self.root.0), time);
+                if let Some(RootMetadata { mode, mtime, .. }) = metadata {
+                    self.root = (mode.unwrap_or(self.root.0), mtime);
                 }
                 ReceiverOutcome::Close(Ok(()))
             }
@@ -393,6 +393,7 @@ impl DiskState {
             time_rule: TimeRule::Exact,
             has_staged: !self.staged.is_empty(),
             room: self.room.clone(),
+            accounts: None,
             destination: Destination { metadata: Some(self.root), ..self.destination.clone() },
         }
     }
@@ -509,6 +510,8 @@ impl DiskState {
                 let what = What::File(content);
                 self.put(&entry.path, Node { what, mode: entry.mode, mtime: entry.mtime })
             }
+            // No tree of the jar has options for that.
+            Step::HardLink { .. } => unreachable!("no entry has several names"),
             Step::Remove { at } => {
                 let path = self.present.path(at).unwrap().to_path();
                 let holds = self.tree.keys().any(|below| below.is_below(&path));

@@ -215,6 +215,8 @@ impl SenderDisk {
             pushed: self.pushed(),
             sampled: self.offered.iter().filter_map(|(id, entry)| Some((id, self.samples(entry)?))).collect(),
             holes: self.holes.clone(),
+            owners: None,
+            root: None,
         }
     }
 

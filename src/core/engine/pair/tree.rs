@@ -87,7 +87,7 @@ pub(super) fn manifest(tree: &Tree) -> Arc<Manifest> {
             What::File(content) => Kind::File { size: content.len() as u64, hash: None },
             What::Link(target) => Kind::Symlink { target: target.as_slice().into() },
         };
-        Entry { path: path.clone(), kind, mode: node.mode, mtime: node.mtime }
+        Entry { path: path.clone(), kind, mode: node.mode, mtime: node.mtime, attributes: None }
     });
     Arc::new(Manifest::new(entries.collect()).unwrap())
 }

@@ -42,11 +42,18 @@ impl<'a> Touched<'a> {
                 self.present.subtree(at).for_each(|at| self.change_in(at));
                 self.wanted.get(id)
             }
-            Change::Adjust { id, .. } => {
-                if self.wanted.get(id).is_some_and(|entry| entry.is_directory()) {
+            Change::Adjust { id, at } => {
+                let has_attributes = |entry: EntryRef<'_>| entry.attributes.is_some();
+                let entry = self.wanted.get(id);
+                if entry.is_some_and(|entry| entry.is_directory()) {
                     self.directories.insert(id);
+                    return;
                 }
-                return;
+                // A name of a file that has others is made anew, and so is a special file.
+                if !(entry.is_some_and(has_attributes) || self.present.get(at).is_some_and(has_attributes)) {
+                    return;
+                }
+                entry
             }
             Change::Remove { at } => self.present.get(at),
             Change::Obstacle { .. } => None,

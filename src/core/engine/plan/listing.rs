@@ -7,8 +7,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::monitor::{Action, Differs, Event, What};
-use crate::tree::compare::Change;
+use crate::monitor::{Action, Differs, Event, Letters, What};
+use crate::tree::attributes::Compared;
+use crate::tree::compare::{Change, differing_attributes};
 use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::manifest::Manifest;
 use crate::tree::path_ref::PathRef;
@@ -62,13 +63,14 @@ pub(super) struct Trees<'a> {
     /// Files and links whose content or target is replaced by one of the same kind.
     pub(super) updates: &'a HashSet<u32>,
     pub(super) mode_mask: u16,
+    pub(super) attributes: Compared,
     pub(super) time_rule: TimeRule,
 }
 
 impl Listing {
     /// The list of these changes; `root` is the change of the root itself.
     pub(super) fn of(changes: &[Change], root: Option<(Action, Differs)>, trees: &Trees<'_>) -> Self {
-        let Trees { wanted, present, updates, mode_mask, time_rule } = *trees;
+        let Trees { wanted, present, updates, mode_mask, attributes, time_rule } = *trees;
         let mut lines = Lines::default();
         if let Some((action, differs)) = root {
             let (what, path, target) = (What::Directory, Vec::new(), Vec::new());
@@ -76,7 +78,9 @@ impl Listing {
         }
         let differs = |id, at| {
             let pair = wanted.get(id).zip(present.get(at));
-            pair.map_or(Differs::default(), |(entry, old)| differs(entry, old, mode_mask, time_rule))
+            pair.map_or(Differs::default(), |(entry, old)| {
+                differs(entry, old, mode_mask, attributes, time_rule)
+            })
         };
         // The topmost of the deleted directories above an entry.
         let mut top: Option<PathRef<'_>> = None;
@@ -214,13 +218,15 @@ pub(super) fn differs(
     entry: EntryRef<'_>,
     old: EntryRef<'_>,
     mode_mask: u16,
+    attributes: Compared,
     time_rule: TimeRule,
 ) -> Differs {
-    let is_link = matches!(entry.kind, Kind::Symlink { .. });
+    let is_link = matches!(entry.kind, Kind::Symlink { .. }) && !entry.kind.is_special();
     Differs {
         size: entry.size() != old.size(),
         time: !time_rule.are_same(entry.mtime, old.mtime),
         mode: !is_link && (entry.mode ^ old.mode) & mode_mask != 0,
+        attributes: Letters::of(differing_attributes(entry, old, attributes)),
     }
 }
 

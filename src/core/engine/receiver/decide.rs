@@ -7,12 +7,15 @@ use super::{Phase, Receiver, Resolved};
 use crate::engine::brake::{self, Facts, KnownPair, MANY};
 use crate::engine::plan::{Findings, Plan};
 use crate::engine::transfer::Target;
-use crate::engine::work::{Destination, Planned, ReceiverWork};
+use crate::engine::work::{Destination, Planned, ReceiverWork, RootMetadata};
 use crate::monitor::{Braked, Event, Problem, ProblemKind};
+use crate::tree::attributes::{Attributes, AttributesDiffer};
 use crate::tree::compare::{Rules, below, has_more};
+use crate::tree::effective::Mapping;
 use crate::tree::entry::{EntryRef, Time};
-use crate::tree::manifest::Manifest;
-use crate::tree::path::TreePath;
+use crate::tree::manifest::{Manifest, ManifestError};
+use crate::tree::metadata::MetadataOptions;
+use crate::tree::path::{TreePath, escape};
 use crate::tree::spelling::{Answers, Questions};
 use crate::tree::tree_id::{Pair, TreeId};
 use crate::wire::hello::{BackupOptions, Links};
@@ -56,15 +59,49 @@ impl<T: Target> Receiver<T> {
         true
     }
 
+    /// Gives the offered entries the metadata that this side can and may set.
+    fn make_effective(&mut self) -> Result<(), ManifestError> {
+        let (Some(opened), Some(options)) = (&mut self.opened, &self.config.options.metadata) else {
+            return Ok(());
+        };
+        let Some(accounts) = opened.accounts.clone() else { return Ok(()) };
+        let mut mapping = Mapping::new(options, &accounts, &self.offer.owners);
+        self.wanted = Arc::new(mapping.tree(&self.offered, &opened.manifest)?);
+        self.root_attributes = self.offer.root.as_ref().and_then(|root| mapping.attributes(root));
+        Ok(())
+    }
+
+    /// Asks for a full round if this one may see only some names of a file.
+    fn complete_hard_links(&mut self) {
+        let is_linked = |attributes: &Arc<Attributes>| attributes.link.is_some();
+        let options = &self.config.options;
+        let has_links = options.metadata.as_ref().is_some_and(|metadata| metadata.hard_links)
+            && (self.wanted.attributes().any(is_linked)
+                || self.opened.iter().any(|opened| opened.manifest.attributes().any(is_linked)));
+        if has_links && self.is_increment() && !options.dry_run {
+            self.outbox.send(FromReceiver::Rescan);
+        }
+    }
+
     fn compare(&mut self) {
+        if let Err(error) = self.make_effective() {
+            return self.outbox.fail(AbortKind::Protocol, error.to_string());
+        }
         let (Some(opened), Some(complete)) = (&self.opened, self.offer.complete) else { return };
         let options = &self.config.options;
+        let metadata = options.metadata.as_deref();
+        let is_superuser = opened.accounts.as_ref().is_some_and(|accounts| accounts.is_superuser);
+        let of_user =
+            if is_superuser && metadata.is_some_and(|metadata| metadata.owner) { 0o4000 } else { 0 };
+        let of_group =
+            if is_superuser && metadata.is_some_and(|metadata| metadata.group) { 0o2000 } else { 0 };
         let may_delete = complete && opened.complete;
         let rules = Rules {
             delete: options.delete && may_delete && self.is_directory(),
             checksum: options.checksum,
             // Without this option set-id bits are never set, so they must not count either.
-            mode_mask: if options.set_id_owner.is_some() { 0o7777 } else { 0o1777 },
+            mode_mask: if options.set_id_owner.is_some() { 0o7777 } else { 0o1777 | of_user | of_group },
+            attributes: metadata.map(MetadataOptions::compared).unwrap_or_default(),
             time_rule: options.time_rule.unwrap_or(opened.time_rule),
             transfer: options.transfer,
             backs_up_beside: options.backup.as_ref().is_some_and(|backup| backup.directory.is_none()),
@@ -94,6 +131,8 @@ impl<T: Target> Receiver<T> {
         self.tally.entries = self.wanted.len() as u64;
         self.tally.total_bytes = self.wanted.content_bytes();
         self.tell_unlisted();
+        self.complete_hard_links();
+        self.tell_unknown_names();
         if withheld {
             let cause = "nothing was deleted, since not everything could be listed".to_owned();
             self.outbox.problem(Problem { kind: ProblemKind::NotDeleted, path: Vec::new(), cause });
@@ -119,6 +158,16 @@ impl<T: Target> Receiver<T> {
         let spelling = Arc::clone(&self.spelling);
         let planned = Planned { wanted, present, spelling, changes, writes, withheld: waiting, pair };
         self.on_open(|open| ReceiverWork::Plan(open, planned));
+    }
+
+    /// Reports names of `--usermap` and `--groupmap` that nobody has here.
+    fn tell_unknown_names(&mut self) {
+        let (Some(opened), Some(options)) = (&self.opened, &self.config.options.metadata) else { return };
+        let unknown = opened.accounts.as_ref().map(|accounts| accounts.unknown(options)).unwrap_or_default();
+        for (what, name) in unknown {
+            let cause = format!("there is no {what} {} here, so the rule has no effect", escape(&name));
+            self.outbox.problem(Problem { kind: ProblemKind::Refused, path: Vec::new(), cause });
+        }
     }
 
     /// Starts a work on the opened destination.
@@ -195,7 +244,15 @@ impl<T: Target> Receiver<T> {
                 || self.protects(&path, entry.is_directory())
         };
         let doubts = self.opened.as_ref().map(|opened| opened.doubts.clone()).unwrap_or_default();
-        let findings = Findings { doubts: &doubts, spelling: &self.spelling, has_staged };
+        let metadata = options.metadata.as_deref();
+        let accounts = self.opened.as_ref().and_then(|opened| opened.accounts.as_deref());
+        let findings = Findings {
+            doubts: &doubts,
+            spelling: &self.spelling,
+            has_staged,
+            hard_links: metadata.is_some_and(|metadata| metadata.hard_links),
+            skips_devices: accounts.is_some_and(|accounts| !accounts.is_superuser),
+        };
         let mut plan =
             Plan::new(&self.wanted, present, findings, rules, protects, options.links == Links::Safe);
         if !waits.is_empty() {
@@ -300,16 +357,21 @@ impl<T: Target> Receiver<T> {
     fn look_at_root(&mut self, destination: &Destination, known: KnownPair) {
         let Some((_, (mode, time))) = self.source() else { return };
         let is_own = destination.is_new || known.pair.is_some_and(|pair| pair.is_own);
-        let metadata = match destination.metadata {
-            _ if is_own => (Some(mode), time),
-            Some(_) if destination.is_ours => (None, time),
+        let mode = match destination.metadata {
+            _ if is_own => Some(mode),
+            Some(_) if destination.is_ours => None,
             _ => return,
         };
-        self.metadata = Some(metadata);
+        let attributes = self.root_attributes.clone().filter(|_| is_own);
         // Metadata of a root that this run makes is no change of its own.
         if let Some(present) = destination.metadata.filter(|_| !destination.is_new) {
-            self.plan.set_root((metadata.0.unwrap_or(present.0), time), present);
+            let compared = self.config.options.metadata.as_ref().map(|metadata| metadata.compared());
+            let compared = compared.filter(|_| is_own).unwrap_or_default();
+            let (wanted, old) = (attributes.as_deref(), destination.attributes.as_deref());
+            let differ = AttributesDiffer::of(wanted, old, compared);
+            self.plan.set_root((mode.unwrap_or(present.0), time), present, differ);
         }
+        self.metadata = Some(RootMetadata { mode, mtime: time, attributes });
     }
 
     /// Decides the new pair of both sides. Where the destination held nothing, all entries in

@@ -1,9 +1,12 @@
 //! An arriving offer.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::content::hash::Hash;
 use crate::content::sample::Samples;
+use crate::tree::accounts::Owners;
+use crate::tree::attributes::Attributes;
 use crate::tree::change::Rebuild;
 use crate::tree::entry::Kind;
 use crate::tree::manifest::{Builder, Manifest};
@@ -19,6 +22,10 @@ pub(super) struct Offer {
     /// The same once they have all arrived; `None` is the whole tree.
     pub(super) scope: Option<SubtreeSet>,
     pub(super) holes: Holes,
+    /// Names of the offered ids.
+    pub(super) owners: Owners,
+    /// Attributes of the offered directory itself.
+    pub(super) root: Option<Arc<Attributes>>,
     /// The sender's report that it could list everything.
     pub(super) complete: Option<bool>,
     pub(super) baseline: Baseline,

@@ -207,7 +207,8 @@ impl<T: Target> Receiver<T> {
         if !self.offer.pushed.fit(&manifest) {
             return self.outbox.protocol_error("contents of what was not offered with that length");
         }
-        self.wanted = Arc::new(manifest);
+        self.offered = Arc::new(manifest);
+        self.wanted = Arc::clone(&self.offered);
         self.offer.complete = Some(complete);
         self.compare_when_ready();
     }
@@ -220,7 +221,7 @@ impl<T: Target> Receiver<T> {
             return;
         }
         self.offer.is_being_stored = true;
-        let (manifest, ignores) = (Arc::clone(&self.wanted), self.filter.files().to_vec());
+        let (manifest, ignores) = (Arc::clone(&self.offered), self.filter.files().to_vec());
         self.outbox.start(ReceiverWork::StoreBaseline { manifest, ignores });
     }
 }

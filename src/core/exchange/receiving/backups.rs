@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::disk::clear_leftovers;
 use crate::disk::error::{DiskError, DiskErrorKind};
 use crate::disk::root::Root;
+use crate::disk::stage::Metadata;
 use crate::disk::stat::{Identity, Inode};
 use crate::disk::writable::WritableRoot;
 use crate::engine::WorkError;
 use crate::exchange::common::unwritable;
 use crate::exchange::receiving::tree::{PlannedTree, unknown};
 use crate::log::debug;
-use crate::tree::entry::{EntryRef, Time};
+use crate::tree::entry::EntryRef;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::wire::hello::BackupOptions;
@@ -36,8 +37,7 @@ pub(super) struct Backups {
 
 struct Directory {
     path: TreePath,
-    mode: u16,
-    mtime: Time,
+    metadata: Metadata,
     inode: Inode,
 }
 
@@ -79,8 +79,9 @@ impl Backups {
         for path in paths {
             let listed = present.position(&path).and_then(|at| present.get(at));
             let made = root.make_directory(&path, listed.map_or(UNLISTED_MODE, |entry| entry.mode))?;
-            if let Some(EntryRef { mode, mtime, .. }) = listed {
-                lock(&self.directories).push(Directory { path, mode, mtime, inode: made.inode });
+            if let Some(EntryRef { mode, mtime, attributes, .. }) = listed {
+                let metadata = Metadata { mode, mtime, attributes: attributes.cloned() };
+                lock(&self.directories).push(Directory { path, metadata, inode: made.inode });
             }
         }
         Ok(())
@@ -90,8 +91,8 @@ impl Backups {
     /// directory. No backup is lost if that fails.
     pub(super) fn close(&self) {
         let Some(root) = lock(&self.root).take() else { return };
-        for Directory { path, mode, mtime, inode } in lock(&self.directories).drain(..).rev() {
-            let _ = root.set_directory(&path, mode, mtime, inode);
+        for Directory { path, metadata, inode } in lock(&self.directories).drain(..).rev() {
+            let _ = root.set_directory(&path, &metadata, inode);
         }
         // Another run may back up into the same directory.
         let _ = clear_leftovers(&root, |_| true);

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustix::process::geteuid;
 use serde_bytes::ByteBuf;
 
+use crate::disk::accounts::accounts;
 use crate::disk::error::DiskError;
 use crate::disk::expand_home;
 use crate::disk::identities::Identities;
@@ -19,8 +21,9 @@ use crate::disk::set_id::Policy;
 use crate::disk::stage::Staging;
 use crate::disk::stat::FileKind;
 use crate::disk::writable::WritableRoot;
+use crate::disk::xattr::Namespaces;
 use crate::disk::{clear_leftovers, staged};
-use crate::engine::{Destination, Opened, WorkError};
+use crate::engine::{Destination, Opened, RootMetadata, WorkError};
 use crate::exchange::common::{chain, metadata_error, renamed, retry_while_busy, scan_options};
 use crate::exchange::kept_trees::View;
 use crate::exchange::receiving::Receiving;
@@ -30,9 +33,9 @@ use crate::exchange::unusable;
 use crate::log::debug;
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::doubt::Doubts;
-use crate::tree::entry::Time;
 use crate::tree::kept::Kept;
 use crate::tree::manifest::Manifest;
+use crate::tree::metadata::MetadataOptions;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::subtrees::SubtreeSet;
 use crate::tree::time_rule::TimeRule;
@@ -74,6 +77,7 @@ impl Receiving {
             has_staged: false,
             time_rule: TimeRule::Exact,
             room: None,
+            accounts: self.options.metadata.as_ref().map(|_| Arc::new(accounts())),
             destination: self.destination(was_there, tree.root.as_deref().filter(|_| tree.single.is_none())),
         };
         if let Some(root) = &tree.root.clone() {
@@ -91,7 +95,7 @@ impl Receiving {
                 let _ = root.give_owner_access(directory);
             }
             let listed = self.list(root, tree.single.as_ref(), subject, scope, &mut opened)?;
-            (tree.identities, tree.is_kept, tree.doubted, tree.is_whole) = listed;
+            (tree.identities, tree.ctimes_move, tree.doubted, tree.is_whole) = listed;
             let staged = staged(root).map_err(|error| destination_error(&error))?;
             opened.has_staged = staged.files > 0;
             if !self.options.dry_run {
@@ -151,7 +155,15 @@ impl Receiving {
                 .note(named.take_while(|ancestor| !ancestor.exists()).map(Path::to_owned).collect());
         }
         let root = if self.options.dry_run { WritableRoot::open(path) } else { WritableRoot::create(path) };
-        let policy = Policy { set_id_owner: self.options.set_id_owner };
+        let metadata = self.options.metadata.as_deref();
+        let keeps =
+            |is_kept: fn(&MetadataOptions) -> bool| geteuid().is_root() && metadata.is_some_and(is_kept);
+        let policy = Policy {
+            set_id_owner: self.options.set_id_owner,
+            keeps_user: keeps(|metadata| metadata.owner),
+            keeps_group: keeps(|metadata| metadata.group),
+            namespaces: Namespaces::of(metadata),
+        };
         root.map(|root| Some(Arc::new(root.with_policy(policy)))).map_err(|error| {
             match destination_error(&error) {
                 WorkError::Fatal(AbortKind::Destination, _) => {
@@ -180,7 +192,7 @@ impl Receiving {
             (None, None) => scan::Subject::Whole,
         };
         let options =
-            ScanOptions { doubts: true, is_destination: true, ..scan_options(self.options.checksum, &which) };
+            ScanOptions { doubts: true, is_destination: true, ..scan_options(&self.options, &which) };
         let mut filter = self.options.protecting();
         let is_kept = which == scan::Subject::Whole && self.session.is_none();
         let mut scanned = match self.kept.as_ref().filter(|_| is_kept) {
@@ -239,7 +251,8 @@ impl Receiving {
         }
         let doubted = opened.doubts.positions().collect();
         let is_whole = is_complete && which == scan::Subject::Whole;
-        Ok((scanned.identities, scanned.is_kept, doubted, is_whole))
+        let ctimes_move = scanned.is_kept || !scanned.linked.is_empty();
+        Ok((scanned.identities, ctimes_move, doubted, is_whole))
     }
 
     /// The rule for times on the destination's filesystem. Only times that are all coarse need a
@@ -279,6 +292,7 @@ impl Receiving {
         Destination {
             is_new: !was_there,
             metadata: root.and_then(|root| root.own_metadata()),
+            attributes: root.and_then(|root| root.own_attributes(self.options.metadata.as_deref())),
             tree_id: root.map(|root| root.tree_id()).unwrap_or_default(),
             is_ours: root.is_some_and(|root| root.is_ours()),
             is_protected: *delete && root.is_some_and(|root| root.is_protected()),
@@ -292,7 +306,7 @@ impl Receiving {
     pub(super) fn close(
         &self,
         tree: &PlannedTree,
-        metadata: Option<(Option<u16>, Time)>,
+        metadata: Option<RootMetadata>,
         pair: Option<Pair>,
     ) -> Result<(), WorkError> {
         let root = &tree.root;
@@ -310,7 +324,9 @@ impl Receiving {
         // Unlock before the time is set and before the peer is told: a peer that is told may end
         // this process.
         root.unlock();
-        let set = metadata.map_or(Ok(()), |(mode, mtime)| root.set_self(mode, mtime));
+        let set = metadata.map_or(Ok(()), |RootMetadata { mode, mtime, attributes }| {
+            root.set_self(mode, mtime, attributes.as_deref())
+        });
         if let Some(error) = set.as_ref().err().filter(|error| !error.is_refused()) {
             return Err(destination_error(error));
         }

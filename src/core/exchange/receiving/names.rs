@@ -1,11 +1,15 @@
 //! Makes, changes and removes names, modes and times.
 
 use crate::content::hash::Hash;
-use crate::disk::stat::{FileKind, Inode};
+use crate::disk::stage::Metadata;
+use crate::disk::stat::{FileKind, Inode, Stat};
+use crate::disk::xattr::Namespaces;
 use crate::engine::{Step, WorkError};
 use crate::exchange::common::{metadata_error, unwritable};
 use crate::exchange::receiving::tree::{PlannedTree, unknown};
 use crate::log::debug;
+use crate::tree::attributes::Compared;
+use crate::tree::compare::differing_attributes;
 use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::path::escape;
 
@@ -23,6 +27,7 @@ impl PlannedTree {
                 made.map(|made| self.directories.add(id, made.inode)).map_err(|error| self.unwritable(&error))
             }
             Step::MakeLink { id } => self.make_link(id),
+            Step::HardLink { id, to } => self.make_hard_link(id, to),
             Step::Adjust { id } => self.adjust(id),
             Step::Respell { id } => self.respell(id),
             Step::Move { id, at, hash } => self.move_file(id, at, hash),
@@ -34,9 +39,32 @@ impl PlannedTree {
     fn make_link(&self, id: u32) -> Result<(), WorkError> {
         let entry = self.entry(id)?;
         let Kind::Symlink { target } = entry.kind else { return Err(unknown()) };
-        let seen = self.seen_and_backed_up(id)?;
-        let made = self.root.make_symlink(&self.path(id)?, target, entry.mtime, seen.as_ref());
-        made.map_err(|error| self.unwritable(&error))
+        let (path, seen) = (self.path(id)?, self.seen_and_backed_up(id)?);
+        let made = match entry.special() {
+            Some(special) => self.root.make_special(&path, special, &self.metadata(id)?, seen.as_ref()),
+            None if target.is_empty() => return Err(unknown()),
+            None => {
+                let attributes = entry.attributes.map(|attributes| &**attributes);
+                self.root.make_symlink(&path, target, entry.mtime, attributes, seen.as_ref())
+            }
+        };
+        made.map_err(|error| if error.is_refused() { metadata_error(error) } else { self.unwritable(&error) })
+    }
+
+    /// Makes an entry a further name of another one, which must have arrived.
+    fn make_hard_link(&self, id: u32, to: u32) -> Result<(), WorkError> {
+        let (from, path, wanted) = (self.path(to)?, self.path(id)?, self.entry(to)?);
+        let is_right = |stat: &Stat| {
+            let is_file = matches!(wanted.kind, Kind::File { .. });
+            is_file == (stat.kind() == FileKind::File)
+                && stat.kind() != FileKind::Directory
+                && stat.size() == wanted.size()
+                && (stat.mtime().seconds() - wanted.mtime.seconds()).abs() <= 2
+        };
+        let linked = self.root.make_hard_link(&from, &path, is_right, self.seen_and_backed_up(id)?.as_ref());
+        linked.map_err(|error| self.unwritable(&error))?;
+        self.settle_doubt(id);
+        Ok(())
     }
 
     fn adjust(&self, id: u32) -> Result<(), WorkError> {
@@ -45,7 +73,11 @@ impl PlannedTree {
             Kind::Directory => {
                 // A directory that could not be made has been reported already.
                 let Some(expected) = self.expected_directory(id)? else { return Ok(()) };
-                root.set_directory(&path, entry.mode, entry.mtime, expected)
+                root.set_directory(&path, &self.metadata(id)?, expected)
+            }
+            // A link or special file with other attributes is as cheap to make anew.
+            Kind::Symlink { target } if target.is_empty() || entry.attributes.is_some() => {
+                return self.make_link(id);
             }
             Kind::Symlink { target } => {
                 let seen = self.seen(id)?.ok_or_else(unknown)?;
@@ -57,7 +89,7 @@ impl PlannedTree {
                 if self.is_as_wanted(id)? {
                     return root.vouch_for(&path, &seen).map_err(unwritable);
                 }
-                match root.set_file(&path, entry.mode, entry.mtime, &seen) {
+                match root.set_file(&path, &self.metadata(id)?, &seen) {
                     // A file's hard links may lie outside and must not change: write the file anew.
                     Err(error) if error.must_be_anew() => return self.separate(id),
                     result => result.map(drop),
@@ -71,8 +103,11 @@ impl PlannedTree {
     fn is_as_wanted(&self, id: u32) -> Result<bool, WorkError> {
         let (entry, present, policy) = (self.entry(id)?, &self.present, self.root.policy());
         let old = present.position(entry.path).and_then(|at| present.get(at));
-        Ok(old
-            .is_some_and(|old| old.mtime == entry.mtime && policy.mode(old.mode) == policy.mode(entry.mode)))
+        let Namespaces { xattrs, acls, .. } = policy.namespaces;
+        let differ = |old| differing_attributes(entry, old, Compared { xattrs, acls }).any();
+        Ok(old.is_some_and(|old| {
+            old.mtime == entry.mtime && policy.mode(old.mode) == policy.mode(entry.mode) && !differ(old)
+        }))
     }
 
     /// The directory that was made for an entry, or existed before.
@@ -85,14 +120,14 @@ impl PlannedTree {
     }
 
     fn move_file(&self, id: u32, at: u32, hash: Hash) -> Result<(), WorkError> {
-        let (entry, (from, seen)) = (self.entry(id)?, self.basis(at)?);
+        let (from, seen) = self.basis(at)?;
         let to = self.path(id)?;
         // The old name's backup needs a file of its own.
         if self.backups.is_some() {
             self.copy(id, at, Some(hash))?;
             return self.remove(at);
         }
-        match self.root.move_file(&from, &seen, &to, entry.mode, entry.mtime) {
+        match self.root.move_file(&from, &seen, &to, &self.metadata(id)?) {
             // Hard links may lie outside and must not change with it. And a rename cannot cross
             // filesystems.
             Err(error) if error.must_be_anew() || error.is_cross_device() => {
@@ -117,8 +152,9 @@ impl PlannedTree {
         let (root, entry) = (&self.root, self.present.get(at).ok_or_else(unknown)?);
         let seen = self.identity(at).filter(|_| root.policy().mode(entry.mode) == entry.mode);
         let Some(seen) = seen else { return Ok(()) };
-        root.set_directory(&entry.path.to_path(), entry.mode, entry.mtime, Inode::from(&seen))
-            .map_err(unwritable)
+        let (mode, mtime, attributes) = (entry.mode, entry.mtime, entry.attributes.cloned());
+        let metadata = Metadata { mode, mtime, attributes };
+        root.set_directory(&entry.path.to_path(), &metadata, Inode::from(&seen)).map_err(unwritable)
     }
 
     /// Writes a file with hard links anew, with the same content.

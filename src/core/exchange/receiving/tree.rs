@@ -37,8 +37,9 @@ pub struct OpenTree {
     pub(super) shown: PathBuf,
     /// Identities in the order in which the destination was listed.
     pub(super) identities: Arc<Identities>,
-    /// True if the identities are those of an earlier scan that still holds.
-    pub(super) is_kept: bool,
+    /// True if ctimes may differ from the listed ones: the identities are those of an earlier scan
+    /// that still holds, or some files have several names and this run removes one after the other.
+    pub(super) ctimes_move: bool,
     /// Files that a power cut may have damaged.
     pub(super) doubted: HashSet<u32>,
     /// True if everything was listed.
@@ -50,7 +51,7 @@ impl OpenTree {
     /// A destination that is not listed yet.
     pub(super) fn new(root: Option<Arc<WritableRoot>>, single: Option<TreePath>, shown: PathBuf) -> Self {
         let (identities, doubted) = (Arc::default(), HashSet::new());
-        Self { root, single, shown, identities, is_kept: false, doubted, is_whole: false, reserve: None }
+        Self { root, single, shown, identities, ctimes_move: false, doubted, is_whole: false, reserve: None }
     }
 }
 
@@ -126,7 +127,7 @@ impl PlannedTree {
 
     pub(super) fn metadata(&self, id: u32) -> Result<Metadata, WorkError> {
         let entry = self.entry(id)?;
-        Ok(Metadata { mode: entry.mode, mtime: entry.mtime })
+        Ok(Metadata { mode: entry.mode, mtime: entry.mtime, attributes: entry.attributes.cloned() })
     }
 
     /// Path of an entry in the root.
@@ -142,11 +143,11 @@ impl PlannedTree {
         Ok((self.open.single.clone().unwrap_or_else(|| path.to_path()), seen))
     }
 
-    /// Identity of a present entry when it was listed. In an earlier scan that still holds, a
-    /// further name may have changed the ctime: `cp -al` gives one to each file.
+    /// Identity of a present entry when it was listed. A name that comes or goes changes the ctime
+    /// of the other names: `cp -al` gives one to each file, and this run may remove one.
     pub(super) fn identity(&self, at: u32) -> Option<Identity> {
         let listed = self.identities().get(&self.present, at)?;
-        if !self.open.is_kept {
+        if !self.open.ctimes_move {
             return Some(listed);
         }
         let path = self.open.single.clone().or_else(|| Some(self.present.path(at)?.to_path()))?;
