@@ -300,7 +300,7 @@ fn every_message_has_its_golden_bytes_and_comes_back() {
 fn every_golden_file_belongs_to_a_message() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/wire");
     let mut names: Vec<String> = messages().into_iter().map(|(name, _)| format!("{name}.bin")).collect();
-    names.extend(["hello.bin", "lanes.bin", "segment.bin"].map(str::to_owned));
+    names.extend(["hello.bin", "hello-metadata.bin", "lanes.bin", "segment.bin"].map(str::to_owned));
     for entry in fs::read_dir(folder).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(names.contains(&name), "{name}");

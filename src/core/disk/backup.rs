@@ -155,7 +155,7 @@ mod tests {
         symlink("to/there", fixture.at("l")).unwrap();
         let root = &fixture.root;
         for name in ["f", "l"] {
-            let to = path(&format!("{name}~"));
+            let to = path(format!("{name}~"));
             root.copy_as_backup(&path(name), &seen(root, name), root, &to).unwrap();
             root.copy_as_backup(&path(name), &seen(root, name), root, &to).unwrap();
             let (old, new) = (root.stat(&path(name)).unwrap().unwrap(), root.stat(&to).unwrap().unwrap());
