@@ -7,14 +7,14 @@
 //! ksync differs from rsync on purpose in these points, which no case contains:
 //!
 //! - A line of a merge file in the tree that is no rule. rsync ends with 1, at times after it has
-//!   copied a part; ksync leaves the file's directory out, copies the rest, deletes nothing there and
-//!   ends with 23. At the top of SOURCE, both end before they begin.
+//!   copied a part; ksync leaves the file's directory out, copies the rest, deletes nothing there
+//!   and ends with 23. At the top of SOURCE, both end before they begin.
 //! - A merge file that is a link or cannot be read. rsync follows the one and ignores the other in
 //!   silence; ksync handles both like a line that is no rule.
 //! - A `dir-merge` or `merge` rule of a merge file in the tree that leads out of the tree. rsync
 //!   reads that file; ksync takes the rule for none, since the tree may be somebody else's.
-//! - A directory with a wildcard in its name that holds a merge file with anchored rules. rsync takes
-//!   the name for a part of the pattern.
+//! - A directory with a wildcard in its name that holds a merge file with anchored rules. rsync
+//!   takes the name for a part of the pattern.
 //! - `-C` in a merge file of the tree. rsync also reads `~/.cvsignore` and `CVSIGNORE` there.
 //! - A file in the place of a directory that holds something protected: see `select`.
 

@@ -212,7 +212,7 @@ fn changed_merge_files_count_in_the_next_run() {
 }
 
 #[test]
-fn merge_files_that_are_none_are_told_with_their_line_and_nothing_is_sent_or_deleted_there() {
+fn directory_of_a_malformed_merge_file_is_neither_sent_nor_deleted() {
     for up in [true, false] {
         let world = World::new();
         world.tree("src").file("sub/.rules", "# fine\n- a\nnonsense\n").file("sub/b", "").file("c", "");

@@ -31,6 +31,7 @@ pub(crate) const DEST: &str = "dest";
 /// Keys that a project's file may set. Some of these options come with later versions.
 const PROJECT: &[&str] = &[
     "acls",
+    "backup",
     "bwlimit",
     "checksum",
     "chmod",

@@ -187,8 +187,8 @@ impl Table {
         self.text.get(begin..begin + row.size() as usize)
     }
 
-    /// Number of entries from `id` on that equal the entries of `other` from `at` on, in their paths
-    /// and in all else. Decodes none of them. Entries with attributes count as different.
+    /// Number of entries from `id` on that equal the entries of `other` from `at` on, in their
+    /// paths and in all else. Decodes none of them. Entries with attributes count as different.
     pub(super) fn equal_run(&self, id: u32, other: &Self, at: u32) -> usize {
         // The directories of the last entries: neighbours mostly share theirs.
         let mut equal = (ROOT, ROOT);

@@ -20,7 +20,7 @@ fn the_command_definition_is_valid() {
 fn rsyncs_common_options_are_accepted() {
     let args = sync("ksync -avzPh --delete-after -e x -n --itemize-changes a b");
     assert_eq!(args.endpoints, ["a", "b"]);
-    assert!(args.what.delete && args.what.dry_run && args.output.itemize_changes);
+    assert!(args.accepted.delete_after && args.what.dry_run && args.output.itemize_changes);
     assert_eq!((args.output.verbose, args.connection.rsh), (1, Some("x".into())));
     for line in ["ksync -rtlp a b", "ksync -aa -vv a b", "ksync --del a b", "ksync a b --partial -i"] {
         assert_eq!(sync(line).endpoints, ["a", "b"], "{line}");
@@ -349,6 +349,6 @@ fn metadata_options_are_those_of_rsync() {
         ("--groupmap=a:b,", "--groupmap takes FROM:TO with commas in between, and not \"\""),
     ] {
         let error = sync(&format!("ksync {line} a b")).metadata.options().unwrap_err();
-        assert_eq!((error.to_string().as_str(), error.exit), (text, 1), "{line}");
+        assert_eq!((error.to_string().contains(text), error.exit), (true, 1), "{line}: {error}");
     }
 }

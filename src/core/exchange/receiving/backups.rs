@@ -12,13 +12,9 @@ use crate::disk::root::Root;
 use crate::disk::stage::Metadata;
 use crate::disk::stat::{Identity, Inode};
 use crate::disk::writable::WritableRoot;
-use crate::engine::WorkError;
-use crate::exchange::common::unwritable;
-use crate::exchange::receiving::tree::{PlannedTree, unknown};
-use crate::log::debug;
 use crate::tree::entry::EntryRef;
 use crate::tree::manifest::Manifest;
-use crate::tree::path::{TreePath, escape};
+use crate::tree::path::TreePath;
 use crate::wire::hello::BackupOptions;
 
 /// Mode of a backup's directory whose original is not listed.
@@ -65,6 +61,29 @@ impl Backups {
     /// none of its own.
     pub(super) fn is_backup(&self, name: &[u8]) -> bool {
         self.directory.is_none() && name.ends_with(&self.suffix)
+    }
+
+    /// Backs up a file or link of the destination, whose listing is `present`. Returns its identity
+    /// afterwards.
+    pub(super) fn back_up(
+        &self,
+        destination: &Arc<WritableRoot>,
+        present: &Manifest,
+        path: &TreePath,
+        seen: &Identity,
+    ) -> Result<Identity, DiskError> {
+        let to = [path.as_bytes(), &self.suffix].concat();
+        let to = TreePath::new(to)
+            .map_err(|error| DiskError::new("back up", path.as_bytes(), DiskErrorKind::Path(error)))?;
+        let root = self.root(destination)?;
+        match destination.back_up(path, seen, &root, &to) {
+            Err(error) if error.is_not_found() && self.directory.is_some() => {
+                let parent = to.parent().ok_or(error)?;
+                self.make_directories(&root, parent, present)?;
+                destination.back_up(path, seen, &root, &to)
+            }
+            result => result,
+        }
     }
 
     /// Makes a directory of backups and those above it, as their originals are.
@@ -118,42 +137,4 @@ pub(super) fn path_inside(options: &BackupOptions, root: &Root) -> Option<TreePa
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl PlannedTree {
-    /// Identity of the listed file or link that a rename is going to replace, if there is one, after
-    /// its backup.
-    pub(super) fn seen_and_backed_up(&self, id: u32) -> Result<Option<Identity>, WorkError> {
-        let seen = self.seen(id)?;
-        match (self.position(id)?, seen) {
-            (Some(at), Some(seen)) => self.back_up(at, seen).map(Some),
-            _ => Ok(seen),
-        }
-    }
-
-    /// Backs up the listed file or link at a position, if backups are kept. Returns its identity
-    /// afterwards.
-    pub(super) fn back_up(&self, at: u32, seen: Identity) -> Result<Identity, WorkError> {
-        let Some(backups) = &self.backups else { return Ok(seen) };
-        let path = self.open.single.clone().or_else(|| Some(self.present.path(at)?.to_path()));
-        let path = path.ok_or_else(unknown)?;
-        let backed_up = self.back_up_to(backups, &path, seen);
-        debug!("backup role=receiver ok={} path={}", backed_up.is_ok(), escape(path.as_bytes()));
-        backed_up.map_err(unwritable)
-    }
-
-    fn back_up_to(&self, backups: &Backups, path: &TreePath, seen: Identity) -> Result<Identity, DiskError> {
-        let to = [path.as_bytes(), &backups.suffix].concat();
-        let to = TreePath::new(to)
-            .map_err(|error| DiskError::new("back up", path.as_bytes(), DiskErrorKind::Path(error)))?;
-        let root = backups.root(&self.root)?;
-        match self.root.back_up(path, &seen, &root, &to) {
-            Err(error) if error.is_not_found() && backups.directory.is_some() => {
-                let parent = to.parent().ok_or(error)?;
-                backups.make_directories(&root, parent, &self.present)?;
-                self.root.back_up(path, &seen, &root, &to)
-            }
-            result => result,
-        }
-    }
 }

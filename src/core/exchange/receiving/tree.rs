@@ -172,6 +172,26 @@ impl PlannedTree {
         Ok(self.position(id)?.filter(is_replaced).and_then(|at| self.identity(at)))
     }
 
+    /// The same after that entry's backup, if backups are kept.
+    pub(super) fn seen_and_backed_up(&self, id: u32) -> Result<Option<Identity>, WorkError> {
+        let seen = self.seen(id)?;
+        match (self.position(id)?, seen) {
+            (Some(at), Some(seen)) => self.back_up(at, seen).map(Some),
+            _ => Ok(seen),
+        }
+    }
+
+    /// Backs up the listed file or link at a position, if backups are kept. Returns its identity
+    /// afterwards.
+    pub(super) fn back_up(&self, at: u32, seen: Identity) -> Result<Identity, WorkError> {
+        let Some(backups) = &self.backups else { return Ok(seen) };
+        let path = self.open.single.clone().or_else(|| Some(self.present.path(at)?.to_path()));
+        let path = path.ok_or_else(unknown)?;
+        let backed_up = backups.back_up(&self.root, &self.present, &path, &seen);
+        debug!("backup role=receiver ok={} path={}", backed_up.is_ok(), escape(path.as_bytes()));
+        backed_up.map_err(unwritable)
+    }
+
     pub(super) fn durability(&self) -> Durability {
         if self.is_durable { Durability::Immediately } else { Durability::Eventually }
     }
