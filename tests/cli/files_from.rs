@@ -9,7 +9,8 @@
 //! - `--delete` without `-r` and a listed `directory/`: rsync deletes what SOURCE does not have in
 //!   it; ksync deletes nothing, since only a part of the tree is copied.
 //! - `.` with `-r`: ksync copies all of SOURCE, and reports no other path that is missing.
-//! - `--delete` with a listed path that is missing: ksync deletes nothing. Such cases are passed over.
+//! - `--delete` with a listed path that is missing: ksync deletes nothing. The test passes such
+//!   cases over.
 //! - A path through a link to a directory: rsync follows the link, ksync does not.
 //! - A directory of DEST that has the place of a listed file: ksync keeps it without `--delete`.
 
