@@ -315,9 +315,12 @@ impl Filter {
 
     /// The line that decides about an entry.
     fn deciding<'a>(&'a self, path: &'a TreePath, is_directory: bool) -> Option<Deciding<'a>> {
-        let full = self.in_transfer_root(path.as_bytes());
-        if let Some(rule) = self.first(&self.seen(path.as_bytes(), &full, is_directory), 0) {
-            return Some(Deciding::Rule(rule));
+        // A scan asks about each entry, mostly without any rules.
+        if !self.items.is_empty() {
+            let full = self.in_transfer_root(path.as_bytes());
+            if let Some(rule) = self.first(&self.seen(path.as_bytes(), &full, is_directory), 0) {
+                return Some(Deciding::Rule(rule));
+            }
         }
         self.line(path, is_directory).map(|(directory, line)| Deciding::Line(directory, line))
     }
