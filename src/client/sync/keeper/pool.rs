@@ -44,6 +44,9 @@ const END_WAITS: Duration = Duration::from_millis(200);
 const SMALL_BYTES: usize = 2 << 10;
 const LINGER: Duration = Duration::from_millis(1);
 
+/// The same after a run's request. An upload begins its offer as soon as it has opened SOURCE.
+const REQUEST_LINGER: Duration = Duration::from_millis(3);
+
 /// The agents over one connection.
 pub(super) struct Pool {
     connection: Arc<Connection>,
@@ -223,7 +226,8 @@ async fn serve_run(kept: &mut Kept, from: &mut OwnedReadHalf, to: &mut OwnedWrit
     let up = async {
         let (read_before, mut told, mut sent) = (acknowledged.bytes(), 0, 0);
         let mut from = BufReader::with_capacity(READ_BYTES, from);
-        while let Some(bytes) = read_data(&mut from).await {
+        let mut linger = REQUEST_LINGER;
+        while let Some(bytes) = read_data(&mut from, &mut linger).await {
             sent += bytes.len();
             let mut records = std::mem::take(&mut before);
             records.extend(keep::encode_data(&bytes));
@@ -288,14 +292,15 @@ async fn serve_run(kept: &mut Kept, from: &mut OwnedReadHalf, to: &mut OwnedWrit
 }
 
 /// Reads the next bytes of a run, with those that follow at once: each packet costs 45 bytes of its
-/// own, and a request is written in several pieces. `None` at the end of the run's stream.
-async fn read_data(from: &mut BufReader<&mut OwnedReadHalf>) -> Option<Vec<u8>> {
+/// own, and a request is written in several pieces. `linger` is the first wait for more, and becomes
+/// the usual one. `None` at the end of the run's stream.
+async fn read_data(from: &mut BufReader<&mut OwnedReadHalf>, linger: &mut Duration) -> Option<Vec<u8>> {
     let mut all = Vec::new();
     loop {
         let Ok(Some(Record::Data(bytes))) = relay::read(from).await else { return None };
         all.extend_from_slice(&bytes);
         if all.len() < SMALL_BYTES && from.buffer().is_empty() {
-            let _ = timeout(LINGER, from.fill_buf()).await;
+            let _ = timeout(std::mem::replace(linger, LINGER), from.fill_buf()).await;
         }
         if !relay::begins_with_data(from.buffer()) || all.len() >= READ_BYTES {
             return Some(all);
