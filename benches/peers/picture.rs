@@ -91,7 +91,11 @@ impl Canvas {
         }
         self.mark(220.0, BAR_HEIGHT);
         self.y = y + 10;
-        self.text(230, "faint", "what the link itself takes: nine round trips, and its rate");
+        self.text(
+            230,
+            "faint",
+            "what the link takes without a kept connection: four round trips, and its rate",
+        );
         self.text(RATIO_X, "faint end", "ksync / best peer");
         self.y += 8;
     }

@@ -74,10 +74,27 @@ fn nothing_is_replaced_or_deleted_that_cannot_be_backed_up() {
 }
 
 #[test]
+fn link_in_place_of_a_backup_directory_inside_dest_is_not_followed() {
+    for is_up in [false, true] {
+        let world = World::new();
+        plant(&world);
+        world.tree("out").file("canary", "untouched");
+        world.tree("dst").link("old", "../out");
+        for directory in ["old", "./old/", "old/below"] {
+            sync(&world, &[&format!("--backup-dir={directory}")], is_up).fails(23);
+            assert_eq!(fs::read_to_string(world.path("dst/d/changed")).unwrap(), "old");
+            assert_eq!(fs::read_dir(world.path("out")).unwrap().count(), 1);
+        }
+    }
+}
+
+#[test]
 fn names_that_are_no_endings_are_refused() {
     let world = World::new();
     plant(&world);
-    for options in [["-b", "--suffix="], ["-b", "--suffix=/x"], ["-b", "--backup-dir="]] {
+    for options in
+        [["-b", "--suffix="], ["-b", "--suffix=/x"], ["-b", "--backup-dir="], ["-b", "--backup-dir=./"]]
+    {
         let run = sync(&world, &options, false).fails(1);
         assert!(run.stderr.contains("For example --suffix=.old"), "{}", run.stderr);
     }

@@ -15,6 +15,7 @@ use crate::disk::stage::{Durability, Metadata, Staging};
 use crate::disk::stat::{FileKind, Identity};
 use crate::disk::state::LINK;
 use crate::disk::writable::WritableRoot;
+use crate::disk::xattr::{self, Namespaces};
 use crate::tree::attributes::Attributes;
 use crate::tree::path::TreePath;
 
@@ -91,7 +92,10 @@ impl WritableRoot {
         staging.keep(0)?;
         staging.append_from(&file, 0, seen.size)?;
         let owner = Attributes { user: Some(stat.uid), group: Some(stat.gid), ..Attributes::default() };
-        let metadata = Metadata { mode: stat.mode, mtime: stat.mtime(), attributes: Some(Arc::new(owner)) };
+        // The copy has no ACL, whose mask is what the mode shows for the group.
+        let acls = xattr::read(&file, Namespaces { acls: true, ..Namespaces::default() });
+        let mode = if acls.is_ok_and(|acls| acls.is_empty()) { stat.mode } else { stat.mode & !0o070 };
+        let metadata = Metadata { mode, mtime: stat.mtime(), attributes: Some(Arc::new(owner)) };
         let complete = staging.complete(backups, &metadata, Durability::Eventually)?;
         complete.install(backups, before.as_ref()).map(drop)
     }

@@ -66,7 +66,7 @@ impl WritableRoot {
     /// Creates `below` and its missing parents, and opens it as the root that the caller named
     /// `path`. The owner of this directory may replace anything in it at any time, so no name is
     /// trusted twice.
-    fn create_below(&self, below: &TreePath, path: &Path) -> Result<Self, DiskError> {
+    pub(crate) fn create_below(&self, below: &TreePath, path: &Path) -> Result<Self, DiskError> {
         let mut missing: Vec<TreePath> =
             std::iter::successors(Some(below.clone()), TreePath::parent).collect();
         missing.reverse();

@@ -153,8 +153,12 @@ impl BackupOptions {
     #[must_use]
     pub fn is_valid(&self) -> bool {
         let is_path = |path: &ByteBuf| (1..=PATH_BYTES_MAX).contains(&path.len()) && !path.contains(&0);
+        // A relative path without a name is that of the destination itself.
+        let is_elsewhere = |path: &ByteBuf| {
+            path.starts_with(b"/") || path.split(|&byte| byte == b'/').any(|part| !matches!(part, b"" | b"."))
+        };
         self.directory.as_ref().is_none_or(is_path)
-            && (self.directory.is_some() || !self.suffix.is_empty())
+            && (self.directory.as_ref().is_some_and(is_elsewhere) || !self.suffix.is_empty())
             && self.suffix.len() <= COMPONENT_BYTES_MAX
             && !self.suffix.iter().any(|byte| matches!(byte, 0 | b'/'))
     }

@@ -292,8 +292,8 @@ async fn serve_run(kept: &mut Kept, from: &mut OwnedReadHalf, to: &mut OwnedWrit
 }
 
 /// Reads the next bytes of a run, with those that follow at once: each packet costs 45 bytes of its
-/// own, and a request is written in several pieces. `linger` is the first wait for more, and becomes
-/// the usual one. `None` at the end of the run's stream.
+/// own, and a request is written in several pieces. `linger` is the first wait for more, and then
+/// becomes the usual one. `None` at the end of the run's stream.
 async fn read_data(from: &mut BufReader<&mut OwnedReadHalf>, linger: &mut Duration) -> Option<Vec<u8>> {
     let mut all = Vec::new();
     loop {

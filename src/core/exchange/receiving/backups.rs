@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::clear_leftovers;
@@ -23,7 +22,7 @@ const UNLISTED_MODE: u16 = 0o755;
 /// The backups of a run.
 pub(super) struct Backups {
     /// The directory; `None` if each backup lies beside its original.
-    directory: Option<PathBuf>,
+    directory: Option<Vec<u8>>,
     suffix: Vec<u8>,
     /// The open directory, once there is a backup.
     root: Mutex<Option<Arc<WritableRoot>>>,
@@ -39,9 +38,9 @@ struct Directory {
 
 impl Backups {
     /// The backups of a destination. A relative directory is below the destination, as with rsync.
-    pub(super) fn new(options: &BackupOptions, destination: &Root) -> Self {
+    pub(super) fn new(options: &BackupOptions) -> Self {
         let (root, directories) = Default::default();
-        let directory = directory(options, destination);
+        let directory = options.directory.as_ref().map(|directory| directory.to_vec());
         Self { directory, suffix: options.suffix.clone(), root, directories }
     }
 
@@ -52,7 +51,13 @@ impl Backups {
         if let Some(root) = &*root {
             return Ok(Arc::clone(root));
         }
-        let made = Arc::new(WritableRoot::create(directory)?.with_policy(destination.policy()));
+        let path = destination.path().join(OsStr::from_bytes(directory));
+        // The owner of the destination may have put a link there, which must not lead out.
+        let made = match path_below(directory) {
+            Some(below) => destination.create_below(&below, &path)?,
+            None => WritableRoot::create(&path)?,
+        };
+        let made = Arc::new(made.with_policy(destination.policy()));
         *root = Some(Arc::clone(&made));
         Ok(made)
     }
@@ -118,15 +123,23 @@ impl Backups {
     }
 }
 
-/// The directory of the backups, if they have one.
-fn directory(options: &BackupOptions, root: &Root) -> Option<PathBuf> {
-    Some(root.path().join(OsStr::from_bytes(options.directory.as_ref()?)))
+/// The path of a backup directory below the destination, by its own words: it is relative, and
+/// does not climb out.
+fn path_below(directory: &[u8]) -> Option<TreePath> {
+    let is_named = |part: &&[u8]| !matches!(*part, b"" | b".");
+    let parts: Vec<&[u8]> = directory.split(|&byte| byte == b'/').filter(is_named).collect();
+    // A part that climbs is no part of such a path.
+    (!directory.starts_with(b"/")).then(|| TreePath::new(parts.join(&b'/')).ok()).flatten()
 }
 
 /// The path of the backup directory inside a destination, if it is there. Such a directory is never
 /// a part of the copy.
 pub(super) fn path_inside(options: &BackupOptions, root: &Root) -> Option<TreePath> {
-    let directory = directory(options, root)?;
+    let directory = options.directory.as_ref()?;
+    if let Some(below) = path_below(directory) {
+        return Some(below);
+    }
+    let directory = root.path().join(OsStr::from_bytes(directory));
     // Its last parts may not exist yet.
     let there = directory.ancestors().find_map(|above| Some((fs::canonicalize(above).ok()?, above)));
     let (real, above) = there?;

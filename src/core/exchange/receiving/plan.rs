@@ -48,7 +48,7 @@ impl Receiving {
             open.doubted.clone()
         };
         let reordered = is_reordered.then(|| open.identities.reordered(order));
-        let backups = self.options.backup.as_ref().map(|options| Backups::new(options, &root));
+        let backups = self.options.backup.as_ref().map(Backups::new);
         let tree = PlannedTree {
             backups,
             root,
