@@ -85,8 +85,8 @@ fn signals_arrive_and_the_exit_code_is_minus_one() {
     let id = cloud.session();
     for signal in ["TERM", "KILL", "INT", "HUP"] {
         // The process inherits ignored signals: SIGHUP below nohup, SIGINT in the background of a
-        // script.
-        let line = format!("exec env --default-signal sh -c ': >{signal}; exec sleep 1000'");
+        // script. A shell in place of tee would catch SIGINT until it has become another program.
+        let line = format!("exec env --default-signal tee {signal}");
         let process = Process::spawn(&cloud, &id, &line);
         let ready = in_home(&cloud, &id, signal);
         wait_for("a process that can be signalled", || ready.exists().then_some(()));
