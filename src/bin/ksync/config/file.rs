@@ -55,6 +55,8 @@ pub(crate) fn load(command: &Command, origin: Origin) -> Result<Vec<Setting>, Cl
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Ok(Vec::new());
         }
+        // A directory that is closed to this user is that of somebody else, as a home under sudo.
+        Err(_) if path.symlink_metadata().is_err() => return Ok(Vec::new()),
         Err(error) => {
             let hint = "Make it readable, or run with --no-config.";
             let told = format!("cannot read {shown}: {}", chain(&error));
