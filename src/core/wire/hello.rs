@@ -163,9 +163,9 @@ impl BackupOptions {
             && !self.suffix.iter().any(|byte| matches!(byte, 0 | b'/'))
     }
 
-    /// True if rules for deletions must not touch an entry of this name: it may be a backup.
+    /// True if an entry of this name may be a backup beside its original.
     #[must_use]
-    pub fn protects(&self, name: &[u8]) -> bool {
+    pub fn is_name_of_backup(&self, name: &[u8]) -> bool {
         self.directory.is_none() && name.ends_with(&self.suffix)
     }
 }

@@ -266,7 +266,8 @@ impl<T: Target> Receiver<T> {
     fn protects(&self, path: &TreePath, is_directory: bool) -> bool {
         let options = &self.config.options;
         // As with rsync, `--delete-excluded` takes such backups too.
-        let is_backup = |backup: &BackupOptions| !options.delete_excluded && backup.protects(path.name());
+        let is_backup =
+            |backup: &BackupOptions| !options.delete_excluded && backup.is_name_of_backup(path.name());
         self.opened.as_ref().is_some_and(|opened| opened.kept.holds(path))
             || self.excludes(path, is_directory)
             || options.backup.as_ref().is_some_and(is_backup)

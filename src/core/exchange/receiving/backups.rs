@@ -21,9 +21,7 @@ const UNLISTED_MODE: u16 = 0o755;
 
 /// The backups of a run.
 pub(super) struct Backups {
-    /// The directory; `None` if each backup lies beside its original.
-    directory: Option<Vec<u8>>,
-    suffix: Vec<u8>,
+    options: BackupOptions,
     /// The open directory, once there is a backup.
     root: Mutex<Option<Arc<WritableRoot>>>,
     /// Directories that were opened for backups, with their final modes and times.
@@ -40,13 +38,12 @@ impl Backups {
     /// The backups of a destination. A relative directory is below the destination, as with rsync.
     pub(super) fn new(options: &BackupOptions) -> Self {
         let (root, directories) = Default::default();
-        let directory = options.directory.as_ref().map(|directory| directory.to_vec());
-        Self { directory, suffix: options.suffix.clone(), root, directories }
+        Self { options: options.clone(), root, directories }
     }
 
     /// The root of the backups, created if it is missing.
     fn root(&self, destination: &Arc<WritableRoot>) -> Result<Arc<WritableRoot>, DiskError> {
-        let Some(directory) = &self.directory else { return Ok(Arc::clone(destination)) };
+        let Some(directory) = &self.options.directory else { return Ok(Arc::clone(destination)) };
         let mut root = lock(&self.root);
         if let Some(root) = &*root {
             return Ok(Arc::clone(root));
@@ -62,10 +59,9 @@ impl Backups {
         Ok(made)
     }
 
-    /// True if a name is that of a backup beside its original. As with rsync, a removed backup gets
-    /// none of its own.
-    pub(super) fn is_backup(&self, name: &[u8]) -> bool {
-        self.directory.is_none() && name.ends_with(&self.suffix)
+    /// True if a removed entry of this name gets a backup. As with rsync, a backup gets none.
+    pub(super) fn takes_removed(&self, name: &[u8]) -> bool {
+        !self.options.is_name_of_backup(name)
     }
 
     /// Backs up a file or link of the destination, whose listing is `present`. Returns its identity
@@ -77,12 +73,12 @@ impl Backups {
         path: &TreePath,
         seen: &Identity,
     ) -> Result<Identity, DiskError> {
-        let to = [path.as_bytes(), &self.suffix].concat();
+        let to = [path.as_bytes(), &self.options.suffix].concat();
         let to = TreePath::new(to)
             .map_err(|error| DiskError::new("back up", path.as_bytes(), DiskErrorKind::Path(error)))?;
         let root = self.root(destination)?;
         match destination.back_up(path, seen, &root, &to) {
-            Err(error) if error.is_not_found() && self.directory.is_some() => {
+            Err(error) if error.is_not_found() && self.options.directory.is_some() => {
                 let parent = to.parent().ok_or(error)?;
                 self.make_directories(&root, parent, present)?;
                 destination.back_up(path, seen, &root, &to)

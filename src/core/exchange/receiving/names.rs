@@ -169,13 +169,13 @@ impl PlannedTree {
     }
 
     fn backs_up_removed(&self, entry: EntryRef<'_>) -> bool {
-        self.backups.as_ref().is_some_and(|backups| !backups.is_backup(entry.path.name()))
+        self.backups.as_ref().is_some_and(|backups| backups.takes_removed(entry.path.name()))
     }
 
     fn remove(&self, at: u32) -> Result<(), WorkError> {
         let entry = self.present.get(at).ok_or_else(unknown)?;
         let seen = self.identity(at);
-        let path = self.open.single.clone().unwrap_or_else(|| entry.path.to_path());
+        let path = self.present_path(at).ok_or_else(unknown)?;
         let root = &self.root;
         let removed = match (entry.kind, seen) {
             (Kind::Directory, _) => root.remove_directory(&path),

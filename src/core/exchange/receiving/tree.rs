@@ -138,9 +138,15 @@ impl PlannedTree {
 
     /// Path of a present entry in the root, and its identity when it was listed.
     pub(super) fn basis(&self, at: u32) -> Result<(TreePath, Identity), WorkError> {
-        let path = self.present.path(at).ok_or_else(unknown)?;
+        let path = self.present_path(at).ok_or_else(unknown)?;
         let seen = self.identity(at).ok_or_else(unknown)?;
-        Ok((self.open.single.clone().unwrap_or_else(|| path.to_path()), seen))
+        Ok((path, seen))
+    }
+
+    /// Path of a present entry in the root.
+    pub(super) fn present_path(&self, at: u32) -> Option<TreePath> {
+        let path = self.present.path(at)?;
+        Some(self.open.single.clone().unwrap_or_else(|| path.to_path()))
     }
 
     /// Identity of a present entry when it was listed. A name that comes or goes changes the ctime
@@ -150,7 +156,7 @@ impl PlannedTree {
         if !self.open.ctimes_move {
             return Some(listed);
         }
-        let path = self.open.single.clone().or_else(|| Some(self.present.path(at)?.to_path()))?;
+        let path = self.present_path(at)?;
         let now = self.root.stat(&path).ok().flatten().map(|stat| stat.identity);
         let is_same = |now: &Identity| Identity { ctime: listed.ctime, ..*now } == listed;
         Some(now.filter(is_same).unwrap_or(listed))
@@ -185,8 +191,7 @@ impl PlannedTree {
     /// afterwards.
     pub(super) fn back_up(&self, at: u32, seen: Identity) -> Result<Identity, WorkError> {
         let Some(backups) = &self.backups else { return Ok(seen) };
-        let path = self.open.single.clone().or_else(|| Some(self.present.path(at)?.to_path()));
-        let path = path.ok_or_else(unknown)?;
+        let path = self.present_path(at).ok_or_else(unknown)?;
         let backed_up = backups.back_up(&self.root, &self.present, &path, &seen);
         debug!("backup role=receiver ok={} path={}", backed_up.is_ok(), escape(path.as_bytes()));
         backed_up.map_err(unwritable)
