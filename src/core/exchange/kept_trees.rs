@@ -5,6 +5,10 @@
 //! touched. Any doubt leads to a real scan: lost events, other rules, another mount, a root that
 //! was replaced, a scan of more than ten minutes ago. `--checksum` always scans.
 //!
+//! inotify watches the directories, up to a share of the number that the user may watch. Beyond
+//! that, fanotify watches the whole filesystem, where this user may. inotify comes first, since it
+//! hears nothing of other programs.
+//!
 //! A small tree is scanned each time: that takes a millisecond or two.
 
 use std::os::fd::BorrowedFd;
@@ -48,6 +52,13 @@ const DIRECTORIES_MAX: usize = 1 << 16;
 
 /// A scan pays if it is about at most this share of a tree.
 const TOUCHED_SHARE: usize = 4;
+
+/// Most directories of a tree that inotify may watch for this user.
+fn watches_max() -> usize {
+    let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_watches").ok();
+    let limit = limit.and_then(|text| text.trim().parse::<usize>().ok());
+    limit.map_or(DIRECTORIES_MAX, |limit| DIRECTORIES_MAX.min(limit / WATCHES_SHARE))
+}
 
 /// All that shapes the scan of a root.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,14 +149,20 @@ struct KeptTree {
 impl KeptTrees {
     /// Keeps nothing yet, and no tree of less than `entries_min` entries. `clock` tells the time.
     pub fn new(entries_min: usize, clock: impl Fn() -> Instant + Send + Sync + 'static) -> Arc<Self> {
-        let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_watches").ok();
-        let limit = limit.and_then(|text| text.trim().parse::<usize>().ok());
+        Self::with_watches(watches_max(), entries_min, clock)
+    }
+
+    /// As [`new`](Self::new), with at most `directories_max` directories of a tree under inotify.
+    fn with_watches(
+        directories_max: usize,
+        entries_min: usize,
+        clock: impl Fn() -> Instant + Send + Sync + 'static,
+    ) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
             rested: Condvar::new(),
             entries_min,
-            directories_max: limit
-                .map_or(DIRECTORIES_MAX, |limit| DIRECTORIES_MAX.min(limit / WATCHES_SHARE)),
+            directories_max,
             clock: Box::new(clock),
         })
     }
@@ -321,8 +338,19 @@ impl KeptTrees {
 impl KeptTree {
     /// Scans a whole tree whose directories are watched first.
     fn list(root: &Root, id: &Id, listed: Instant, directories_max: usize) -> Result<Self, Doubt> {
+        let is_source = id.view.is_source();
+        let inotify = || Changes::begin(is_source, directories_max);
+        let fanotify = || Changes::begin_on_filesystem(root.descriptor(), is_source);
+        Self::list_watched(root, id, listed, inotify()).or_else(|why| {
+            if why == "watch" { Self::list_watched(root, id, listed, fanotify()) } else { Err(why) }
+        })
+    }
+
+    fn list_watched(root: &Root, id: &Id, listed: Instant, changes: Changes) -> Result<Self, Doubt> {
+        if changes.blindness().is_some() {
+            return Err("watch");
+        }
         let ground = Ground::of(root).ok_or("filesystem")?;
-        let changes = Changes::begin(id.view.is_source(), directories_max);
         let mut filter = id.view.filter();
         let mut looking = Looking { changes: &changes, excluded: Vec::new() };
         let scanned = scan(root, &Subject::Whole, &id.view.options, Some(&mut filter), &mut looking);

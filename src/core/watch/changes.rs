@@ -1,22 +1,29 @@
 //! `Changes`: what was touched in a tree since it was scanned, for a process that rests in between.
 //!
-//! No thread reads the events. They wait in the kernel's queue until somebody asks, so a tree at
-//! rest costs nothing, and a busy one no more than the queue: 16,384 events, of which equal ones in
-//! a row count once. The kernel queues an event before the system call that caused it returns. So
-//! an answer tells of every change that ended before the question.
+//! With inotify, no thread reads the events. They wait in the kernel's queue until somebody asks.
+//! So a tree at rest costs nothing, and a busy one no more than the queue: 16,384 events, of which
+//! equal ones in a row count once. The kernel queues an event before the system call that caused it
+//! returns. So an answer tells of every change that ended before the question.
 //!
-//! inotify tells nothing of some changes. Those through a mapping show when the last mapping of an
+//! A tree of more directories than inotify may watch is watched with fanotify, by a superuser. Its
+//! one mark tells of the whole filesystem, which a thread must read.
+//!
+//! Neither tells anything of some changes. Those through a mapping show when the last mapping of an
 //! opened file ends. A file that got a name outside of the tree can be changed there without an
 //! event in here. The owner of a scan must bound its age.
 
 use std::fmt;
+#[cfg(target_os = "linux")]
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::tree::path::TreePath;
 #[cfg(target_os = "linux")]
-use crate::watch::linux::EventSource;
+use crate::watch::fanotify::FilesystemSource;
+#[cfg(target_os = "linux")]
+use crate::watch::inotify::EventSource;
 use crate::watch::settle::Touched;
 #[cfg(target_os = "linux")]
 use crate::watch::shared::Policy;
@@ -26,7 +33,13 @@ use crate::watch::shared::Shared;
 pub struct Changes {
     shared: Arc<Shared>,
     #[cfg(target_os = "linux")]
-    source: Option<EventSource>,
+    source: Option<Source>,
+}
+
+#[cfg(target_os = "linux")]
+enum Source {
+    Directories(EventSource),
+    Filesystem(FilesystemSource),
 }
 
 impl Changes {
@@ -35,9 +48,26 @@ impl Changes {
     #[must_use]
     #[cfg(target_os = "linux")]
     pub fn begin(is_source: bool, directories_max: usize) -> Self {
+        Self::new(|shared| {
+            let policy = Policy::Scan { is_source, directories_max };
+            EventSource::unattended(shared, policy).map(Source::Directories)
+        })
+    }
+
+    /// Collects the changes in any number of directories on the filesystem of a root.
+    #[must_use]
+    #[cfg(target_os = "linux")]
+    pub fn begin_on_filesystem(root: BorrowedFd<'_>, is_source: bool) -> Self {
+        Self::new(|shared| {
+            let policy = Policy::Scan { is_source, directories_max: usize::MAX };
+            FilesystemSource::begin(root, shared, policy).map(Source::Filesystem)
+        })
+    }
+
+    #[cfg(target_os = "linux")]
+    fn new(begin: impl FnOnce(Arc<Shared>) -> io::Result<Source>) -> Self {
         let shared = Shared::new(Duration::ZERO);
-        let policy = Policy::Scan { is_source, directories_max };
-        let source = EventSource::unattended(Arc::clone(&shared), policy);
+        let source = begin(Arc::clone(&shared));
         let source = source.inspect_err(|error| shared.blind(error.to_string())).ok();
         Self { shared, source }
     }
@@ -51,11 +81,20 @@ impl Changes {
         Self { shared }
     }
 
+    /// Tells nothing on this system.
+    #[must_use]
+    #[cfg(not(target_os = "linux"))]
+    pub fn begin_on_filesystem(_root: BorrowedFd<'_>, is_source: bool) -> Self {
+        Self::begin(is_source, 0)
+    }
+
     /// A directory will be read next; `None` is the root. From now on its changes are collected.
     pub fn enter(&self, directory: BorrowedFd<'_>, path: Option<&TreePath>) {
         #[cfg(target_os = "linux")]
-        if let Some(source) = &self.source {
-            source.enter(directory, path);
+        match &self.source {
+            Some(Source::Directories(source)) => source.enter(directory, path),
+            Some(Source::Filesystem(source)) => source.enter(directory, path),
+            None => {}
         }
         #[cfg(not(target_os = "linux"))]
         let _ = (directory, path);
@@ -65,8 +104,10 @@ impl Changes {
     #[must_use]
     pub fn take(&self) -> Option<Touched> {
         #[cfg(target_os = "linux")]
-        if let Some(source) = &self.source {
-            source.catch_up();
+        match &self.source {
+            Some(Source::Directories(source)) => source.catch_up(),
+            Some(Source::Filesystem(source)) => source.catch_up(),
+            None => {}
         }
         let mut state = self.shared.state();
         if let Some(rest) = state.settle.rest() {

@@ -10,7 +10,9 @@
 
 pub mod changes;
 #[cfg(target_os = "linux")]
-mod linux;
+mod fanotify;
+#[cfg(target_os = "linux")]
+mod inotify;
 #[cfg(any(not(target_os = "linux"), test))]
 mod portable;
 pub mod settle;
@@ -22,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(target_os = "linux")]
-use linux::EventSource;
+use inotify::EventSource;
 #[cfg(not(target_os = "linux"))]
 use portable::EventSource;
 

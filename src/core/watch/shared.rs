@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::tree::path::TreePath;
+use crate::tree::path::{PathError, TreePath};
 use crate::watch::settle::{How, Settle, Touched};
 
 /// The handling of events that are about no entry of a tree, and the limit of directories.
@@ -27,6 +27,34 @@ impl Policy {
             Self::Scan { directories_max, .. } => directories_max,
         }
     }
+
+    /// The part of a tree that an event touched: the entry `name` of a directory, or the directory
+    /// itself. The root has no path.
+    pub(super) fn touched(self, directory: Option<&TreePath>, name: Option<&[u8]>) -> TouchedEntry {
+        let path = match (name, directory) {
+            (Some(name), Some(directory)) => directory.join(name),
+            (Some(name), None) => TreePath::new(name),
+            // The directory's own metadata. Those of the root come with every round.
+            (None, Some(directory)) => Ok(directory.clone()),
+            (None, None) if self == Self::Rounds => return TouchedEntry::Everything,
+            (None, None) => return TouchedEntry::Nothing,
+        };
+        match (path, self) {
+            (Ok(path), _) => TouchedEntry::Path(path),
+            // Paths that no tree can hold do not matter, above all those in our own state
+            // directory.
+            (Err(_), Self::Rounds) => TouchedEntry::Nothing,
+            (Err(PathError::Reserved), Self::Scan { is_source: false, .. }) => TouchedEntry::Nothing,
+            (Err(_), Self::Scan { .. }) => TouchedEntry::Everything,
+        }
+    }
+}
+
+/// The part of a tree that an event touched.
+pub(super) enum TouchedEntry {
+    Path(TreePath),
+    Everything,
+    Nothing,
 }
 
 /// State shared by the watching thread and its user.

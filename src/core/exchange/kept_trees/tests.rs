@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::disk::scan::Away;
+use crate::disk::testing::skip::needs;
 use crate::tree::entry::Time;
 use crate::tree::filter::Rule;
 use crate::tree::rule::bits;
@@ -25,12 +26,25 @@ type Told = Result<usize, Doubt>;
 
 impl Case {
     fn new(role: Role, options: &Options) -> Self {
+        Self::watched(usize::MAX, role, options)
+    }
+
+    /// A tree of more directories than inotify may watch; `None` if fanotify is not permitted.
+    fn too_large_for_inotify(role: Role, options: &Options) -> Option<Self> {
+        let case = Self::watched(0, role, options);
+        let root = Root::open(&case.at("")).unwrap();
+        let blindness = Changes::begin_on_filesystem(root.descriptor(), true).blindness();
+        needs(blindness.is_none(), format!("fanotify: {blindness:?}")).then_some(case)
+    }
+
+    fn watched(directories_max: usize, role: Role, options: &Options) -> Self {
         let folder = TempDir::new().unwrap();
         fs::create_dir(folder.path().join("outside")).unwrap();
         let (seconds, begin) = (Arc::<AtomicU64>::default(), Instant::now());
         let clock = Arc::clone(&seconds);
         let now = move || begin + Duration::from_secs(clock.load(Ordering::Relaxed));
-        let case = Self { folder, kept: KeptTrees::new(0, now), seconds, view: View::new(role, options) };
+        let kept = KeptTrees::with_watches(directories_max, 0, now);
+        let case = Self { folder, kept, seconds, view: View::new(role, options) };
         for directory in ["a/b/c", "a.b", "d/e", "skip/x"] {
             fs::create_dir_all(case.at(directory)).unwrap();
         }
@@ -102,8 +116,10 @@ impl Case {
 /// All that a run takes from a scan, by path.
 fn facts(scanned: &Scanned) -> BTreeMap<String, String> {
     let mut facts = BTreeMap::new();
+    let mut names = BTreeMap::<(u64, u64), Vec<TreePath>>::new();
     for (at, entry) in scanned.manifest.iter() {
         let mut identity = scanned.identities.get(&scanned.manifest, at).unwrap();
+        names.entry((identity.dev, identity.ino)).or_default().push(entry.path.to_path());
         if !entry.is_directory() {
             // A further name outside shows only here, and nothing tells.
             identity.ctime = Time::new(0, 0).unwrap();
@@ -113,6 +129,8 @@ fn facts(scanned: &Scanned) -> BTreeMap<String, String> {
     let (mut sparse, mut linked) = (scanned.sparse.clone(), scanned.linked.clone());
     sparse.files.sort();
     linked.sort();
+    // Nothing tells of a further name outside.
+    linked.retain(|path| names.values().any(|names| names.len() > 1 && names.contains(path)));
     let Scanned { doubts, unsupported, boundaries, inaccessible, unclear, .. } = scanned;
     let problems: Vec<String> = scanned.problems.iter().map(ToString::to_string).collect();
     let rest = format!("{sparse:?} {linked:?} {doubts:?} {unsupported:?} {boundaries:?} {inaccessible:?}");
@@ -130,7 +148,9 @@ fn differences(one: &Scanned, other: &Scanned) -> Vec<(String, Option<String>, O
 
 #[test]
 fn touched_paths_are_scanned_and_no_others() {
-    for case in [Case::source(), Case::destination()] {
+    let roles = [Role::Sender, Role::Receiver];
+    let large = roles.map(|role| Case::too_large_for_inotify(role, &Options::default()).map(Case::begun));
+    for case in [Case::source(), Case::destination()].into_iter().chain(large.into_iter().flatten()) {
         let at = |path: &str| case.at(path);
         assert_eq!(case.after(|| fs::write(at("a/b/f"), "other").unwrap()), Ok(1));
         assert_eq!(
@@ -340,6 +360,33 @@ fn destination_that_lost_writes_is_scanned() {
     assert_eq!(case.list(), Err("doubted-files"));
 }
 
+#[test]
+fn filesystem_of_a_large_tree_may_be_busy_elsewhere() {
+    let Some(case) = Case::too_large_for_inotify(Role::Sender, &Options::default()) else { return };
+    let case = case.begun();
+    // Twice the events that the kernel's queue holds, none of them equal to the one before.
+    let names: Vec<PathBuf> = (0..40).map(|number| case.outside(&number.to_string())).collect();
+    for _ in 0..400 {
+        names.iter().for_each(|name| fs::write(name, "a log").unwrap());
+        thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(case.after(|| fs::write(case.at("a/b/c/f"), "other").unwrap()), Ok(1));
+}
+
+#[test]
+fn directory_renamed_in_a_large_tree_is_known_by_its_new_path() {
+    let Some(case) = Case::too_large_for_inotify(Role::Receiver, &Options::default()) else { return };
+    let case = case.begun();
+    assert!(case.after(|| fs::rename(case.at("a"), case.at("d/z")).unwrap()).is_ok());
+    assert_eq!(case.after(|| fs::write(case.at("d/z/b/c/f"), "renamed").unwrap()), Ok(1));
+    let again = || {
+        fs::create_dir(case.at("a")).unwrap();
+        fs::write(case.at("a/f"), "new").unwrap();
+    };
+    assert!(case.after(again).is_ok());
+    assert_eq!(case.after(|| fs::write(case.at("a/f"), "newer").unwrap()), Ok(1));
+}
+
 /// A generator of the same numbers in each run.
 struct Random(u64);
 
@@ -383,7 +430,9 @@ fn kept_scan_equals_a_real_one_after_any_changes() {
     for seed in 0..seeds.unwrap_or(16) {
         let role = if seed % 2 == 0 { Role::Sender } else { Role::Receiver };
         let rules = if seed % 4 < 2 { rules.clone() } else { Vec::new() };
-        let case = Case::new(role, &Options { rules, ..Options::default() }).begun();
+        let options = Options { rules, ..Options::default() };
+        let large = (seed % 8 < 4).then(|| Case::too_large_for_inotify(role, &options)).flatten();
+        let case = large.unwrap_or_else(|| Case::new(role, &options)).begun();
         // Real trees have more entries than are touched between two runs.
         for number in 0..100 {
             fs::write(case.at("d/e").join(number.to_string()), "").unwrap();

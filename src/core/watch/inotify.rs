@@ -14,8 +14,8 @@ use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch,
 use rustix::io::Errno;
 
 use super::settle::How;
-use super::shared::{Policy, Shared};
-use crate::tree::path::{PathError, TreePath};
+use super::shared::{Policy, Shared, TouchedEntry};
+use crate::tree::path::TreePath;
 
 /// The events that matter. Opening and reading do not.
 const FLAGS: WatchFlags = WatchFlags::CREATE
@@ -198,21 +198,10 @@ impl Inner {
             // The next round finds out if the root is still there.
             return self.shared.everything();
         }
-        let path = match (name, directory) {
-            (Some(name), Some(directory)) => directory.join(name),
-            (Some(name), None) => TreePath::new(name),
-            // The directory's own metadata. Those of the root come with every round.
-            (None, Some(directory)) => Ok(directory.clone()),
-            (None, None) if self.policy == Policy::Rounds => return self.shared.everything(),
-            (None, None) => return,
-        };
-        let path = match (path, self.policy) {
-            (Ok(path), _) => path,
-            // Paths that no tree can hold do not matter, above all those in our own state
-            // directory.
-            (Err(_), Policy::Rounds) => return,
-            (Err(PathError::Reserved), Policy::Scan { is_source: false, .. }) => return,
-            (Err(_), Policy::Scan { .. }) => return self.shared.everything(),
+        let path = match self.policy.touched(directory.as_ref(), name) {
+            TouchedEntry::Path(path) => path,
+            TouchedEntry::Everything => return self.shared.everything(),
+            TouchedEntry::Nothing => return,
         };
         let is_directory = flags.contains(ReadFlags::ISDIR);
         if is_directory && flags.contains(ReadFlags::MOVED_FROM) {
