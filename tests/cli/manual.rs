@@ -1,9 +1,20 @@
 //! The completions and the man page.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 
-use crate::world::skip::needs_programs;
+use crate::world::skip::{needs_programs, path};
 use crate::world::{Run, World};
+
+/// A shell that finds `ksync`.
+fn shell(world: &World, program: &str) -> Command {
+    let folder = Path::new(env!("CARGO_BIN_EXE_ksync")).parent().unwrap().to_owned();
+    let folders = [folder].into_iter().chain(std::env::split_paths(&path()).collect::<Vec<_>>());
+    let mut shell = world.command(program);
+    shell.env("PATH", std::env::join_paths(folders).unwrap());
+    shell
+}
 
 /// Completes the last word of a command line under bash, as the key Tab does.
 fn completed(world: &World, line: &str) -> BTreeSet<String> {
@@ -11,14 +22,14 @@ fn completed(world: &World, line: &str) -> BTreeSet<String> {
     let (last, previous) = (words.len() - 1, words[words.len() - 2]);
     let script = format!(
         "source ./completions || exit 9
-         COMP_WORDS=({line}); COMP_CWORD={last}
+         COMP_WORDS=({line}); COMP_CWORD={last}; COMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}
          [ {last} -lt ${{#COMP_WORDS[@]}} ] || COMP_WORDS+=('')
          function=$(complete -p ksync | sed 's/.*-F \\([^ ]*\\).*/\\1/')
          \"$function\" ksync '{}' '{previous}'
          printf '%s\\n' \"${{COMPREPLY[@]}}\"",
         words[last],
     );
-    let mut bash = world.command("bash");
+    let mut bash = shell(world, "bash");
     bash.args(["--norc", "--noprofile", "-c", &script]);
     let run = Run::of(bash).ok();
     assert_eq!(run.stderr, "");
@@ -55,6 +66,102 @@ fn bash_completes_long_options_and_verbs_and_leaves_paths_to_itself() {
     ] {
         let expected: BTreeSet<String> = expected.iter().map(ToString::to_string).collect();
         assert_eq!(completed(&world, line), expected, "{line}");
+    }
+}
+
+/// Completes a command line in an interactive shell, as the key Tab does, and returns what the shell
+/// then shows.
+fn shown_by_zsh(world: &World, line: &str) -> String {
+    let script = format!(
+        "zmodload zsh/zpty; zpty shell zsh -f -i
+         zpty -w shell 'PS1=; autoload -Uz compinit; compinit -u -D; source ./completions; echo read''y'
+         shown=; until [[ $shown == *ready* ]]; do zpty -r -t shell part && shown+=$part; sleep 0.05; done
+         zpty -w -n shell $'{line}\\t\\t'; shown=
+         for round in {{1..40}}; do zpty -r -t shell part && shown+=$part; sleep 0.05; done
+         print -r -- $shown"
+    );
+    let mut zsh = shell(world, "zsh");
+    zsh.args(["-f", "-c", &script]);
+    Run::of(zsh).ok().stdout
+}
+
+#[test]
+fn zsh_completes_endpoints_options_and_verbs() {
+    if !needs_programs(&["zsh"]) {
+        return;
+    }
+    let world = World::new();
+    world.tree("far").file("alpha/x", "").file("alps", "").file("beta", "");
+    world.tree("home/.ssh").file("config", "Host kiln kiln-2 *.internal\n");
+    let script = world.run(["completions", "zsh"]).ok().stdout;
+    world.tree(".").file("completions", script);
+    let far = world.far("far").into_string().unwrap();
+    let remote = format!("ksync ./a {far}/al");
+    for (line, expected) in [
+        ("ksync kil", &["kiln:", "kiln-2:"][..]),
+        ("ksync --dele", &["--delete-excluded"]),
+        ("ksync session cre", &["create"]),
+        (&remote, &["alpha/", "alps"]),
+    ] {
+        let shown = shown_by_zsh(&world, line);
+        for word in expected {
+            assert!(shown.contains(word), "{line}: {word} in {shown:?}");
+        }
+    }
+}
+
+#[test]
+fn fish_completes_endpoints_options_and_verbs() {
+    if !needs_programs(&["fish"]) {
+        return;
+    }
+    let world = World::new();
+    world.tree("far").file("alpha/x", "").file("alps", "").file("beta", "");
+    world.tree("home/.ssh").file("config", "Host kiln kiln-2 *.internal\n");
+    let script = world.run(["completions", "fish"]).ok().stdout;
+    world.tree(".").file("completions.fish", script);
+    let far = world.far("far").into_string().unwrap();
+    let remote = format!("ksync ./a {far}/al");
+    let (directory, file) = (format!("{far}/alpha/"), format!("{far}/alps"));
+    for (line, expected) in [
+        ("ksync kil", &["kiln-2:", "kiln:"][..]),
+        ("ksync --delete-e", &["--delete-excluded"]),
+        ("ksync session cre", &["create"]),
+        (&remote, &[&directory[..], &file]),
+    ] {
+        let mut fish = shell(&world, "fish");
+        fish.args(["--no-config", "-c", &format!("source ./completions.fish; complete -C '{line}'")]);
+        let shown = Run::of(fish).ok().stdout;
+        let words: BTreeSet<&str> = shown.lines().filter_map(|line| line.split('\t').next()).collect();
+        assert_eq!(words, expected.iter().copied().collect(), "{line}");
+    }
+}
+
+#[test]
+fn bash_completes_hosts_and_paths_on_other_machines() {
+    if !needs_programs(&["bash"]) {
+        return;
+    }
+    let world = World::new();
+    world.tree("far").file("alpha/x", "").file("two words", "").file(".hidden", "").file("beta", "");
+    world.tree("home/.ssh").file("config", "Host kiln kiln-2 *.internal\nInclude more\n");
+    world.tree("home/.ssh").file("more", "host forge\n");
+    world.tree(".").file("kilt/x", "").file("other", "");
+    let script = world.run(["completions", "bash"]).ok().stdout;
+    world.tree(".").file("completions", script);
+    let far = world.path("far").display().to_string();
+    for (line, expected) in [
+        ("ksync kil".to_owned(), &["kiln:", "kiln-2:", "kilt/"][..]),
+        ("ksync ./a for".to_owned(), &["forge:"]),
+        (format!("ksync sandbox:{far}/"), &["/alpha/", "/beta", "/two\\ words"]),
+        (format!("ksync ./a sandbox:{far}/.h"), &["/.hidden"]),
+        (format!("ksync ./a sandbox:{far}/nothing"), &[]),
+        // No session of this name was used from here: nobody is asked for it.
+        ("ksync ./a nosuch:/".to_owned(), &[]),
+    ] {
+        let prefix = if line.contains("sandbox:") { far.as_str() } else { "" };
+        let expected: BTreeSet<String> = expected.iter().map(|entry| format!("{prefix}{entry}")).collect();
+        assert_eq!(completed(&world, &line), expected, "{line}");
     }
 }
 

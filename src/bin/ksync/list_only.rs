@@ -70,9 +70,8 @@ pub(crate) fn asked(args: &mut SyncArgs) -> Result<Option<Form>, CliError> {
 /// Prints the listing.
 pub(crate) fn run(request: &Request, form: Form) -> Result<u8, CliError> {
     let Some(mut job) = request.jobs.first().cloned() else { return Ok(0) };
-    // One level is scanned: the first rule that matches wins. A file is on that level, too.
     if !form.is_recursive {
-        job.options.rules.insert(0, Rule::new(false, "/*/*"));
+        job.options.rules.insert(0, one_level());
     }
     let problems = Arc::new(Problems { source: job.source.clone(), is_quiet: form.is_quiet });
     block_on(async {
@@ -84,6 +83,11 @@ pub(crate) fn run(request: &Request, form: Form) -> Result<u8, CliError> {
         out::result(&lines(&listed, &job.source, form));
         Ok(report::exit_code(&report.summary))
     })
+}
+
+/// The rule for a scan of one level: the first rule that matches wins. A file is on that level.
+pub(crate) fn one_level() -> Rule {
+    Rule::new(false, "/*/*")
 }
 
 /// Prints problems, and nothing else.

@@ -6,6 +6,7 @@ mod args;
 mod brake;
 mod calendar;
 mod codes;
+mod complete;
 mod config;
 mod create;
 mod doctor;
@@ -50,6 +51,10 @@ use args::Mode;
 use report::CliError;
 
 fn main() -> ExitCode {
+    if let Some(word) = complete::word(std::env::args_os()) {
+        complete::print(&word);
+        return ExitCode::SUCCESS;
+    }
     let parsed = args::parse_with(std::env::args_os(), config::Settings::load);
     // A command line that cannot be parsed may ask for JSON nevertheless.
     let is_json =

@@ -1,4 +1,5 @@
 //! `ksync completions` and `ksync man`: both are made from the definition of the command line.
+//! Endpoints are completed by `ksync __complete`.
 
 use clap::Command;
 use clap_complete::shells;
@@ -7,23 +8,78 @@ use clap_mangen::Man;
 use crate::args::help::{ENDPOINTS, ENVIRONMENT, EXAMPLES, EXIT, MAPPING};
 use crate::config;
 
-/// Bash: a word that is no option is a path, unless a verb comes first. The generated function
-/// would offer options for it.
-const BASH_PATHS: &str = r#"
-_ksync_or_paths() {
+/// Bash: a word that is no option is an endpoint, unless a verb comes first. The generated function
+/// would offer options for it. Readline replaces only what stands behind the last colon.
+const BASH_ENDPOINTS: &str = r#"
+_ksync_endpoints() {
+    local line="${COMP_LINE:0:COMP_POINT}" IFS=$'\n' entry
+    local word="${line##*[[:space:]]}"
+    local -a found=($(ksync __complete "$word" 2>/dev/null))
+    if [[ "$word" != *:* && ${#found[@]} -gt 0 ]]; then
+        for entry in $(compgen -f -- "$word"); do
+            if [[ -d "$entry" ]]; then entry+=/; fi
+            found+=("$entry")
+        done
+    elif [[ "$COMP_WORDBREAKS" == *:* ]]; then
+        found=("${found[@]#"${word%"${word##*:}"}"}")
+    fi
+    for entry in "${found[@]}"; do
+        if [[ -n "$entry" ]]; then COMPREPLY+=("$(printf '%q' "$entry")"); fi
+    done
+    if [[ ${#found[@]} -gt 0 ]]; then compopt -o nospace 2>/dev/null; fi
+}
+_ksync_or_endpoints() {
+    COMPREPLY=()
     case " VERBS " in
         *" ${COMP_WORDS[1]} "*) _ksync "$@" ;;
         *)
-            if [[ "$2" == -* || "${COMP_CWORD}" -eq 1 ]]; then
+            if [[ "$2" == -* ]]; then
                 _ksync "$@"
             else
-                COMPREPLY=()
+                if [[ "${COMP_CWORD}" -eq 1 ]]; then _ksync "$@"; fi
+                _ksync_endpoints
             fi
             ;;
     esac
 }
-complete -F _ksync_or_paths -o bashdefault -o default ksync
+complete -F _ksync_or_endpoints -o bashdefault -o default ksync
 "#;
+
+/// Zsh: the same. The generated function is the last one that is defined.
+const ZSH_ENDPOINTS: &str = r#"
+_ksync_endpoints() {
+    local -a found
+    found=(${(f)"$(ksync __complete "${(Q)PREFIX}" 2>/dev/null)"})
+    if (( $#found )); then compadd -S '' -- $found; fi
+    if [[ "$PREFIX" != *:* ]]; then _files; fi
+}
+_ksync_or_endpoints() {
+    local -a verbs=(VERBS)
+    if [[ "$PREFIX" == -* ]] || (( CURRENT > 2 && verbs[(Ie)$words[2]] )); then
+        _ksync "$@"
+    else
+        if (( CURRENT == 2 )); then _ksync "$@"; fi
+        _ksync_endpoints
+    fi
+}
+"#;
+
+/// The generated line for the endpoints of a run.
+const ZSH_POSITIONAL: &str = "'::endpoints:_default' \\\n";
+
+/// The generated end of the script for zsh.
+const ZSH_END: &str = r#"
+if [ "$funcstack[1]" = "_ksync" ]; then
+    _ksync "$@"
+else
+    compdef _ksync ksync
+fi
+"#;
+
+/// Fish adds the paths of this machine by itself.
+const FISH_ENDPOINTS: &str = r"
+complete -c ksync -n __fish_ksync_needs_command -a '(ksync __complete (commandline -ct) 2>/dev/null)'
+";
 
 /// The schema of the lines of `--json`.
 const EVENTS: &str = include_str!("../../../fixtures/schema/events.json");
@@ -90,11 +146,22 @@ pub(crate) fn completions(mut command: Command, shell: Shell) -> String {
         Shell::Fish => clap_complete::generate(shells::Fish, &mut command, "ksync", &mut script),
         Shell::Powershell => clap_complete::generate(shells::PowerShell, &mut command, "ksync", &mut script),
     }
-    let mut script = String::from_utf8_lossy(&script).into_owned();
-    if shell == Shell::Bash {
-        script.push_str(&BASH_PATHS.replace("VERBS", &verbs.join(" ")));
+    let script = String::from_utf8_lossy(&script).into_owned();
+    let with_verbs = |part: &str| part.replace("VERBS", &verbs.join(" "));
+    match shell {
+        Shell::Bash => script + &with_verbs(BASH_ENDPOINTS),
+        Shell::Zsh => {
+            // The generator takes the verb for an endpoint, and the word behind it for the verb.
+            let script = script.replace(ZSH_POSITIONAL, "").replace("$line[2]", "$line[1]");
+            let end = ZSH_END
+                .replace("    _ksync", "    _ksync_or_endpoints")
+                .replace("compdef _ksync ", "compdef _ksync_or_endpoints ");
+            script.replace(ZSH_END, &(with_verbs(ZSH_ENDPOINTS) + &end))
+        }
+        // Fish has no short option -@, and would complete nothing for it.
+        Shell::Fish => script.replace(" @/", " ").replace(" -s @", "") + FISH_ENDPOINTS,
+        Shell::Powershell => script,
     }
-    script
 }
 
 /// The man page of ksync.

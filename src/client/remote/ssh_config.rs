@@ -9,6 +9,7 @@
 //! So is a Match block that may apply and whose criterion ksync does not know. All other keywords
 //! are ignored. The caller must not connect directly if [`HostConfig::proxy`] is set.
 
+mod names;
 mod words;
 
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ use aws_lc_rs::digest;
 use data_encoding::HEXLOWER;
 use nix::unistd::{Uid, User, gethostname, getuid};
 
+pub use self::names::{hosts, names};
 use self::words::{
     arguments, expand_environment, expand_tokens, included, is_blank, list_matches, take_word,
 };
@@ -199,38 +201,6 @@ pub fn load(query: &Query<'_>, files: &[PathBuf]) -> Result<HostConfig, ConfigEr
     reader.host = host_name;
     reader.is_final = true;
     reader.finish()
-}
-
-/// Reports if a Host or Match line names `host` literally, whatever else that line demands.
-/// Unreadable files name nothing.
-#[must_use]
-pub fn names(host: &str, home: &Path, files: &[PathBuf]) -> bool {
-    files.iter().any(|file| file_names(host, home, file, 0))
-}
-
-fn file_names(host: &str, home: &Path, file: &Path, depth: usize) -> bool {
-    let Ok(bytes) = std::fs::read(file) else { return false };
-    String::from_utf8_lossy(&bytes).lines().any(|line| {
-        let mut rest = line.trim_start();
-        let keyword = take_word(&mut rest).unwrap_or_default().to_ascii_lowercase();
-        let values = || arguments(rest).unwrap_or_default();
-        match keyword.as_str() {
-            "host" => values().iter().any(|name| name == host),
-            "match" => {
-                let mut words =
-                    std::iter::from_fn(|| take_word(&mut rest).ok().filter(|word| !word.is_empty()));
-                std::iter::from_fn(|| Some((words.next()?, words.next()?))).any(|(criterion, list)| {
-                    matches!(criterion.to_ascii_lowercase().as_str(), "host" | "originalhost")
-                        && list.split(',').any(|name| name == host)
-                })
-            }
-            "include" if depth < INCLUDE_DEPTH_MAX => values().iter().any(|value| {
-                let files = included(&anchored(value, home, file));
-                files.iter().any(|file| file_names(host, home, file, depth + 1))
-            }),
-            _ => false,
-        }
-    })
 }
 
 /// The absolute path that an Include in `file` means.

@@ -36,5 +36,5 @@ pub use kernel::access;
 pub use list::list;
 pub use report::Report;
 pub use run::{Runner, run};
-pub use target::{parse, resolve, resolve_for_ssh};
+pub use target::{is_reachable, machines, parse, resolve, resolve_for_ssh};
 pub use visit::Visit;

@@ -85,6 +85,33 @@ fn is_host(name: &str) -> bool {
     home("settings").is_ok_and(|home| ssh_config::names(name, &home, &ssh_config::files(&home)))
 }
 
+/// Machines that a user may mean, as they are written before a path: sessions that were used from
+/// here, and hosts of the SSH configuration.
+#[must_use]
+pub fn machines() -> Vec<String> {
+    let stored = state_dir().map(|state| SessionStore::new(state.join("sessions")).all()).unwrap_or_default();
+    let hosts = home("settings").map(|home| ssh_config::hosts(&home, &ssh_config::files(&home)));
+    let sessions =
+        stored.iter().flat_map(|stored| [Some(&stored.session_id), stored.name.as_ref()]).flatten();
+    let current = (!stored.is_empty()).then(|| CURRENT.to_owned());
+    let mut machines: Vec<String> =
+        sessions.cloned().chain(current).chain(hosts.unwrap_or_default()).collect();
+    machines.sort_unstable();
+    machines.dedup();
+    machines
+}
+
+/// True if an endpoint can be reached without asking the platform, and without setting up an SSH
+/// server there.
+#[must_use]
+pub fn is_reachable(endpoint: &Endpoint, connect_options: &ConnectOptions) -> bool {
+    match endpoint {
+        Endpoint::Local(_) | Endpoint::Setup { .. } => false,
+        Endpoint::Session { name, .. } => is_session(name, connect_options),
+        Endpoint::Sandbox { .. } | Endpoint::Ssh { .. } | Endpoint::WebSocket { .. } => true,
+    }
+}
+
 /// The target of an endpoint that is neither local nor the sandbox nor a session.
 pub(super) fn target(endpoint: &Endpoint, connect_options: &ConnectOptions) -> Result<Target, SyncError> {
     match endpoint {
