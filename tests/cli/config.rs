@@ -165,3 +165,60 @@ fn flags_of_settings_are_turned_off_on_the_command_line() {
     assert!(run(None).contains("delete  old"));
     assert!(!run(Some("--no-delete")).contains("delete  old"));
 }
+
+#[test]
+fn a_project_s_file_lifts_no_caution_of_the_user() {
+    let world = world();
+    user_file(&world, "max-delete = 5\nsafe-links = true\n");
+    for (text, part) in [
+        ("max-delete = 100000\n", "the key max-delete may not stand in the file of a project"),
+        ("safe-links = false\n", "the file of a project may turn safe-links on, and not off"),
+        ("backup = false\n", "the file of a project may turn backup on, and not off"),
+    ] {
+        world.tree(".").file(".ksync.toml", text);
+        let said = world.run(["src", "dst"]).fails(1).stderr;
+        assert!(said.contains(part), "{said}");
+        assert!(!world.path("dst").exists());
+    }
+    world.tree(".").file(".ksync.toml", "backup = true\n");
+    world.run(["src", "dst"]).ok();
+}
+
+#[test]
+fn a_pipe_in_place_of_a_settings_file_is_refused() {
+    let world = world();
+    let pipe = world.path(".ksync.toml");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let said = world.run(["src", "dst"]).fails(1).stderr;
+    assert!(said.contains(".ksync.toml: it is not a regular file\n"), "{said}");
+}
+
+#[test]
+fn a_setting_turns_off_what_is_on_by_itself() {
+    let world = world();
+    world.tree("src").file("a", "x".repeat(1 << 20));
+    std::fs::set_permissions(world.path("src/a"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .unwrap();
+    world.tree("dst").file("a", "old");
+    std::fs::set_permissions(world.path("dst/a"), std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .unwrap();
+    user_file(&world, "perms = false\ncompress = false\n");
+    let far = world.far("dst").into_string().unwrap();
+    let said = world.run(["--stats", "src", &far]).ok().stdout;
+    let mode = std::fs::metadata(world.path("dst/a")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o644);
+    let sent = world.run(["--json", "src", &world.far("new").into_string().unwrap()]).ok().stdout;
+    let summary: Value = serde_json::from_str(sent.lines().last().unwrap()).unwrap();
+    assert!(summary["sent_bytes"].as_u64().unwrap() > 1 << 20, "{summary} {said}");
+}
+
+#[test]
+fn a_listing_or_dry_run_ignores_settings_for_real_runs() {
+    let world = world();
+    user_file(&world, "delete = true\nwatch = true\n");
+    assert!(world.run(["src/"]).ok().stdout.contains(" a\n"));
+    assert!(world.run(["--list-only", "src/"]).ok().stdout.contains(" a\n"));
+    assert!(world.run(["-n", "src", "dst"]).ok().stdout.contains("would change"));
+    let said = world.run(["--watch", "-n", "src", "dst"]).fails(1).stderr;
+    assert!(said.contains("--watch and --dry-run exclude each other"), "{said}");
+}

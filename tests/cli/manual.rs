@@ -69,8 +69,8 @@ fn bash_completes_long_options_and_verbs_and_leaves_paths_to_itself() {
     }
 }
 
-/// Completes a command line in an interactive shell, as the key Tab does, and returns what the shell
-/// then shows.
+/// Completes a command line in an interactive zsh, as the key Tab does, and returns what it then
+/// shows.
 fn shown_by_zsh(world: &World, line: &str) -> String {
     let script = format!(
         "zmodload zsh/zpty; zpty shell zsh -f -i

@@ -12,7 +12,7 @@ use rustix::fs::{
     makedev, mknodat, utimensat,
 };
 
-use crate::world::skip::{needs_programs, needs_superuser};
+use crate::world::skip::{needs, needs_programs, needs_superuser};
 use crate::world::{Run, World};
 
 /// A sequence of numbers that a seed decides.
@@ -426,6 +426,43 @@ fn no_perms_leaves_the_modes_that_rsync_leaves() {
             assert_eq!(mode(&format!("dst/{name}")), mode(&format!("rsynced/{name}")), "{name} {options:?}");
         }
     }
+}
+
+#[test]
+fn no_perms_gives_a_new_entry_no_set_id_and_no_sticky_bit() {
+    if !needs_programs(&["rsync"]) || !needs_superuser() {
+        return;
+    }
+    let world = World::new();
+    world.tree("src").file("f", "a").file("d/g", "b");
+    let mode =
+        |path: &str, mode| fs::set_permissions(world.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    mode("src/f", 0o6755);
+    mode("src/d", 0o3777);
+    rsync(&world, &["-rlt", "src/", "theirs/"]).ok();
+    world.run(["--no-perms", "src", "ours"]).ok();
+    for path in ["f", "d", "d/g"] {
+        let mode = |side: &str| fs::metadata(world.path(side).join(path)).unwrap().permissions().mode();
+        assert_eq!(mode("ours"), mode("theirs"), "{path}");
+    }
+}
+
+#[test]
+fn notes_of_ksync_are_no_attributes_of_a_tree() {
+    let world = World::new();
+    world.tree("src").file("f", "a");
+    world.run(["src", "dst"]).ok();
+    let notes = || xattrs(&world.path("dst"));
+    if !needs(!notes().is_empty(), "the filesystem keeps no note about what a power cut may damage") {
+        return;
+    }
+    let before = notes();
+    set(&world.path("src"), "user.ksync.unconfirmed", b"forged");
+    set_time(&world.path("src"), 1_000_000_000);
+    world.run(["-X", "src", "dst"]).ok();
+    assert_eq!(notes().keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+    world.run(["-X", "src", "new"]).ok();
+    assert!(xattrs(&world.path("new")).values().all(|value| value != b"forged"));
 }
 
 #[test]

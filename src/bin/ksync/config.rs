@@ -52,7 +52,6 @@ const PROJECT: &[&str] = &[
     "ignore-times",
     "include",
     "itemize-changes",
-    "max-delete",
     "max-size",
     "min-size",
     "modify-window",
@@ -77,6 +76,16 @@ const PROJECT: &[&str] = &[
     "whole-file",
     "xattrs",
 ];
+
+/// Keys that a project's file may only turn on: turned off, they would undo a caution of the user.
+const CAUTIONS: &[&str] = &["backup", "dry-run", "fsync", "one-file-system", "safe-links"];
+
+/// Keys that mean nothing where a command line only lists or shows: `-n`, `--list-only`, one
+/// endpoint.
+const OF_RUNS: &[&str] = &["exec", "on-change", "watch"];
+
+/// Keys that mean nothing for a listing, besides.
+const OF_SYNCS: &[&str] = &["delete", "delete-excluded", "json"];
 
 /// Options that only the command line gives: consent, help, and the choice of the settings.
 const COMMAND_LINE: &[&str] = &["force-delete-in", "help", "list-only", "no-config", "version", "yes"];
@@ -215,6 +224,11 @@ pub(crate) fn is_for_projects(key: &str) -> bool {
     key == DEST || PROJECT.contains(&key)
 }
 
+/// True if a project's file may turn a key on, and not off.
+pub(crate) fn is_caution(key: &str) -> bool {
+    CAUTIONS.contains(&key)
+}
+
 /// True if a user's file and the environment may set a key.
 pub(crate) fn is_for_users(key: &str) -> bool {
     key != DEST && !COMMAND_LINE.contains(&key)
@@ -264,11 +278,12 @@ impl Settings {
     }
 
     /// The arguments for what the command line leaves open, and the number of rules among them.
-    pub(crate) fn arguments(&self, command: &Command, typed: &ArgMatches) -> (Vec<OsString>, usize) {
+    pub(crate) fn arguments(&self, command: &Command, typed_matches: &ArgMatches) -> (Vec<OsString>, usize) {
         let is_typed = |arg: &Arg| {
             let id = arg.get_id().as_str();
             // The matches know only the arguments of their own command.
-            let source = typed.try_contains_id(id).is_ok().then(|| typed.value_source(id)).flatten();
+            let source =
+                typed_matches.try_contains_id(id).is_ok().then(|| typed_matches.value_source(id)).flatten();
             source == Some(ValueSource::CommandLine)
         };
         let typed: Vec<&str> =
@@ -280,6 +295,9 @@ impl Settings {
             typed.contains(&key) || (!typed.contains(&"no-watch") && self.all.iter().any(by_setting))
         };
         let watches = is_on("watch");
+        let endpoints = typed_endpoints(typed_matches);
+        let is_listing = typed.contains(&"list-only") || endpoints == 1;
+        let is_passive = is_listing || typed.contains(&"dry-run");
         let (mut arguments, mut rules) = (Vec::new(), 0);
         let wanted = self.all.iter().filter(|setting| !setting.is_overridden && setting.key != DEST);
         for Setting { key, value, origin, .. } in wanted {
@@ -287,11 +305,17 @@ impl Settings {
             // The parser reads this variable itself.
             let is_read = matches!(origin, Origin::Environment(_))
                 && option(command, key).is_some_and(|option| option.get_env().is_some());
-            if !is_open || is_read || (OF_WATCH.contains(&key.as_str()) && !watches) {
+            let key = key.as_str();
+            let is_idle = is_passive && OF_RUNS.contains(&key) || is_listing && OF_SYNCS.contains(&key);
+            if !is_open || is_read || is_idle || (OF_WATCH.contains(&key) && !watches) {
                 continue;
             }
             match value {
                 Value::Flag(true) => arguments.push(OsString::from(format!("--{key}"))),
+                // Some flags are on by themselves.
+                Value::Flag(false) if has_negation(command, key) => {
+                    arguments.push(OsString::from(format!("--no-{key}")));
+                }
                 Value::Flag(false) => {}
                 Value::Text(values) => {
                     rules += if is_rule(key) { values.len() } else { 0 };
@@ -301,6 +325,22 @@ impl Settings {
         }
         (arguments, rules)
     }
+}
+
+/// Number of endpoints that stand on the command line.
+fn typed_endpoints(typed: &ArgMatches) -> usize {
+    let is_known = typed.try_contains_id("endpoints").is_ok();
+    let endpoints = is_known.then(|| typed.get_many::<OsString>("endpoints")).flatten();
+    endpoints.map_or(0, Iterator::count)
+}
+
+/// True if an option with an effect turns a flag off.
+fn has_negation(command: &Command, key: &str) -> bool {
+    let negation = format!("no-{key}");
+    command.get_arguments().any(|arg| {
+        arg.get_long() == Some(&*negation)
+            || arg.get_all_aliases().is_some_and(|names| names.contains(&&*negation))
+    })
 }
 
 fn with_value(key: &str, value: &OsString) -> OsString {

@@ -153,6 +153,8 @@ pub struct Builder {
     content_bytes: u64,
     /// The different attributes, with their numbers.
     sets: HashMap<Arc<Attributes>, u32>,
+    /// The last of them, which is found without hashing it.
+    last_set: Option<(Arc<Attributes>, u32)>,
 }
 
 impl Builder {
@@ -206,12 +208,21 @@ impl Builder {
 
     /// The number of these attributes.
     fn set(&mut self, attributes: &Arc<Attributes>) -> u32 {
-        if let Some(set) = self.sets.get(attributes) {
+        if let Some((last, set)) = &self.last_set
+            && Arc::ptr_eq(last, attributes)
+        {
             return *set;
         }
-        self.text_bytes += attributes.counted_bytes();
-        let set = self.manifest.table.add_set(attributes);
-        self.sets.insert(Arc::clone(attributes), set);
+        let set = match self.sets.get(attributes) {
+            Some(set) => *set,
+            None => {
+                self.text_bytes += attributes.counted_bytes();
+                let set = self.manifest.table.add_set(attributes);
+                self.sets.insert(Arc::clone(attributes), set);
+                set
+            }
+        };
+        self.last_set = Some((Arc::clone(attributes), set));
         set
     }
 

@@ -2,17 +2,20 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, Command};
 use ksync::exchange::chain;
 use ksync::monitor::Warning;
 use ksync::tree::path::escape;
+use rustix::fs::OFlags;
 use toml::{Table, Value as Toml};
 
-use crate::config::{DEST, Origin, Setting, Value, check, is_for_projects, is_for_users, option, unknown};
+use crate::config::{
+    DEST, Origin, Setting, Value, check, is_caution, is_for_projects, is_for_users, option, unknown,
+};
 use crate::report::{CliError, USAGE};
 
 /// The project's file, in the current directory.
@@ -45,12 +48,22 @@ pub(crate) fn stranger(project: &Path) -> Option<Warning> {
     })
 }
 
+/// Opens a regular file. A FIFO would wait for its writer for ever.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    Ok(file)
+}
+
 /// Loads a file; one that is missing has no settings.
 pub(crate) fn load(command: &Command, origin: Origin) -> Result<Vec<Setting>, CliError> {
     let (Origin::Project(path) | Origin::User(path)) = &origin else { return Ok(Vec::new()) };
     let shown = origin.name();
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
+    let read = open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
     match read {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Ok(Vec::new());
@@ -113,6 +126,12 @@ fn setting(command: &Command, key: &str, value: Toml, origin: &Origin) -> Result
         ));
     }
     let value = converted(option, key, value, origin)?;
+    if is_project && is_caution(key) && value == Value::Flag(false) {
+        return Err(CliError::usage(
+            format!("{}: the file of a project may turn {key} on, and not off", origin.name()),
+            format!("Remove the key; --no-{key} on the command line turns it off."),
+        ));
+    }
     check(command, key, &value, origin)?;
     Ok(Setting { key: key.to_owned(), value, origin: origin.clone(), is_overridden: false })
 }
