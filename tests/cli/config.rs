@@ -50,12 +50,40 @@ fn a_directory_with_a_project_s_file_goes_to_its_destination() {
         command.current_dir(world.path("src"));
         Run::of(command)
     };
+    let said = run(&[]).fails(1).stderr;
+    let file = world.path("src/.ksync.toml").display().to_string();
+    assert_eq!(
+        said,
+        format!(
+            "ksync: {file} names the DEST ../copy, to which nothing was copied from here yet\n  \
+             hint: If that is meant, write it once: ksync . ../copy\n"
+        )
+    );
+    run(&["-n", ".", "../copy"]).ok();
     assert!(run(&["-n"]).ok().stdout.contains("would change"));
     assert!(!world.path("copy").exists());
     run(&[]).ok();
     assert_eq!(names(&world, "copy"), ["a", "c.log"]);
     let said = run(&["--no-config"]).fails(1).stderr;
     assert!(said.starts_with("ksync: there is no SOURCE and no DEST\n"), "{said}");
+}
+
+#[test]
+fn a_project_s_destination_in_a_vm_needs_no_word() {
+    let world = world();
+    let run = |destination: &str| {
+        world.tree("src").file(".ksync.toml", format!("dest = '{destination}'\n"));
+        let mut command = world.ksync(["-q"]);
+        command.current_dir(world.path("src"));
+        Run::of(command)
+    };
+    run(world.far("far").to_str().unwrap()).ok();
+    assert!(world.path("far/a").exists());
+    let outside = world.path("outside").display().to_string();
+    for destination in [outside.as_str(), "../outside", "user@host.invalid:/srv"] {
+        assert!(run(destination).fails(1).stderr.contains("to which nothing was copied"), "{destination}");
+    }
+    assert!(!world.path("outside").exists());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Whole exchanges on real directories: both sides in this process, over a pair of pipes.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
 
+mod attributes;
 mod baseline;
 mod cuts;
 mod deltas;

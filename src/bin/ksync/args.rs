@@ -6,7 +6,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{self, Settings};
+use crate::config::{self, ProjectDestination, Settings};
 use crate::report::CliError;
 use crate::usage::{self, number};
 use crate::verbs::{
@@ -183,8 +183,14 @@ fn with_settings(
 
 /// Without an endpoint the current directory goes to the destination of the project.
 fn with_destination(mut cli: Cli, settings: Settings) -> Cli {
-    if let Some(destination) = settings.destination().filter(|_| cli.sync.endpoints.is_empty()) {
-        cli.sync.endpoints = vec![".".into(), destination.clone()];
+    if let Some((file, destination)) = settings.destination() {
+        let ends = [OsString::from("."), destination.clone()];
+        let is_typed = cli.sync.endpoints == ends;
+        if is_typed || cli.sync.endpoints.is_empty() {
+            let (file, destination) = (file.to_owned(), destination.clone());
+            cli.sync.project = Some(ProjectDestination { file, destination, is_typed });
+            cli.sync.endpoints = ends.into();
+        }
     }
     cli.sync.warnings = settings.warnings;
     cli

@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, Id};
+use ksync::sync::{Endpoint, consent};
 use ksync::tree::path::escape;
 
+use crate::endpoints::endpoint;
 use crate::nearest::distance;
 use crate::report::CliError;
 use crate::usage;
@@ -149,6 +151,40 @@ pub(crate) enum Value {
     Text(Vec<OsString>),
 }
 
+/// A destination that a project's file names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProjectDestination {
+    pub(crate) file: PathBuf,
+    pub(crate) destination: OsString,
+    /// True if the command line has it, too.
+    pub(crate) is_typed: bool,
+}
+
+impl ProjectDestination {
+    /// Refuses a destination that the user never typed: the file may have come with a tree that
+    /// somebody else wrote. VMs of the user's own account need no such care.
+    pub(crate) fn check(&self) -> Result<(), CliError> {
+        let shown = escape(self.destination.as_encoded_bytes());
+        let parsed = endpoint(&self.destination)?;
+        let is_harmless = matches!(parsed, Endpoint::Session { .. } | Endpoint::Sandbox { .. });
+        if is_harmless || consent::is_known_destination(&self.file, &self.destination) {
+            return Ok(());
+        }
+        if self.is_typed {
+            // The run does not need the record.
+            let _ = consent::know_destination(&self.file, &self.destination);
+            return Ok(());
+        }
+        Err(CliError::usage(
+            format!(
+                "{} names the DEST {shown}, to which nothing was copied from here yet",
+                escape(self.file.as_os_str().as_encoded_bytes())
+            ),
+            format!("If that is meant, write it once: ksync . {shown}"),
+        ))
+    }
+}
+
 /// One key with its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Setting {
@@ -269,10 +305,11 @@ impl Settings {
         }
     }
 
-    /// The destination of the project.
-    pub(crate) fn destination(&self) -> Option<&OsString> {
-        match self.all.iter().find(|setting| setting.key == DEST).map(|setting| &setting.value) {
-            Some(Value::Text(values)) => values.first(),
+    /// The destination of the project, and the file that names it.
+    pub(crate) fn destination(&self) -> Option<(&Path, &OsString)> {
+        let setting = self.all.iter().find(|setting| setting.key == DEST)?;
+        match (&setting.origin, &setting.value) {
+            (Origin::Project(file), Value::Text(values)) => Some((file, values.first()?)),
             _ => None,
         }
     }

@@ -88,6 +88,7 @@ pub(crate) struct Show {
 /// Builds the request from the arguments.
 pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     refuse_key(&args)?;
+    args.project.as_ref().map_or(Ok(()), crate::config::ProjectDestination::check)?;
     let rsh = args.connection.rsh.as_deref().map(Rsh::parse).transpose()?;
     let accepted = &args.accepted;
     let deletes = args.what.delete || args.what.delete_excluded || accepted.delete_after;

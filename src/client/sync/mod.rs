@@ -6,6 +6,7 @@
 mod backoff;
 mod baseline;
 mod congestion;
+pub mod consent;
 mod emulator;
 pub mod endpoint;
 mod error;

@@ -196,29 +196,6 @@ mod tests {
     }
 
     #[test]
-    fn equal_attributes_of_many_entries_are_hashed_once() {
-        let value = ByteBuf::from(vec![0; 60_000]);
-        let xattrs =
-            (0..4).map(|at: u8| (ByteBuf::from([b"user.", &[b'a' + at][..]].concat()), value.clone()));
-        let attributes = Arc::new(Attributes { xattrs: xattrs.collect(), ..Attributes::default() });
-        let mut offered = Builder::default();
-        let begin = std::time::Instant::now();
-        for number in 0..100_000 {
-            let entry = crate::tree::entry::Entry {
-                attributes: Some(Arc::clone(&attributes)),
-                ..file(&format!("{number:06}"), 1)
-            };
-            offered.add(entry.view()).unwrap();
-        }
-        let options = MetadataOptions { xattrs: true, ..MetadataOptions::default() };
-        let accounts = accounts(true);
-        let mut mapping = Mapping::new(&options, &accounts, &Owners::default());
-        mapping.tree(&offered.finish(), &Manifest::default()).unwrap();
-        // 100,000 hashes of 240 kB each would take 20 s or more.
-        assert!(begin.elapsed().as_secs() < 8, "{:?}", begin.elapsed());
-    }
-
-    #[test]
     fn ids_in_acls_are_mapped() {
         let entry = |tag: u8, id: u32| [&[tag, 0, 7, 0][..], &id.to_le_bytes()].concat();
         let acl =

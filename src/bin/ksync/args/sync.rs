@@ -13,6 +13,7 @@ use crate::accepted::Accepted;
 use crate::args::backup::BackupArgs;
 use crate::args::metadata::MetadataArgs;
 use crate::args::seconds;
+use crate::config::ProjectDestination;
 use crate::format::Format;
 use crate::rsh::RsyncPath;
 use crate::rules::RuleSource;
@@ -40,6 +41,9 @@ pub(crate) struct SyncArgs {
     /// The rules in the order of the command line, since the first that matches wins.
     #[arg(skip)]
     pub(crate) rules: Vec<RuleSource>,
+    /// The project's destination, if it counts.
+    #[arg(skip)]
+    pub(crate) project: Option<ProjectDestination>,
     /// The endpoint right behind `-i`, which ssh takes for a key.
     #[arg(skip)]
     pub(crate) behind_i: Option<OsString>,
