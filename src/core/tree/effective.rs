@@ -83,7 +83,8 @@ impl<'a> Mapping<'a> {
         let is_same_kind = |old: &EntryRef<'_>| {
             is_file == matches!(old.kind, Kind::File { .. }) && entry.is_directory() == old.is_directory()
         };
-        let Some(old) = old.filter(is_same_kind) else { return entry.mode & !self.accounts.umask };
+        // As rsync: no set-id and sticky bits.
+        let Some(old) = old.filter(is_same_kind) else { return entry.mode & 0o777 & !self.accounts.umask };
         match (self.options.executability && is_file, entry.mode & 0o111 != 0) {
             (false, _) => old.mode,
             (true, false) => old.mode & !0o111,
@@ -218,6 +219,7 @@ mod tests {
         let accounts = accounts(false);
         for (executability, wanted, present, expected) in [
             (false, 0o777, None, 0o755),
+            (false, 0o7770, None, 0o750),
             (false, 0o777, Some(0o600), 0o600),
             (true, 0o755, Some(0o640), 0o750),
             (true, 0o644, Some(0o755), 0o644),
