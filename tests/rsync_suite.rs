@@ -67,7 +67,9 @@ fn suite() -> Option<PathBuf> {
     let folder = std::env::var_os("KSYNC_RSYNC_SUITE").map(PathBuf::from).or_else(cache);
     let folder = folder.filter(|folder| folder.join("ready").is_file());
     if folder.is_none() {
-        skip::skip("rsync's test suite is missing: tests/rsync-suite/fetch.sh DIRECTORY gets it, and KSYNC_RSYNC_SUITE names DIRECTORY");
+        skip::skip(
+            "rsync's test suite is missing: tests/rsync-suite/fetch.sh DIRECTORY gets it, and KSYNC_RSYNC_SUITE names DIRECTORY",
+        );
     }
     folder.filter(|_| needs_superuser() && needs_programs(&["python3"]))
 }

@@ -78,8 +78,11 @@ impl Receiving {
             time_rule: TimeRule::Exact,
             room: None,
             accounts: self.options.metadata.as_ref().map(|_| Arc::new(accounts())),
+            bases: None,
             destination: self.destination(was_there, tree.root.as_deref().filter(|_| tree.single.is_none())),
         };
+        tree.bases = self.open_bases(&tree, subject)?;
+        opened.bases = Some(Arc::clone(&tree.bases.listed)).filter(|_| self.options.bases.is_some());
         if let Some(root) = &tree.root.clone() {
             // Runs of single files into one directory do not disturb each other. A round of a watch
             // takes the lock only when it has changes to make. A lock shows in the directory, and

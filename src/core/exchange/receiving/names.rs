@@ -28,6 +28,8 @@ impl PlannedTree {
             }
             Step::MakeLink { id } => self.make_link(id),
             Step::HardLink { id, to } => self.make_hard_link(id, to),
+            Step::LinkBasis { id, at } => self.link_basis(id, at),
+            Step::CopyBasis { id, at } => self.copy(id, at, None),
             Step::Adjust { id } => self.adjust(id),
             Step::Respell { id } => self.respell(id),
             Step::Move { id, at, hash } => self.move_file(id, at, hash),
@@ -36,7 +38,7 @@ impl PlannedTree {
         }
     }
 
-    fn make_link(&self, id: u32) -> Result<(), WorkError> {
+    pub(super) fn make_link(&self, id: u32) -> Result<(), WorkError> {
         let entry = self.entry(id)?;
         let Kind::Symlink { target } = entry.kind else { return Err(unknown()) };
         let (path, seen) = (self.path(id)?, self.seen_and_backed_up(id)?);
@@ -90,6 +92,9 @@ impl PlannedTree {
                     return root.vouch_for(&path, &seen).map_err(unwritable);
                 }
                 match root.set_file(&path, &self.metadata(id)?, &seen) {
+                    Err(error) if error.must_be_anew() && self.is_in_place => {
+                        return self.write_in_place(id, &seen, None);
+                    }
                     // A file's hard links may lie outside and must not change: write the file anew.
                     Err(error) if error.must_be_anew() => return self.separate(id),
                     result => result.map(drop),
@@ -180,7 +185,7 @@ impl PlannedTree {
         let removed = match (entry.kind, seen) {
             (Kind::Directory, _) => root.remove_directory(&path),
             (_, Some(seen)) if self.backs_up_removed(entry) => {
-                root.remove_file(&path, Some(&self.back_up(at, seen)?))
+                root.remove_file(&path, Some(&self.back_up(at, seen, true)?))
             }
             (_, seen) => root.remove_file(&path, seen.as_ref()),
         };
