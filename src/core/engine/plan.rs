@@ -155,10 +155,8 @@ impl Plan {
                 // A rename touches the same directories as an update.
                 touched.add(Change::Update { id, at: 0 });
             }
-            let left = match (plan.made_anew(change, wanted, present), bases) {
-                (Some((id, is_free)), Some(bases)) => {
-                    plan.add_from_bases((id, is_free), bases, wanted, rules, &followed)
-                }
+            let left = match (bases, Plan::basis_place(change, wanted, present)) {
+                (Some(bases), Some(place)) => plan.add_from_bases(place, bases, wanted, rules, &followed),
                 _ => Left::Everything,
             };
             if left == Left::Nothing {

@@ -430,7 +430,9 @@ impl<T: Target> Receiver<T> {
             }
             let counter = match step {
                 Step::MakeDirectory { .. } => &mut self.tally.created,
-                Step::MakeLink { id } | Step::HardLink { id, .. } if self.plan.updates.contains(&id) => {
+                Step::MakeLink { id } | Step::HardLink { id, .. } | Step::LinkBasis { id, .. }
+                    if self.plan.updates.contains(&id) =>
+                {
                     &mut self.tally.updated
                 }
                 Step::Move { .. } => {

@@ -19,6 +19,17 @@ pub(in crate::engine) struct Bases<'a> {
     pub(in crate::engine) purpose: BasisPurpose,
 }
 
+/// The place of an entry in the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Nothing is there.
+    Free,
+    /// A file is in the place of a file.
+    File,
+    /// An entry of another kind.
+    Other,
+}
+
 /// The part of a new entry that is left to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Left {
@@ -31,30 +42,25 @@ pub(super) enum Left {
 }
 
 impl Plan {
-    /// The entry that a change makes anew, and whether nothing is in its place: as with rsync, also a
-    /// file in the place of a link.
-    pub(super) fn made_anew(
-        &self,
-        change: Change,
-        wanted: &Manifest,
-        present: &Manifest,
-    ) -> Option<(u32, bool)> {
+    /// The entry of a change that may come from a basis tree, as with rsync.
+    pub(super) fn basis_place(change: Change, wanted: &Manifest, present: &Manifest) -> Option<(u32, Place)> {
+        let is_file = |id: u32| wanted.get(id).is_some_and(|entry| matches!(entry.kind, Kind::File { .. }));
         match change {
-            Change::Create { id } => Some((id, true)),
-            Change::Update { id, at } => {
-                let kinds = wanted.get(id).zip(present.get(at)).map(|(entry, old)| (entry.kind, old.kind));
-                let is_other = matches!(kinds, Some((Kind::File { .. }, Kind::Symlink { .. })));
-                is_other.then_some((id, false))
+            Change::Create { id } => Some((id, Place::Free)),
+            Change::Update { id, at } if is_file(id) => {
+                let is_same = matches!(present.get(at)?.kind, Kind::File { .. });
+                Some((id, if is_same { Place::File } else { Place::Other }))
             }
+            Change::Adjust { id, .. } if is_file(id) => Some((id, Place::File)),
+            Change::Replace { id, .. } if wanted.get(id)?.is_directory() => Some((id, Place::Other)),
             _ => None,
         }
     }
 
-    /// Plans to make a new entry from the most alike entry of the basis trees. Unless its place
-    /// `is_free`, the entry is made in any case, since what is there may not just go.
+    /// Plans to make an entry from the most alike one of the basis trees.
     pub(super) fn add_from_bases(
         &mut self,
-        (id, is_free): (u32, bool),
+        (id, place): (u32, Place),
         bases: Bases<'_>,
         wanted: &Manifest,
         rules: Rules,
@@ -66,6 +72,10 @@ impl Plan {
         let Some((at, likeness)) = bases.trees.best(entry, rules) else { return Left::Everything };
         let Some(old) = bases.trees.get(at) else { return Left::Everything };
         let differs = listing::differs(entry, old, rules.mode_mask, rules.attributes, rules.time_rule);
+        // A file of DEST serves as well as one that is not quite the wanted one.
+        if place == Place::File && (likeness != Likeness::All || bases.purpose != BasisPurpose::Link) {
+            return Left::Everything;
+        }
         let is_listed = likeness != Likeness::All;
         let mut line = |action: Action, differs: Differs| {
             self.lines.insert(id, is_listed.then_some((action, differs)));
@@ -75,11 +85,16 @@ impl Plan {
                 line(Action::Copy, differs);
                 Left::Everything
             }
-            // DEST must have the content of its further names.
-            (_, Likeness::All, BasisPurpose::Compare) if is_free && !followed.contains(&id) => Left::Nothing,
+            // What is in the way may not just go, and DEST must have the content of further names.
+            (_, Likeness::All, BasisPurpose::Compare) if place == Place::Free && !followed.contains(&id) => {
+                Left::Nothing
+            }
             (_, Likeness::All, BasisPurpose::Link) => {
                 line(Action::Copy, differs);
                 self.adjust.push(Step::LinkBasis { id, at });
+                if place == Place::File {
+                    self.updates.insert(id);
+                }
                 self.linked.insert(id);
                 Left::Planned
             }

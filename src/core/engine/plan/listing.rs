@@ -93,7 +93,9 @@ impl Listing {
                     let top = *top.insert(top.filter(|top| entry.path.is_below(*top)).unwrap_or(entry.path));
                     lines.remove(at, entry, top, false);
                 }
-                Change::Create { id } | Change::Update { id, .. } if own.contains_key(&id) => {
+                Change::Create { id } | Change::Update { id, .. } | Change::Adjust { id, .. }
+                    if own.contains_key(&id) =>
+                {
                     if let Some(&Some((action, differs))) = own.get(&id) {
                         lines.add(action, id, wanted.get(id), differs);
                     }
@@ -106,7 +108,10 @@ impl Listing {
                             lines.remove(below, entry, old.path, true);
                         });
                     }
-                    lines.add(Action::Create, id, wanted.get(id), Differs::default());
+                    let line = own.get(&id).copied().unwrap_or(Some((Action::Create, Differs::default())));
+                    if let Some((action, differs)) = line {
+                        lines.add(action, id, wanted.get(id), differs);
+                    }
                 }
                 Change::Update { id, at } if updates.contains(&id) => {
                     lines.add(Action::Update, id, wanted.get(id), differs(id, at));
