@@ -149,6 +149,14 @@ fn the_table_has_one_row_for_each_test_of_the_suite() {
     let missing: Vec<&String> = names.iter().filter(|name| !table.contains_key(*name)).collect();
     let unknown: Vec<&String> = table.keys().filter(|name| !names.contains(name)).collect();
     assert!(missing.is_empty() && unknown.is_empty(), "missing: {missing:?}, unknown: {unknown:?}");
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(TABLE)).unwrap();
+    let count = |outcome: &str| text.matches(&format!("` | {outcome} | ")).count();
+    let [passes, differs, waits, others] = ["passes", "differs", "waits", "does not apply"].map(count);
+    let sentence = format!(
+        "Of the {} tests that apply, {passes} pass, {differs} differ and {waits} wait; {others} do not apply.",
+        passes + differs + waits
+    );
+    assert!(text.contains(&sentence), "the table's sum is: {sentence}");
 }
 
 #[test]

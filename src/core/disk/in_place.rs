@@ -23,8 +23,8 @@ const VERB: &str = "write into";
 const BLOCK_BYTES: usize = 256 << 10;
 
 impl WritableRoot {
-    /// Gives the file at `path` the first `length` bytes of `content`, and its metadata. Only blocks
-    /// that differ are written, and these are read back. Returns the metadata that the filesystem
+    /// Gives the file at `path` the first bytes of `content`, and its metadata. Only blocks that
+    /// differ are written, and these are read back. Returns the metadata that the filesystem
     /// refused to set.
     ///
     /// # Errors

@@ -44,6 +44,8 @@ pub fn append_to(path: &Path) -> io::Result<File> {
 /// The system's error, or `ELOOP` with a text for a link that neither root nor this user owns.
 #[cfg(target_os = "linux")]
 pub(crate) fn open(path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    use crate::disk::magic::{PROC, magic_of};
+
     const HERE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
     let (flags, bytes) = (flags | OFlags::CLOEXEC, path.as_os_str().as_bytes());
     let top =
@@ -71,7 +73,7 @@ pub(crate) fn open(path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd
                     let told = format!("{shown:?} in it is a link of another user, which is not followed");
                     return Err(io::Error::new(io::Error::from(FOREIGN).kind(), told));
                 }
-                if crate::disk::magic::magic_of(&link) == Some(crate::disk::magic::PROC) {
+                if magic_of(&link) == Some(PROC) {
                     // Such a link names no path.
                     let flags = if is_last { flags } else { HERE };
                     at = openat(&at, &*name, flags, mode)?;

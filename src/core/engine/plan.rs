@@ -30,7 +30,7 @@ use crate::tree::spelling::Spelling;
 use crate::tree::time_rule::TimeRule;
 use crate::wire::message::Tally;
 pub(super) use basis::Bases;
-use basis::Left;
+use basis::{Left, Place, Way};
 use directories::Touched;
 pub(super) use listing::{Item, Listing};
 use listing::{Trees, what};
@@ -155,7 +155,7 @@ impl Plan {
                 // A rename touches the same directories as an update.
                 touched.add(Change::Update { id, at: 0 });
             }
-            let left = match (bases, Plan::basis_place(change, wanted, present)) {
+            let left = match (bases, basis::place(change, wanted, present)) {
                 (Some(bases), Some(place)) => plan.add_from_bases(place, bases, wanted, rules, &followed),
                 _ => Left::Everything,
             };
@@ -252,6 +252,40 @@ impl Plan {
             Change::Obstacle { .. } => {}
             Change::Remove { at } => self.remove.push(Step::Remove { at }),
         }
+    }
+
+    /// Plans to make an entry from the most alike one of the basis trees.
+    fn add_from_bases(
+        &mut self,
+        (id, place): (u32, Place),
+        bases: Bases<'_>,
+        wanted: &Manifest,
+        rules: Rules,
+        followed: &HashSet<u32>,
+    ) -> Left {
+        let entry = wanted.get(id).filter(|_| !self.leaders.contains_key(&id));
+        let found = entry.and_then(|entry| basis::find(entry, place, bases, rules, followed.contains(&id)));
+        let Some((way, line)) = found else { return Left::Everything };
+        self.lines.insert(id, line);
+        match way {
+            Way::Nothing => return Left::Nothing,
+            Way::Own => return Left::Everything,
+            Way::Copy(at) => self.adjust.push(Step::CopyBasis { id, at }),
+            Way::Delta(at) => {
+                self.fetch.push_back(Fetch { id, at: Some(at), elsewhere: true, is_doubted: false });
+            }
+            Way::Link(at) => {
+                self.adjust.push(Step::LinkBasis { id, at });
+                self.linked.insert(id);
+                self.updates.extend((place == Place::File).then_some(id));
+            }
+        }
+        Left::Planned
+    }
+
+    /// True if an entry becomes a further name of a basis tree's, so that it takes no inode.
+    pub(super) fn is_linked(&self, id: u32) -> bool {
+        self.linked.contains(&id)
     }
 
     fn make(&mut self, id: u32, at: Option<u32>, wanted: &Manifest) {

@@ -387,6 +387,27 @@ mod tests {
     }
 
     #[test]
+    fn basis_directories_beyond_the_limits_are_refused() {
+        let directory = |length| ByteBuf::from(vec![b'a'; length]);
+        for (directories, is_valid) in [
+            (vec![directory(1); BASES_MAX], true),
+            (vec![directory(1); BASES_MAX + 1], false),
+            (vec![directory(PATH_BYTES_MAX)], true),
+            (vec![directory(PATH_BYTES_MAX + 1)], false),
+            (vec![directory(0)], false),
+            (vec![ByteBuf::from(b"a\0b".to_vec())], false),
+            (Vec::new(), false),
+        ] {
+            let mut request = request();
+            let bases = BasisOptions { purpose: BasisPurpose::Link, directories };
+            request.options.bases = Some(Box::new(bases));
+            let mut stream = Vec::new();
+            write(&mut stream, Some(request)).unwrap();
+            assert_eq!(read(&mut stream.as_slice()).is_ok(), is_valid);
+        }
+    }
+
+    #[test]
     fn foreign_version_is_reported_whatever_follows_it() {
         let mut stream = MAGIC.to_vec();
         FrameWriter::new(&mut stream, false).write(&[9, 0xff, 0xff]).unwrap();

@@ -64,8 +64,8 @@ impl Backups {
         !self.options.is_name_of_backup(name)
     }
 
-    /// Backs up a file or link of the destination, whose listing is `present`. Unless it `may_link`,
-    /// the backup is a copy. Returns the identity of the original afterwards.
+    /// Backs up a file or link of the destination, whose listing is `present`. Unless it
+    /// `may_link`, the backup is a copy. Returns the identity of the original afterwards.
     pub(super) fn back_up(
         &self,
         destination: &Arc<WritableRoot>,

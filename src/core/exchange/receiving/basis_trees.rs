@@ -10,19 +10,16 @@ use crate::disk::error::DiskError;
 use crate::disk::identities::Identities;
 use crate::disk::root::Root;
 use crate::disk::scan::{self, Away, scan};
-use crate::disk::stat::{Identity, Stat};
+use crate::disk::stat::Identity;
 use crate::engine::WorkError;
 use crate::engine::transfer::basis::basis_changed;
-use crate::exchange::common::{chain, renamed, scan_options, unwritable};
-use crate::exchange::receiving::Receiving;
-use crate::exchange::receiving::tree::{OpenTree, PlannedTree, unknown};
+use crate::exchange::common::{renamed, scan_options, unwritable};
 use crate::log::debug;
 use crate::tree::basis_trees::BasisTrees;
-use crate::tree::entry::Kind;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
-use crate::wire::hello::BasisOptions;
-use crate::wire::message::{AbortKind, Subject};
+use crate::wire::hello::{BasisOptions, Options};
+use crate::wire::message::Subject;
 
 /// The basis trees on the disk.
 #[derive(Default)]
@@ -41,7 +38,7 @@ struct OpenBasisTree {
 
 impl OpenBases {
     /// The tree of a position, the path in its root, and the identity when it was listed.
-    fn at(&self, at: u32) -> Option<(&Root, TreePath, Identity)> {
+    pub(super) fn at(&self, at: u32) -> Option<(&Root, TreePath, Identity)> {
         let (index, at) = self.listed.locate(at)?;
         let tree = self.opened.get(index)?;
         let path = tree.single.clone().or_else(|| Some(tree.manifest.path(at)?.to_path()))?;
@@ -63,32 +60,32 @@ impl OpenBases {
     }
 }
 
-/// A basis directory that cannot be used, although it is there.
-fn unusable(error: &DiskError) -> WorkError {
-    WorkError::Fatal(AbortKind::Destination, chain(error))
-}
-
 /// True if both are one unchanged file, perhaps with another number of names.
-fn is_same(now: &Identity, seen: &Identity) -> bool {
+pub(super) fn is_same(now: &Identity, seen: &Identity) -> bool {
     Identity { ctime: seen.ctime, ..*now } == *seen
 }
 
-impl Receiving {
-    /// Opens and lists the basis trees. A directory that is missing is passed over, as with rsync.
-    pub(super) fn open_bases(&self, tree: &OpenTree, subject: &Subject) -> Result<OpenBases, WorkError> {
-        let Some(options) = &self.options.bases else { return Ok(OpenBases::default()) };
+impl OpenBases {
+    /// Opens and lists the basis trees of a destination at `own`, or of the file `single` in it. A
+    /// directory that is missing is passed over, as with rsync.
+    pub(super) fn open_all(
+        options: &Options,
+        own: &Path,
+        single: Option<&TreePath>,
+        subject: &Subject,
+    ) -> Result<Self, DiskError> {
+        let Some(bases) = &options.bases else { return Ok(Self::default()) };
         let (mut listed, mut opened) = (BasisTrees::default(), Vec::new());
-        for path in self.basis_paths(options, tree) {
+        for path in paths(bases, options, own) {
             let root = match Root::open_for_receiver(&path) {
                 Ok(root) => root,
                 Err(error) if error.is_not_found() || error.is_in_the_way() => {
                     listed.missing.push(path.as_os_str().as_bytes().to_vec());
                     continue;
                 }
-                Err(error) => return Err(unusable(&error)),
+                Err(error) => return Err(error),
             };
-            let tree =
-                self.list_basis(root, tree.single.as_ref(), subject).map_err(|error| unusable(&error))?;
+            let tree = OpenBasisTree::list(root, options, single, subject)?;
             debug!(
                 "basis-tree role=receiver entries={} path={}",
                 tree.manifest.len(),
@@ -97,17 +94,19 @@ impl Receiving {
             listed.trees.push(Arc::clone(&tree.manifest));
             opened.push(tree);
         }
-        Ok(OpenBases { listed: Arc::new(listed), opened })
+        Ok(Self { listed: Arc::new(listed), opened })
     }
+}
 
-    fn list_basis(
-        &self,
+impl OpenBasisTree {
+    fn list(
         root: Root,
+        options: &Options,
         single: Option<&TreePath>,
         subject: &Subject,
-    ) -> Result<OpenBasisTree, DiskError> {
+    ) -> Result<Self, DiskError> {
         let which = single.map_or(scan::Subject::Whole, |single| scan::Subject::One(single.clone()));
-        let mut scanned = scan(&root, &which, &scan_options(&self.options, &which), None, &mut Away)?;
+        let mut scanned = scan(&root, &which, &scan_options(options, &which), None, &mut Away)?;
         if let Subject::File { name } = subject
             && let Ok(name) = TreePath::new(name.as_slice())
             && let Ok(manifest) = renamed(&scanned.manifest, &name)
@@ -116,27 +115,25 @@ impl Receiving {
             scanned.manifest = Arc::new(manifest);
         }
         let (manifest, identities) = (scanned.manifest, scanned.identities);
-        Ok(OpenBasisTree { root, single: single.cloned(), manifest, identities })
+        Ok(Self { root, single: single.cloned(), manifest, identities })
     }
+}
 
-    /// The paths of the basis directories. Where SOURCE goes into DEST by its name, so it is in
-    /// them: relative paths are relative to DEST itself.
-    fn basis_paths(&self, options: &BasisOptions, tree: &OpenTree) -> Vec<PathBuf> {
-        let inside = Path::new(OsStr::from_bytes(&self.options.anchor));
-        let own = tree.root.as_ref().map_or(self.path.as_path(), |root| root.path());
-        let base =
-            if own.ends_with(inside) { own.ancestors().nth(inside.components().count()) } else { None };
-        let base = base.unwrap_or(own);
-        let path = |directory: &[u8]| {
-            let mut path = base.join(OsStr::from_bytes(directory));
-            if !self.options.anchor.is_empty() {
-                path.push(inside);
-            }
-            // The way out of a DEST that does not exist, as in a dry run, is in the words alone.
-            if base.exists() { path } else { collapsed(&path) }
-        };
-        options.directories.iter().map(|directory| path(directory)).collect()
-    }
+/// The paths of the basis directories. Where SOURCE goes into DEST by its name, so it is in them:
+/// relative paths are relative to DEST itself.
+fn paths(bases: &BasisOptions, options: &Options, own: &Path) -> Vec<PathBuf> {
+    let inside = Path::new(OsStr::from_bytes(&options.anchor));
+    let base = if own.ends_with(inside) { own.ancestors().nth(inside.components().count()) } else { None };
+    let base = base.unwrap_or(own);
+    let path = |directory: &[u8]| {
+        let mut path = base.join(OsStr::from_bytes(directory));
+        if !options.anchor.is_empty() {
+            path.push(inside);
+        }
+        // The way out of a DEST that does not exist, as in a dry run, is in the words alone.
+        if base.exists() { path } else { collapsed(&path) }
+    };
+    bases.directories.iter().map(|directory| path(directory)).collect()
 }
 
 /// The path without `..`, by its words.
@@ -152,23 +149,6 @@ fn collapsed(path: &Path) -> PathBuf {
         }
     }
     collapsed
-}
-
-impl PlannedTree {
-    /// Makes an entry a further name of a basis tree's. Where that cannot be, it becomes a copy.
-    pub(super) fn link_basis(&self, id: u32, at: u32) -> Result<(), WorkError> {
-        let (root, from, seen) = self.open.bases.at(at).ok_or_else(unknown)?;
-        let is_right = |stat: &Stat| is_same(&stat.identity, &seen);
-        let old = self.seen_and_backed_up(id)?;
-        let linked = self.root.make_hard_link_from(root, &from, &self.path(id)?, is_right, old.as_ref());
-        match linked {
-            Err(error) if error.cannot_be_linked() => match self.entry(id)?.kind {
-                Kind::File { .. } => self.copy(id, at, None),
-                _ => self.make_link(id),
-            },
-            result => result.map_err(unwritable),
-        }
-    }
 }
 
 #[cfg(test)]

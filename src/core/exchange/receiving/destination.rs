@@ -28,6 +28,7 @@ use crate::exchange::common::{chain, metadata_error, renamed, retry_while_busy, 
 use crate::exchange::kept_trees::View;
 use crate::exchange::receiving::Receiving;
 use crate::exchange::receiving::backups::path_inside;
+use crate::exchange::receiving::basis_trees::OpenBases;
 use crate::exchange::receiving::tree::{OpenTree, PlannedTree};
 use crate::exchange::unusable;
 use crate::log::debug;
@@ -81,7 +82,9 @@ impl Receiving {
             bases: None,
             destination: self.destination(was_there, tree.root.as_deref().filter(|_| tree.single.is_none())),
         };
-        tree.bases = self.open_bases(&tree, subject)?;
+        let own = tree.root.as_ref().map_or(self.path.as_path(), |root| root.path());
+        let bases = OpenBases::open_all(&self.options, own, tree.single.as_ref(), subject);
+        tree.bases = bases.map_err(|error| destination_error(&error))?;
         opened.bases = Some(Arc::clone(&tree.bases.listed)).filter(|_| self.options.bases.is_some());
         if let Some(root) = &tree.root.clone() {
             // Runs of single files into one directory do not disturb each other. A round of a watch

@@ -6,6 +6,7 @@ use crate::disk::stat::{FileKind, Inode, Stat};
 use crate::disk::xattr::Namespaces;
 use crate::engine::{Step, WorkError};
 use crate::exchange::common::{metadata_error, unwritable};
+use crate::exchange::receiving::basis_trees::is_same;
 use crate::exchange::receiving::tree::{PlannedTree, unknown};
 use crate::log::debug;
 use crate::tree::attributes::Compared;
@@ -38,7 +39,7 @@ impl PlannedTree {
         }
     }
 
-    pub(super) fn make_link(&self, id: u32) -> Result<(), WorkError> {
+    fn make_link(&self, id: u32) -> Result<(), WorkError> {
         let entry = self.entry(id)?;
         let Kind::Symlink { target } = entry.kind else { return Err(unknown()) };
         let (path, seen) = (self.path(id)?, self.seen_and_backed_up(id)?);
@@ -51,6 +52,21 @@ impl PlannedTree {
             }
         };
         made.map_err(|error| if error.is_refused() { metadata_error(error) } else { self.unwritable(&error) })
+    }
+
+    /// Makes an entry a further name of a basis tree's. Where that cannot be, it becomes a copy.
+    pub(super) fn link_basis(&self, id: u32, at: u32) -> Result<(), WorkError> {
+        let (root, from, seen) = self.open.bases.at(at).ok_or_else(unknown)?;
+        let is_right = |stat: &Stat| is_same(&stat.identity, &seen);
+        let old = self.seen_and_backed_up(id)?;
+        let linked = self.root.make_hard_link_from(root, &from, &self.path(id)?, is_right, old.as_ref());
+        match linked {
+            Err(error) if error.cannot_be_linked() => match self.entry(id)?.kind {
+                Kind::File { .. } => self.copy(id, at, None),
+                _ => self.make_link(id),
+            },
+            result => result.map_err(unwritable),
+        }
     }
 
     /// Makes an entry a further name of another one, which must have arrived.
