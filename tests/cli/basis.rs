@@ -4,8 +4,8 @@
 //! Meant differences from rsync:
 //! - ksync sets the times of links that it makes. rsync does so too, but not with these options.
 //! - ksync lists a DEST that it makes; rsync compares it with the basis directory.
-//! - `--compare-dest` removes nothing from DEST. rsync removes a file, or what is in its place, if the
-//!   directory has that file.
+//! - `--compare-dest` removes nothing from DEST. rsync removes a file, or what is in its place, if
+//!   the directory has that file.
 //! - With `--link-dest`, a file of DEST that is right already is not made a link.
 //! - A file in the place of a directory of DEST is not looked for in the basis directories.
 //! - ksync follows no link inside a basis directory; rsync follows those to directories.

@@ -134,7 +134,7 @@ pub(crate) fn open(path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd
     Ok(openat(CWD, path, flags | OFlags::CLOEXEC, mode)?)
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
     use std::fs;
     use std::io::Read;
@@ -178,6 +178,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
     fn links_of_other_users_are_not_followed() {
         if !geteuid().is_root() {
             return;
