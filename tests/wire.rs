@@ -155,6 +155,7 @@ fn event(name: &str) -> Event {
         "matched" => Event::Matched { bytes: 6 },
         "state-excluded" => Event::StateExcluded { directories: 2 },
         "grew" => Event::Grew { path },
+        "basis-missing" => Event::BasisMissing { path: b"../old\xff".to_vec() },
         "devices-passed-over" => Event::DevicesPassedOver { devices: 300, first: b"dev/\xff".to_vec() },
         "links-excluded" => Event::LinksExcluded { links: 3, first: path },
         "renamed" => Event::Renamed { from: b"old".to_vec(), path: b"d/new".to_vec() },
@@ -272,6 +273,7 @@ fn messages() -> Vec<(String, Either)> {
         "renamed",
         "written",
         "devices-passed-over",
+        "basis-missing",
     ] {
         messages.push((format!("note-{name}"), Either::Sender(Common::Note(event(name)).into())));
     }

@@ -19,6 +19,8 @@ pub enum Action {
     Adjust,
     /// An entry is removed.
     Delete,
+    /// A new entry is made from one of a basis directory, with other metadata.
+    Copy,
 }
 
 /// The kind of an entry in a list.
@@ -296,6 +298,12 @@ pub enum Event {
         /// The path of the first as bytes.
         #[serde(with = "serde_bytes")]
         first: Vec<u8>,
+    },
+    /// A directory of `--compare-dest`, `--copy-dest` or `--link-dest` does not exist.
+    BasisMissing {
+        /// The path as bytes.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
     },
 }
 

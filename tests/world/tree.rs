@@ -91,6 +91,18 @@ pub(crate) struct Seen {
     mtime: (i64, i64),
 }
 
+impl Seen {
+    /// True for a symbolic link.
+    pub(crate) fn is_link(&self) -> bool {
+        self.kind.starts_with("link")
+    }
+
+    /// Takes the time for one that does not count.
+    pub(crate) fn forget_time(&mut self) {
+        self.mtime = (0, 0);
+    }
+}
+
 /// The entries of a tree by path, its root included.
 pub(crate) type Snapshot = BTreeMap<PathBuf, Seen>;
 

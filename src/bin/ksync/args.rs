@@ -16,6 +16,7 @@ use crate::verbs::{
 use crate::{accepted, manual, rules};
 
 mod backup;
+mod basis;
 pub(crate) mod help;
 mod metadata;
 #[cfg(feature = "sandbox")]
@@ -26,7 +27,7 @@ mod tests;
 
 #[cfg(feature = "sandbox")]
 pub(crate) use sandbox::SandboxArgs;
-pub(crate) use sync::{ConnectionArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
+pub(crate) use sync::{ConnectionArgs, OutputArgs, SyncArgs, WatchArgs, WhatArgs};
 
 /// The mode that the command line selects.
 #[derive(Debug)]

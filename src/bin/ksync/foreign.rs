@@ -17,10 +17,9 @@ const SYMLINKS: &str = "ksync copies a symbolic link as a link; name what it lea
 const OWNERS: &str = "leave it out, -o and --chown set owners where ksync runs as root";
 const DEVICES: &str = "ksync copies no devices and special files; use rsync where they matter";
 const ATTRIBUTES: &str = "run the agent as root and use -o, -g and -D";
-const OTHER_BASIS: &str = "ksync compares with DEST only; it finds moved and copied files in there by itself";
 const DAEMON: &str = "ksync speaks to no rsync daemon; reach the machine over SSH: user@host:/path";
 const BATCH: &str = "ksync writes no batch files; -n lists what would change";
-const IN_PLACE: &str = "ksync replaces each file by a complete one; use rsync to write into files";
+const IN_PLACE: &str = "ksync writes into no devices; use rsync or dd for that";
 
 /// The answer to `--relative` without `--files-from`.
 pub(crate) const RELATIVE: &str =
@@ -33,7 +32,7 @@ const FOREIGN: &[Foreign] = &[
         "--no-implied-dirs",
         "leave it out, --files-from always takes over modes and times of directories",
     ),
-    foreign("--inplace --append --append-verify --write-devices", IN_PLACE),
+    foreign("--write-devices", IN_PLACE),
     foreign("--dirs -d --old-dirs --old-d", "use --exclude '/*/*' to copy one level"),
     foreign("--copy-links -L --copy-unsafe-links --copy-dirlinks -k", SYMLINKS),
     foreign(
@@ -62,7 +61,6 @@ const FOREIGN: &[Foreign] = &[
         "leave it out, ksync stages in DEST/.ksync and keeps what has arrived",
     ),
     foreign("--modify-window -@", "use -c to compare by content where DEST keeps no exact times"),
-    foreign("--compare-dest --copy-dest --link-dest", OTHER_BASIS),
     foreign("--old-args", "leave it out, no name passes through a shell"),
     foreign("--remote-option -M --protocol", "leave it out, ksync brings its own agent of the same version"),
     foreign("--stop-after --stop-at", "use timeout(1); what has arrived is not sent twice"),

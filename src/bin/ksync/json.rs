@@ -185,7 +185,7 @@ impl Json {
         }
         let outcome = if self.is_dry { "planned" } else { "done" };
         let action = match action {
-            Action::Create => "create",
+            Action::Create | Action::Copy => "create",
             Action::Update => "update",
             Action::Adjust => "adjust",
             Action::Delete => {
@@ -360,6 +360,10 @@ impl Monitor for Json {
             Event::DevicesPassedOver { devices, first } if !self.is_ready.load(Ordering::Relaxed) => {
                 let message = list::devices_passed_over(devices, &first);
                 tell("warning", with_path(json!({ "kind": "devices", "message": message }), &first));
+            }
+            Event::BasisMissing { path } => {
+                let message = list::basis_missing(&path);
+                tell("warning", with_path(json!({ "kind": "basis-missing", "message": message }), &path));
             }
             Event::Grew { path } if !self.is_ready.load(Ordering::Relaxed) => {
                 tell(

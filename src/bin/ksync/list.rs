@@ -28,6 +28,8 @@ impl Line<'_> {
             Action::Update => "update",
             Action::Adjust => "adjust",
             Action::Delete => "delete",
+            // From a basis directory.
+            Action::Copy => "create",
         };
         Some(format!("{verb}  {}", self.name()))
     }
@@ -65,6 +67,7 @@ impl Line<'_> {
                 format!("{made_by}{kind}.{} {name}", letters(differs))
             }
             Action::Adjust => format!(".{kind}.{} {name}", letters(differs)),
+            Action::Copy => format!("c{kind}.{} {name}", letters(differs)),
         }
     }
 
@@ -160,6 +163,11 @@ pub(crate) fn links_excluded(links: u64, first: &[u8]) -> String {
         "{links} not copied, absolute or out of the tree{such_as} {} (--links copies {them})",
         escape(first)
     )
+}
+
+/// The text for a basis directory that does not exist.
+pub(crate) fn basis_missing(path: &[u8]) -> String {
+    format!("{} is no directory there, so it was passed over", escape(path))
 }
 
 /// The text for devices that were passed over.

@@ -1,12 +1,14 @@
 //! `--log-file`: each change, problem and result with its time, as in rsync's log.
 
 use std::ffi::OsStr;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ksync::disk::typed_path;
 use ksync::exchange::chain;
 use ksync::monitor::{Event, Monitor, Notice, Preparation, Warning};
 use ksync::sync::{Endpoint, Job, Report};
@@ -33,7 +35,7 @@ impl LogFile {
     /// Opens the file; lines are added at its end.
     pub(crate) fn open(path: &OsStr, format: Format) -> Result<Self, CliError> {
         let name = escape(path.as_bytes()).into_owned();
-        match OpenOptions::new().append(true).create(true).open(path) {
+        match typed_path::append_to(Path::new(path)) {
             Ok(file) => Ok(Self { name, file: Mutex::new(file), format, has_failed: AtomicBool::new(false) }),
             Err(error) => {
                 let told = format!("cannot write the log {name}: {}", chain(&error));

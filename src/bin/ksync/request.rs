@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ksync::disk::typed_path;
 use ksync::exchange::{chain, plain};
 use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings, Waits};
 use ksync::monitor::Warning;
@@ -18,11 +19,10 @@ use ksync::tree::filter::{RULES_BYTES_MAX, RULES_MAX, Rule};
 use ksync::tree::path::escape;
 use ksync::tree::rule::bits;
 use ksync::tree::time_rule::TimeRule;
-use ksync::tree::transfer_rules::{Proof, TransferRules};
 use ksync::wire::hello::{Consent, FORCED_MAX, FileList, Links, Options, WatchOptions};
 use serde_bytes::ByteBuf;
 
-use crate::args::{ConnectionArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
+use crate::args::{ConnectionArgs, OutputArgs, SyncArgs, WatchArgs, WhatArgs};
 use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
 use crate::files;
 use crate::foreign::RELATIVE;
@@ -146,7 +146,9 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         delete_excluded: args.what.delete_excluded,
         dry_run: args.what.dry_run,
         checksum: args.what.checksum,
-        transfer: transfer_rules(&args.what.transfer),
+        transfer: args.what.transfer.rules(args.what.in_place.appends()),
+        bases: args.what.bases.options(args.watch.watch)?,
+        in_place: args.what.in_place.is_in_place(),
         backup: args.what.backups.options()?,
         fsync: args.what.fsync,
         one_file_system: args.what.one_file_system,
@@ -297,23 +299,6 @@ fn refuse_relative((source, destination): &(Endpoint, Endpoint)) -> Result<(), C
         format!("with --sudo, {remote} would be below the home of root"),
         "Write the absolute path, as in host:/home/me/site.",
     ))
-}
-
-/// The transfer rules; as in rsync, `--size-only` wins over `--ignore-times`.
-fn transfer_rules(args: &TransferArgs) -> TransferRules {
-    TransferRules {
-        update: args.update,
-        existing: args.existing,
-        ignore_existing: args.ignore_existing,
-        size_max: args.max_size,
-        size_min: args.min_size,
-        prune_empty: args.prune_empty_dirs,
-        proof: match (args.size_only, args.ignore_times) {
-            (true, _) => Proof::Size,
-            (false, true) => Proof::None,
-            (false, false) => Proof::Time,
-        },
-    }
 }
 
 /// The rule of `--modify-window`: -1 is exact, as in rsync.
@@ -490,7 +475,10 @@ pub(crate) fn load(file: &OsStr) -> Result<Vec<u8>, CliError> {
     let (shown, opened) = if file == "-" {
         ("stdin".into(), Ok(Box::new(std::io::stdin()) as Box<dyn Read>))
     } else {
-        (escape(file.as_bytes()), std::fs::File::open(file).map(|file| Box::new(file) as Box<dyn Read>))
+        (
+            escape(file.as_bytes()),
+            typed_path::open_file(Path::new(file)).map(|file| Box::new(file) as Box<dyn Read>),
+        )
     };
     let mut bytes = Vec::new();
     opened
@@ -504,6 +492,8 @@ pub(crate) fn load(file: &OsStr) -> Result<Vec<u8>, CliError> {
 
 #[cfg(test)]
 mod tests {
+    use ksync::tree::transfer_rules::{Proof, TransferRules};
+
     use super::*;
     use crate::args::{Mode, parse};
 
@@ -627,8 +617,10 @@ mod tests {
             size_min: Some(1),
             prune_empty: true,
             proof: Proof::Size,
+            append: true,
         };
-        let line = "ksync -uIm --existing --ignore-existing --size-only --max-size 1k --min-size=1b a b";
+        let line =
+            "ksync -uIm --existing --ignore-existing --size-only --max-size 1k --min-size=1b --append a b";
         assert_eq!(rules(line), all);
         assert_eq!(rules("ksync -I --no-whole-file a b").proof, Proof::None);
         assert!(built("ksync --force --delete-excluded a b").unwrap().jobs[0].options.delete);

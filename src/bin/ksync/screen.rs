@@ -153,6 +153,9 @@ impl Screen {
             Event::DevicesPassedOver { devices, first } if !self.show.quiet => {
                 (None, Some(format!("ksync: {}", list::devices_passed_over(*devices, first))))
             }
+            Event::BasisMissing { path } if !self.show.quiet => {
+                (None, Some(format!("ksync: {}", list::basis_missing(path))))
+            }
             Event::Grew { path } if !self.show.quiet => (None, Some(list::grew(path))),
             Event::Problem(problem) => {
                 state.problems += 1;

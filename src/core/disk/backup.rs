@@ -24,6 +24,7 @@ const VERB: &str = "back up";
 impl WritableRoot {
     /// Makes a backup of the file or link at `path`: the entry `to` of `backups`, whose directory
     /// must exist. Replaces an older backup. `seen` is the identity on which the decision was made.
+    /// Unless it `may_link`, the backup is a copy: the file itself is about to be written into.
     /// Returns the identity of the entry, whose ctime a hard link changes.
     ///
     /// # Errors
@@ -35,9 +36,14 @@ impl WritableRoot {
         seen: &Identity,
         backups: &WritableRoot,
         to: &TreePath,
+        may_link: bool,
     ) -> Result<Identity, DiskError> {
         let location = self.locate(path).during(VERB, path.as_bytes())?;
         check_unchanged(&location, path, VERB, Some(seen))?;
+        if !may_link {
+            self.copy_as_backup(path, seen, backups, to)?;
+            return Ok(*seen);
+        }
         // First, since each new name changes the ctime.
         let place = backups.locate(to).during(VERB, to.as_bytes())?;
         let name = backups.staged_name(to, LINK);
@@ -119,16 +125,26 @@ mod tests {
         fs::write(fixture.at("f"), "old").unwrap();
         fs::write(fixture.at("f~"), "older").unwrap();
         let root = &fixture.root;
-        let now = root.back_up(&path("f"), &seen(root, "f"), root, &path("f~")).unwrap();
+        let now = root.back_up(&path("f"), &seen(root, "f"), root, &path("f~"), true).unwrap();
         assert_eq!(now, seen(root, "f"));
         assert_eq!(fs::read(fixture.at("f~")).unwrap(), b"old");
         assert_eq!(fixture.at("f").metadata().unwrap().ino(), fixture.at("f~").metadata().unwrap().ino());
         // Once more, as after a run that was killed in between.
-        root.back_up(&path("f"), &now, root, &path("f~")).unwrap();
+        root.back_up(&path("f"), &now, root, &path("f~"), true).unwrap();
         assert_eq!(fs::read_dir(fixture.at(".ksync")).unwrap().count(), 0);
         symlink("to/there", fixture.at("l")).unwrap();
-        root.back_up(&path("l"), &seen(root, "l"), root, &path("l~")).unwrap();
+        root.back_up(&path("l"), &seen(root, "l"), root, &path("l~"), true).unwrap();
         assert_eq!(fs::read_link(fixture.at("l~")).unwrap().to_str(), Some("to/there"));
+    }
+
+    #[test]
+    fn backup_of_a_file_that_is_written_into_is_a_copy() {
+        let fixture = Fixture::new();
+        fs::write(fixture.at("f"), "old").unwrap();
+        let root = &fixture.root;
+        root.back_up(&path("f"), &seen(root, "f"), root, &path("f~"), false).unwrap();
+        assert_eq!(fixture.at("f").metadata().unwrap().nlink(), 1);
+        assert_eq!(fs::read(fixture.at("f~")).unwrap(), b"old");
     }
 
     #[test]
@@ -137,7 +153,7 @@ mod tests {
         fs::write(fixture.at("f"), "old").unwrap();
         let before = seen(&fixture.root, "f");
         fs::write(fixture.at("f"), "edited").unwrap();
-        let failed = fixture.root.back_up(&path("f"), &before, &fixture.root, &path("f~"));
+        let failed = fixture.root.back_up(&path("f"), &before, &fixture.root, &path("f~"), true);
         assert!(failed.unwrap_err().is_conflict());
         assert!(!fixture.at("f~").exists());
     }
@@ -148,7 +164,7 @@ mod tests {
         fs::write(fixture.at("f"), "old").unwrap();
         symlink(fixture.outside(), fixture.at("d")).unwrap();
         let root = &fixture.root;
-        root.back_up(&path("f"), &seen(root, "f"), root, &path("d/f")).unwrap_err();
+        root.back_up(&path("f"), &seen(root, "f"), root, &path("d/f"), true).unwrap_err();
         fixture.assert_canary_untouched();
     }
 

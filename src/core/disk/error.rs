@@ -167,6 +167,14 @@ impl DiskError {
         matches!(&self.reason, DiskErrorKind::System(error) if Errno::from_io_error(error) == Some(Errno::XDEV))
     }
 
+    /// The filesystem or the kernel makes no further name of this entry: it is on another
+    /// filesystem, has too many names, or belongs to another user.
+    #[must_use]
+    pub fn cannot_be_linked(&self) -> bool {
+        let not_linked = [Errno::XDEV, Errno::PERM, Errno::NOTSUP, Errno::NOSYS, Errno::MLINK, Errno::ACCESS];
+        self.errno().is_some_and(|errno| not_linked.contains(&errno))
+    }
+
     /// A link or a file is where a directory should be.
     #[must_use]
     pub fn is_in_the_way(&self) -> bool {

@@ -3,6 +3,7 @@
 use rustix::fs::{AtFlags, linkat, statat};
 
 use crate::disk::error::{DiskError, DiskErrorKind, During};
+use crate::disk::root::Root;
 use crate::disk::stat::{Identity, Stat};
 use crate::disk::state::LINK;
 use crate::disk::writable::WritableRoot;
@@ -23,9 +24,24 @@ impl WritableRoot {
         is_right: impl Fn(&Stat) -> bool,
         seen: Option<&Identity>,
     ) -> Result<(), DiskError> {
+        self.make_hard_link_from(self, from, to, is_right, seen)
+    }
+
+    /// The same, where `from` is an entry of another root.
+    ///
+    /// # Errors
+    /// As [`Self::make_hard_link`], or [`DiskError::cannot_be_linked`].
+    pub fn make_hard_link_from(
+        &self,
+        root: &Root,
+        from: &TreePath,
+        to: &TreePath,
+        is_right: impl Fn(&Stat) -> bool,
+        seen: Option<&Identity>,
+    ) -> Result<(), DiskError> {
         const VERB: &str = "link";
         let name = self.staged_name(to, LINK);
-        let source = self.locate(from).during(VERB, from.as_bytes())?;
+        let source = root.locate(from).during(VERB, from.as_bytes())?;
         self.with_state_for(to, |state| {
             state.remove(name.as_bytes())?;
             linkat(&source, source.name, state, &*name, AtFlags::empty()).during(VERB, to.as_bytes())?;

@@ -13,6 +13,7 @@ pub(crate) const BCACHEFS: u32 = 0xca45_1a4e;
 pub(crate) const NFS: u32 = 0x6969;
 /// SMB 2 and 3.
 pub(crate) const SMB: u32 = 0xfe53_4d42;
+pub(crate) const PROC: u32 = 0x9fa0;
 pub(crate) const TMPFS: u32 = 0x0102_1994;
 pub(crate) const RAMFS: u32 = 0x8584_58f6;
 pub(crate) const VFAT: u32 = 0x4d44;

@@ -13,6 +13,7 @@ use crate::disk::attributes;
 use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::resolve::{DIRECTORY, PASSAGE, Resolver};
 use crate::disk::stat::{FileKind, Identity, Inode, Stat, check_inode_numbers};
+use crate::disk::typed_path;
 use crate::tree::attributes::Attributes;
 use crate::tree::metadata::MetadataOptions;
 use crate::tree::path::TreePath;
@@ -72,6 +73,17 @@ impl Root {
         let descriptor =
             openat(CWD, path, flags, Mode::empty()).during("open", path.as_os_str().as_bytes())?;
         Self::of(descriptor, path)
+    }
+
+    /// The same for a directory of the receiver. Links of other users are not followed: they could
+    /// lead the writes of root anywhere.
+    ///
+    /// # Errors
+    /// As [`Self::open`], or such a link is on the way.
+    pub fn open_for_receiver(path: &Path) -> Result<Self, DiskError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let opened = typed_path::open(path, flags, Mode::empty());
+        Self::of(opened.during("open", path.as_os_str().as_bytes())?, path)
     }
 
     /// Makes a root of the open directory that was found at `path`.

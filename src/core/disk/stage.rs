@@ -404,6 +404,12 @@ impl Complete {
         Ok(Installed { refused: self.refused })
     }
 
+    /// The file, and the number of its bytes.
+    #[must_use]
+    pub fn content(&self) -> (&File, u64) {
+        (&self.staging.file, self.staging.len)
+    }
+
     /// Removes the staged file.
     ///
     /// # Errors

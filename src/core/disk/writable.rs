@@ -58,7 +58,7 @@ impl WritableRoot {
     /// # Errors
     /// As there.
     pub fn open(path: &Path) -> Result<Self, DiskError> {
-        Self::of(Root::open(path)?)
+        Self::of(Root::open_for_receiver(path)?)
     }
 
     /// Makes a root writable.

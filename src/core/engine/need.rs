@@ -50,7 +50,8 @@ impl Need {
         for change in &plan.changes {
             match *change {
                 Change::Create { id } => {
-                    inodes += u64::from(wanted.get(id).is_some_and(|entry| !elsewhere(&entry)));
+                    let takes_one = wanted.get(id).is_some_and(|entry| !elsewhere(&entry));
+                    inodes += u64::from(takes_one && !plan.is_linked(id));
                 }
                 // The present entry goes first, with everything in it.
                 Change::Replace { at, .. } => balance.frees(present.subtree(at).map(old).sum()),

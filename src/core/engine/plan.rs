@@ -5,6 +5,7 @@
 //! entries are removed. Directory times come last, deepest first, since every change inside a
 //! directory moves its time.
 
+mod basis;
 mod directories;
 mod listing;
 
@@ -28,6 +29,8 @@ use crate::tree::path_ref::PathRef;
 use crate::tree::spelling::Spelling;
 use crate::tree::time_rule::TimeRule;
 use crate::wire::message::Tally;
+pub(super) use basis::Bases;
+use basis::{Left, Place, Way};
 use directories::Touched;
 pub(super) use listing::{Item, Listing};
 use listing::{Trees, what};
@@ -70,6 +73,10 @@ pub(super) struct Plan {
     pub(super) root: Option<Differs>,
     /// The entries that become further names of others.
     leaders: HashMap<u32, u32>,
+    /// New entries that the basis trees have, or the like. The line of each, if it has one.
+    lines: HashMap<u32, Option<(Action, Differs)>>,
+    /// New entries that become further names of a basis tree's.
+    linked: HashSet<u32>,
     /// Devices that this user may not make.
     devices: Vec<u32>,
     attributes: Compared,
@@ -88,6 +95,8 @@ pub(super) struct Findings<'a> {
     pub(super) hard_links: bool,
     /// True if this user may make no devices.
     pub(super) skips_devices: bool,
+    /// The basis trees, if there are any.
+    pub(super) bases: Option<Bases<'a>>,
 }
 
 impl Plan {
@@ -100,7 +109,7 @@ impl Plan {
         protects: impl Fn(EntryRef<'_>) -> bool,
         safe_links: bool,
     ) -> Self {
-        let Findings { doubts, spelling, has_staged, hard_links, skips_devices } = findings;
+        let Findings { doubts, spelling, has_staged, hard_links, skips_devices, bases } = findings;
         let pruned = rules.transfer.pruned(wanted);
         let mut changes = compare_doubting(wanted, present, doubts, rules, &pruned, protects);
         let is_skipped =
@@ -127,6 +136,7 @@ impl Plan {
             time_rule: rules.time_rule,
             ..Self::default()
         };
+        let followed: HashSet<u32> = plan.leaders.values().copied().filter(|_| bases.is_some()).collect();
         let mut touched = Touched::new(wanted, present, &pruned);
         for change in with_respelled(changes, wanted, present, spelling, &mut plan.respelled) {
             let id = change.wanted();
@@ -145,7 +155,14 @@ impl Plan {
                 // A rename touches the same directories as an update.
                 touched.add(Change::Update { id, at: 0 });
             }
-            if !id.is_some_and(|id| plan.respelled.contains(&id)) {
+            let left = match (bases, basis::place(change, wanted, present)) {
+                (Some(bases), Some(place)) => plan.add_from_bases(place, bases, wanted, rules, &followed),
+                _ => Left::Everything,
+            };
+            if left == Left::Nothing {
+                continue;
+            }
+            if left == Left::Everything && !id.is_some_and(|id| plan.respelled.contains(&id)) {
                 plan.add(change, wanted, present, doubts);
             }
             touched.add(change);
@@ -235,6 +252,40 @@ impl Plan {
             Change::Obstacle { .. } => {}
             Change::Remove { at } => self.remove.push(Step::Remove { at }),
         }
+    }
+
+    /// Plans to make an entry from the most alike one of the basis trees.
+    fn add_from_bases(
+        &mut self,
+        (id, place): (u32, Place),
+        bases: Bases<'_>,
+        wanted: &Manifest,
+        rules: Rules,
+        followed: &HashSet<u32>,
+    ) -> Left {
+        let entry = wanted.get(id).filter(|_| !self.leaders.contains_key(&id));
+        let found = entry.and_then(|entry| basis::find(entry, place, bases, rules, followed.contains(&id)));
+        let Some((way, line)) = found else { return Left::Everything };
+        self.lines.insert(id, line);
+        match way {
+            Way::Nothing => return Left::Nothing,
+            Way::Own => return Left::Everything,
+            Way::Copy(at) => self.adjust.push(Step::CopyBasis { id, at }),
+            Way::Delta(at) => {
+                self.fetch.push_back(Fetch { id, at: Some(at), elsewhere: true, is_doubted: false });
+            }
+            Way::Link(at) => {
+                self.adjust.push(Step::LinkBasis { id, at });
+                self.linked.insert(id);
+                self.updates.extend((place == Place::File).then_some(id));
+            }
+        }
+        Left::Planned
+    }
+
+    /// True if an entry becomes a further name of a basis tree's, so that it takes no inode.
+    pub(super) fn is_linked(&self, id: u32) -> bool {
+        self.linked.contains(&id)
     }
 
     fn make(&mut self, id: u32, at: Option<u32>, wanted: &Manifest) {
@@ -480,6 +531,7 @@ impl Plan {
             wanted,
             present,
             updates: &self.updates,
+            lines: &self.lines,
             mode_mask: self.mode_mask,
             attributes: self.attributes,
             time_rule: self.time_rule,

@@ -299,6 +299,10 @@ impl<T: Target> Receiver<T> {
         if let Some(event) = self.plan.links_excluded(&self.wanted) {
             self.outbox.report(event);
         }
+        let bases = self.opened.as_ref().and_then(|opened| opened.bases.clone());
+        for path in bases.iter().flat_map(|bases| &bases.missing) {
+            self.outbox.report(Event::BasisMissing { path: path.clone() });
+        }
         if let Some(event) = self.plan.devices_passed_over(&self.wanted) {
             self.outbox.report(event);
         }
@@ -426,7 +430,9 @@ impl<T: Target> Receiver<T> {
             }
             let counter = match step {
                 Step::MakeDirectory { .. } => &mut self.tally.created,
-                Step::MakeLink { id } | Step::HardLink { id, .. } if self.plan.updates.contains(&id) => {
+                Step::MakeLink { id } | Step::HardLink { id, .. } | Step::LinkBasis { id, .. }
+                    if self.plan.updates.contains(&id) =>
+                {
                     &mut self.tally.updated
                 }
                 Step::Move { .. } => {
@@ -437,7 +443,10 @@ impl<T: Target> Receiver<T> {
                     }
                     &mut self.tally.deleted
                 }
-                Step::MakeLink { .. } | Step::HardLink { .. } => &mut self.tally.created,
+                Step::MakeLink { .. }
+                | Step::HardLink { .. }
+                | Step::LinkBasis { .. }
+                | Step::CopyBasis { .. } => &mut self.tally.created,
                 Step::Adjust { id } if self.plan.adjusts.contains(&id) => &mut self.tally.adjusted,
                 Step::Respell { id } if self.plan.respelled.contains(&id) => &mut self.tally.adjusted,
                 Step::Remove { .. } => &mut self.tally.deleted,
@@ -461,7 +470,11 @@ impl<T: Target> Receiver<T> {
                         Step::Respell { id } if self.plan.respelled.contains(&id) => {
                             self.happens(Item::Wanted(id), None);
                         }
-                        Step::MakeDirectory { id } | Step::MakeLink { id } | Step::HardLink { id, .. } => {
+                        Step::MakeDirectory { id }
+                        | Step::MakeLink { id }
+                        | Step::HardLink { id, .. }
+                        | Step::LinkBasis { id, .. }
+                        | Step::CopyBasis { id, .. } => {
                             self.happens(Item::Wanted(id), None);
                         }
                         Step::Move { id, at, .. } => {
@@ -583,6 +596,8 @@ impl<T: Target> Receiver<T> {
             Step::MakeDirectory { id }
             | Step::MakeLink { id }
             | Step::HardLink { id, .. }
+            | Step::LinkBasis { id, .. }
+            | Step::CopyBasis { id, .. }
             | Step::Adjust { id }
             | Step::Respell { id }
             | Step::Move { id, .. } => self.path(id),

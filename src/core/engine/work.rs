@@ -13,9 +13,10 @@ use crate::engine::transfer::{Source, Target};
 use crate::monitor::Problem;
 use crate::tree::accounts::{Accounts, Owners};
 use crate::tree::attributes::Attributes;
+use crate::tree::basis_trees::BasisTrees;
 use crate::tree::change::{Change, Rebuild};
 use crate::tree::doubt::Doubts;
-use crate::tree::entry::Time;
+use crate::tree::entry::{EntryRef, Time};
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::kept::Kept;
 use crate::tree::manifest::Manifest;
@@ -233,6 +234,20 @@ pub enum Step {
         /// The id of the entry that has the content.
         to: u32,
     },
+    /// Make an entry a further name of a basis tree's, or a copy where that cannot be.
+    LinkBasis {
+        /// The entry's id.
+        id: u32,
+        /// Position of the basis tree's entry.
+        at: u32,
+    },
+    /// Make a file a copy of a basis tree's, with the wanted metadata.
+    CopyBasis {
+        /// The file's id.
+        id: u32,
+        /// Position of the basis tree's file.
+        at: u32,
+    },
     /// Remove a file, a link or an empty directory.
     Remove {
         /// Position of the entry.
@@ -342,6 +357,16 @@ pub struct Opened {
     pub destination: Destination,
     /// Users and groups of the machine, if the options ask for metadata besides modes and times.
     pub accounts: Option<Arc<Accounts>>,
+    /// The basis trees, if the options name any.
+    pub bases: Option<Arc<BasisTrees>>,
+}
+
+impl Opened {
+    /// The entry at a position: of the destination, or of a basis tree.
+    #[must_use]
+    pub fn entry(&self, at: u32) -> Option<EntryRef<'_>> {
+        self.manifest.get(at).or_else(|| self.bases.as_ref()?.get(at))
+    }
 }
 
 /// Free room of a destination's filesystem.

@@ -2,6 +2,7 @@
 //! modules below hold it.
 
 mod backups;
+mod basis_trees;
 mod contents;
 mod destination;
 mod directories;

@@ -226,20 +226,10 @@ fn decide(
         (Kind::Directory, _) => Some(Change::Replace { id, at }),
         (_, Kind::Directory) if may_remove() => Some(Change::Replace { id, at }),
         (_, Kind::Directory) => Some(Change::Obstacle { id, at }),
-        (Kind::File { size, hash }, Kind::File { size: old_size, hash: old_hash }) => {
-            let same_hash = hash == old_hash;
-            let same_content = size == old_size
-                && if rules.checksum {
-                    hash.is_some() && same_hash
-                } else {
-                    match rules.transfer.proof {
-                        Proof::Time => same_time && (same_hash || hash.is_none() || old_hash.is_none()),
-                        Proof::Size => true,
-                        Proof::None => false,
-                    }
-                };
+        (Kind::File { hash, .. }, Kind::File { hash: old_hash, .. }) => {
+            let same_content = is_same_content(entry, old, rules);
             // The content on disk has the wanted hash.
-            let is_verified = hash.is_some() && same_hash;
+            let is_verified = hash.is_some() && hash == old_hash;
             match doubt {
                 Some(Doubt::Lost) => Some(Change::Update { id, at }),
                 Some(Doubt::Unverified) if same_content && same_time && !is_verified => {
@@ -258,6 +248,29 @@ fn decide(
         }
         (Kind::File { .. } | Kind::Symlink { .. }, _) => Some(Change::Update { id, at }),
     }
+}
+
+/// True if two files have the same content, as far as the rules compare it.
+#[must_use]
+pub fn is_same_content(entry: EntryRef<'_>, old: EntryRef<'_>, rules: Rules) -> bool {
+    let (Kind::File { size, hash }, Kind::File { size: old_size, hash: old_hash }) = (entry.kind, old.kind)
+    else {
+        return false;
+    };
+    let same_hash = hash == old_hash;
+    size == old_size
+        && if rules.checksum {
+            hash.is_some() && same_hash
+        } else {
+            match rules.transfer.proof {
+                Proof::Time => {
+                    rules.time_rule.are_same(entry.mtime, old.mtime)
+                        && (same_hash || hash.is_none() || old_hash.is_none())
+                }
+                Proof::Size => true,
+                Proof::None => false,
+            }
+        }
 }
 
 /// The attributes in which an entry differs from the one in its place.
@@ -387,6 +400,7 @@ mod tests {
             size_min: None,
             prune_empty: false,
             proof: Proof::Time,
+            append: false,
         },
         backs_up_beside: false,
     };

@@ -239,6 +239,7 @@ mod tests {
         let accounts = accounts(false);
         for (executability, wanted, present, expected) in [
             (false, 0o777, None, 0o755),
+            (false, 0o7770, None, 0o750),
             (false, 0o777, Some(0o600), 0o600),
             (true, 0o755, Some(0o640), 0o750),
             (true, 0o644, Some(0o755), 0o644),

@@ -3,6 +3,7 @@
 
 pub mod accounts;
 pub mod attributes;
+pub mod basis_trees;
 pub mod block;
 pub mod change;
 pub mod compare;

@@ -31,6 +31,8 @@ pub struct TransferRules {
     pub prune_empty: bool,
     /// The proof that two files of one size have one content, where no hashes are compared.
     pub proof: Proof,
+    /// Pass over files that are not shorter in the destination, unless size and time are equal.
+    pub append: bool,
 }
 
 /// The proof that two files of one size have one content.
@@ -55,7 +57,10 @@ impl TransferRules {
             let are_files = matches!((entry.kind, old.kind), (Kind::File { .. }, Kind::File { .. }));
             are_files && is_newer(old.mtime, entry.mtime, time_rule)
         };
-        is_kept || self.is_of_other_size(entry) || self.update && is_newer()
+        is_kept
+            || self.is_of_other_size(entry)
+            || self.update && is_newer()
+            || self.append && is_long_enough(entry, old, time_rule)
     }
 
     /// The wanted directories that count as not offered.
@@ -84,6 +89,14 @@ impl TransferRules {
         let Kind::File { size, .. } = entry.kind else { return false };
         self.size_max.is_some_and(|most| size > most) || self.size_min.is_some_and(|least| size < least)
     }
+}
+
+/// True if the destination's file is not shorter than the source's, and differs from it.
+fn is_long_enough(entry: EntryRef<'_>, old: EntryRef<'_>, time_rule: TimeRule) -> bool {
+    let (Kind::File { size, .. }, Kind::File { size: present, .. }) = (entry.kind, old.kind) else {
+        return false;
+    };
+    present > size || present == size && !time_rule.are_same(entry.mtime, old.mtime)
 }
 
 /// True if the destination's file is newer than the source's. As in rsync, a window of N seconds

@@ -82,6 +82,11 @@ pub struct Options {
     pub bytes_per_second: u64,
     /// Metadata besides modes and times; `None` if all of these options are off.
     pub metadata: Option<Box<MetadataOptions>>,
+    /// Directories on the receiver's machine in which new entries may be already.
+    pub bases: Option<Box<BasisOptions>>,
+    /// Write into the destination's files, which keep their inodes and their other names. A file is
+    /// then neither old nor new while it is written.
+    pub in_place: bool,
 }
 
 impl Options {
@@ -170,6 +175,38 @@ impl BackupOptions {
     }
 }
 
+/// Directories on the receiver's machine in which new entries may be already.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BasisOptions {
+    /// The use of an entry that equals the wanted one.
+    pub purpose: BasisPurpose,
+    /// The directories, in order; relative ones are relative to the destination.
+    pub directories: Vec<ByteBuf>,
+}
+
+/// The use of a basis tree's entry that equals the wanted one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BasisPurpose {
+    /// The destination does not need it.
+    Compare,
+    /// The destination gets a copy.
+    Copy,
+    /// The destination gets a further name of it.
+    Link,
+}
+
+/// Most basis directories, as with rsync.
+pub const BASES_MAX: usize = 20;
+
+impl BasisOptions {
+    /// True if the paths may be opened.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        let is_path = |path: &ByteBuf| (1..=PATH_BYTES_MAX).contains(&path.len()) && !path.contains(&0);
+        (1..=BASES_MAX).contains(&self.directories.len()) && self.directories.iter().all(is_path)
+    }
+}
+
 /// Deletions that need no question.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Consent {
@@ -239,7 +276,7 @@ impl Request {
     }
 
     fn is_within_limits(&self) -> bool {
-        let Options { rules, consent, files, backup, metadata, .. } = &self.options;
+        let Options { rules, consent, files, backup, metadata, bases, .. } = &self.options;
         let pattern_bytes = rules.iter().map(|rule| rule.pattern.len()).sum::<usize>();
         let merges = rules.iter().filter(|rule| rule.has(bits::DIRECTORY_MERGE)).count();
         rules.len() <= RULES_MAX
@@ -250,6 +287,7 @@ impl Request {
             && consent.force_in.len() <= FORCED_MAX
             && backup.as_ref().is_none_or(BackupOptions::is_valid)
             && metadata.as_ref().is_none_or(|metadata| metadata.is_within_limits())
+            && bases.as_ref().is_none_or(|bases| bases.is_valid())
     }
 }
 
@@ -346,6 +384,27 @@ mod tests {
         write(&mut stream, Some(request())).unwrap();
         let hello = read(&mut stream.as_slice()).unwrap();
         assert_eq!(hello, Hello { version: VERSION, request: Some(request()) });
+    }
+
+    #[test]
+    fn basis_directories_beyond_the_limits_are_refused() {
+        let directory = |length| ByteBuf::from(vec![b'a'; length]);
+        for (directories, is_valid) in [
+            (vec![directory(1); BASES_MAX], true),
+            (vec![directory(1); BASES_MAX + 1], false),
+            (vec![directory(PATH_BYTES_MAX)], true),
+            (vec![directory(PATH_BYTES_MAX + 1)], false),
+            (vec![directory(0)], false),
+            (vec![ByteBuf::from(b"a\0b".to_vec())], false),
+            (Vec::new(), false),
+        ] {
+            let mut request = request();
+            let bases = BasisOptions { purpose: BasisPurpose::Link, directories };
+            request.options.bases = Some(Box::new(bases));
+            let mut stream = Vec::new();
+            write(&mut stream, Some(request)).unwrap();
+            assert_eq!(read(&mut stream.as_slice()).is_ok(), is_valid);
+        }
     }
 
     #[test]

@@ -550,6 +550,7 @@ fn event_is_within_limits(event: &Event) -> bool {
         Event::Resolved { path }
         | Event::Left { path, .. }
         | Event::Grew { path }
+        | Event::BasisMissing { path }
         | Event::LinksExcluded { first: path, .. }
         | Event::DevicesPassedOver { first: path, .. }
         | Event::Began { path } => path.len() <= TEXT_BYTES_MAX,

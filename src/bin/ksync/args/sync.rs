@@ -8,9 +8,11 @@ use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args};
 
 use ksync::monitor::Warning;
+use ksync::tree::transfer_rules::{Proof, TransferRules};
 
 use crate::accepted::Accepted;
 use crate::args::backup::BackupArgs;
+use crate::args::basis::{BasisArgs, InPlaceArgs};
 use crate::args::metadata::MetadataArgs;
 use crate::args::seconds;
 use crate::config::ProjectDestination;
@@ -84,6 +86,10 @@ pub(crate) struct WhatArgs {
     pub(crate) force_delete_in: Vec<OsString>,
     #[command(flatten)]
     pub(crate) backups: BackupArgs,
+    #[command(flatten)]
+    pub(crate) bases: BasisArgs,
+    #[command(flatten)]
+    pub(crate) in_place: InPlaceArgs,
     /// Compare by content, not by size and time
     #[arg(short = 'c', long)]
     pub(crate) checksum: bool,
@@ -149,6 +155,26 @@ pub(crate) struct TransferArgs {
     /// Create no directories that hold nothing but directories, and with --delete delete them
     #[arg(short = 'm', long)]
     pub(crate) prune_empty_dirs: bool,
+}
+
+impl TransferArgs {
+    /// The transfer rules; as in rsync, `--size-only` wins over `--ignore-times`.
+    pub(crate) fn rules(&self, append: bool) -> TransferRules {
+        TransferRules {
+            update: self.update,
+            existing: self.existing,
+            ignore_existing: self.ignore_existing,
+            size_max: self.max_size,
+            size_min: self.min_size,
+            prune_empty: self.prune_empty_dirs,
+            proof: match (self.size_only, self.ignore_times) {
+                (true, _) => Proof::Size,
+                (false, true) => Proof::None,
+                (false, false) => Proof::Time,
+            },
+            append,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

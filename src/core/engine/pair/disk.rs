@@ -394,6 +394,7 @@ impl DiskState {
             has_staged: !self.staged.is_empty(),
             room: self.room.clone(),
             accounts: None,
+            bases: None,
             destination: Destination { metadata: Some(self.root), ..self.destination.clone() },
         }
     }
@@ -512,6 +513,7 @@ impl DiskState {
             }
             // No tree of the jar has options for that.
             Step::HardLink { .. } => unreachable!("no entry has several names"),
+            Step::LinkBasis { .. } | Step::CopyBasis { .. } => unreachable!("there is no basis tree"),
             Step::Remove { at } => {
                 let path = self.present.path(at).unwrap().to_path();
                 let holds = self.tree.keys().any(|below| below.is_below(&path));

@@ -62,6 +62,8 @@ pub(super) struct Trees<'a> {
     pub(super) present: &'a Manifest,
     /// Files and links whose content or target is replaced by one of the same kind.
     pub(super) updates: &'a HashSet<u32>,
+    /// Lines of new entries that a basis tree has, or the like; `None` for no line.
+    pub(super) lines: &'a HashMap<u32, Option<(Action, Differs)>>,
     pub(super) mode_mask: u16,
     pub(super) attributes: Compared,
     pub(super) time_rule: TimeRule,
@@ -70,7 +72,7 @@ pub(super) struct Trees<'a> {
 impl Listing {
     /// The list of these changes; `root` is the change of the root itself.
     pub(super) fn of(changes: &[Change], root: Option<(Action, Differs)>, trees: &Trees<'_>) -> Self {
-        let Trees { wanted, present, updates, mode_mask, attributes, time_rule } = *trees;
+        let Trees { wanted, present, updates, lines: own, mode_mask, attributes, time_rule } = *trees;
         let mut lines = Lines::default();
         if let Some((action, differs)) = root {
             let (what, path, target) = (What::Directory, Vec::new(), Vec::new());
@@ -91,6 +93,13 @@ impl Listing {
                     let top = *top.insert(top.filter(|top| entry.path.is_below(*top)).unwrap_or(entry.path));
                     lines.remove(at, entry, top, false);
                 }
+                Change::Create { id } | Change::Update { id, .. } | Change::Adjust { id, .. }
+                    if own.contains_key(&id) =>
+                {
+                    if let Some(&Some((action, differs))) = own.get(&id) {
+                        lines.add(action, id, wanted.get(id), differs);
+                    }
+                }
                 Change::Create { id } => lines.add(Action::Create, id, wanted.get(id), Differs::default()),
                 Change::Replace { id, at } => {
                     let Some(old) = present.get(at) else { continue };
@@ -99,7 +108,10 @@ impl Listing {
                             lines.remove(below, entry, old.path, true);
                         });
                     }
-                    lines.add(Action::Create, id, wanted.get(id), Differs::default());
+                    let line = own.get(&id).copied().unwrap_or(Some((Action::Create, Differs::default())));
+                    if let Some((action, differs)) = line {
+                        lines.add(action, id, wanted.get(id), differs);
+                    }
                 }
                 Change::Update { id, at } if updates.contains(&id) => {
                     lines.add(Action::Update, id, wanted.get(id), differs(id, at));

@@ -46,7 +46,7 @@ impl<T: Target> Receiver<T> {
         while self.reports < REPORTS_MAX && self.window.has_room(self.preparing) {
             let Some(fetch) = self.plan.fetch.pop_front() else { break };
             let (id, size) = (fetch.id, self.size(fetch.id));
-            let basis = fetch.at.and_then(|at| self.opened.as_ref()?.manifest.get(at));
+            let basis = fetch.at.and_then(|at| self.opened.as_ref()?.entry(at));
             let basis_bytes = basis.map(|entry| entry.size());
             let mut file = Box::new(MissingFile::new(fetch, size, basis_bytes));
             if let Some((hash, data)) = self.offer.pushed.files.remove(&id) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Phase, Receiver, Resolved};
 use crate::engine::brake::{self, Facts, KnownPair, MANY};
-use crate::engine::plan::{Findings, Plan};
+use crate::engine::plan::{Bases, Findings, Plan};
 use crate::engine::transfer::Target;
 use crate::engine::work::{Destination, Planned, ReceiverWork, RootMetadata};
 use crate::monitor::{Braked, Event, Problem, ProblemKind};
@@ -246,12 +246,17 @@ impl<T: Target> Receiver<T> {
         let doubts = self.opened.as_ref().map(|opened| opened.doubts.clone()).unwrap_or_default();
         let metadata = options.metadata.as_deref();
         let accounts = self.opened.as_ref().and_then(|opened| opened.accounts.as_deref());
+        let trees = self.opened.as_ref().and_then(|opened| opened.bases.as_deref());
+        let bases = trees
+            .zip(options.bases.as_ref())
+            .map(|(trees, options)| Bases { trees, purpose: options.purpose });
         let findings = Findings {
             doubts: &doubts,
             spelling: &self.spelling,
             has_staged,
             hard_links: metadata.is_some_and(|metadata| metadata.hard_links),
             skips_devices: accounts.is_some_and(|accounts| !accounts.is_superuser),
+            bases,
         };
         let mut plan =
             Plan::new(&self.wanted, present, findings, rules, protects, options.links == Links::Safe);

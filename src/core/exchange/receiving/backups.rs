@@ -64,24 +64,25 @@ impl Backups {
         !self.options.is_name_of_backup(name)
     }
 
-    /// Backs up a file or link of the destination, whose listing is `present`. Returns its identity
-    /// afterwards.
+    /// Backs up a file or link of the destination, whose listing is `present`. Unless it
+    /// `may_link`, the backup is a copy. Returns the identity of the original afterwards.
     pub(super) fn back_up(
         &self,
         destination: &Arc<WritableRoot>,
         present: &Manifest,
         path: &TreePath,
         seen: &Identity,
+        may_link: bool,
     ) -> Result<Identity, DiskError> {
         let to = [path.as_bytes(), &self.options.suffix].concat();
         let to = TreePath::new(to)
             .map_err(|error| DiskError::new("back up", path.as_bytes(), DiskErrorKind::Path(error)))?;
         let root = self.root(destination)?;
-        match destination.back_up(path, seen, &root, &to) {
+        match destination.back_up(path, seen, &root, &to, may_link) {
             Err(error) if error.is_not_found() && self.options.directory.is_some() => {
                 let parent = to.parent().ok_or(error)?;
                 self.make_directories(&root, parent, present)?;
-                destination.back_up(path, seen, &root, &to)
+                destination.back_up(path, seen, &root, &to, may_link)
             }
             result => result,
         }

@@ -5,10 +5,12 @@ use std::fs::File;
 use crate::content::hash::{Hash, Hasher, is_zero};
 use crate::disk::error::DiskError;
 use crate::disk::stage::{Complete, Durability, Staging};
+use crate::disk::stat::{FileKind, Identity};
 use crate::engine::WorkError;
 use crate::engine::transfer::basis::wrong_hash;
 use crate::exchange::common::{metadata_error, retry_while_busy, unwritable};
 use crate::exchange::receiving::tree::PlannedTree;
+use crate::tree::basis_trees::FIRST;
 
 /// Number of small files from which one `syncfs` for all is quicker than an `fsync` for each.
 const SYNC_FILES_MIN: usize = 4;
@@ -96,10 +98,31 @@ impl PlannedTree {
         {
             self.clear(at)?;
         }
+        if let Some(seen) = seen.as_ref().filter(|seen| self.is_in_place && seen.kind == FileKind::File) {
+            let written = self.write_in_place(id, seen, Some(complete.content()));
+            // The end of the run removes a file that stays.
+            let _ = complete.discard();
+            return written;
+        }
         let installed =
             complete.install(&self.root, seen.as_ref()).map_err(|error| self.failed(id, &error))?;
         self.settle_doubt(id);
         installed.refused.map_or(Ok(()), |error| Err(metadata_error(*error)))
+    }
+
+    /// Writes content, if any, into the file in an entry's place, and sets its metadata.
+    pub(super) fn write_in_place(
+        &self,
+        id: u32,
+        seen: &Identity,
+        content: Option<(&File, u64)>,
+    ) -> Result<(), WorkError> {
+        let path = self.path(id)?;
+        let metadata = self.metadata(id)?;
+        let written = self.root.write_in_place(&path, seen, content, &metadata, self.is_durable);
+        let refused = written.map_err(|error| self.failed(id, &error))?;
+        self.settle_doubt(id);
+        refused.map_or(Ok(()), |error| Err(metadata_error(*error)))
     }
 
     /// Installs a copy of a listed file, with this hash if one is given.
@@ -120,7 +143,7 @@ impl PlannedTree {
             let _ = staging.discard();
             return Err(wrong_hash());
         }
-        // Without a hash, the file is copied onto itself.
-        self.install_staged(id, staging, hash.is_some())
+        // Without a hash, a file of the destination is copied onto itself.
+        self.install_staged(id, staging, hash.is_some() || at >= FIRST)
     }
 }

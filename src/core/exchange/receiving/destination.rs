@@ -28,6 +28,7 @@ use crate::exchange::common::{chain, metadata_error, renamed, retry_while_busy, 
 use crate::exchange::kept_trees::View;
 use crate::exchange::receiving::Receiving;
 use crate::exchange::receiving::backups::path_inside;
+use crate::exchange::receiving::basis_trees::OpenBases;
 use crate::exchange::receiving::tree::{OpenTree, PlannedTree};
 use crate::exchange::unusable;
 use crate::log::debug;
@@ -78,8 +79,13 @@ impl Receiving {
             time_rule: TimeRule::Exact,
             room: None,
             accounts: self.options.metadata.as_ref().map(|_| Arc::new(accounts())),
+            bases: None,
             destination: self.destination(was_there, tree.root.as_deref().filter(|_| tree.single.is_none())),
         };
+        let own = tree.root.as_ref().map_or(self.path.as_path(), |root| root.path());
+        let bases = OpenBases::open_all(&self.options, own, tree.single.as_ref(), subject);
+        tree.bases = bases.map_err(|error| destination_error(&error))?;
+        opened.bases = Some(Arc::clone(&tree.bases.listed)).filter(|_| self.options.bases.is_some());
         if let Some(root) = &tree.root.clone() {
             // Runs of single files into one directory do not disturb each other. A round of a watch
             // takes the lock only when it has changes to make. A lock shows in the directory, and

@@ -6,6 +6,7 @@ use crate::disk::stat::{FileKind, Inode, Stat};
 use crate::disk::xattr::Namespaces;
 use crate::engine::{Step, WorkError};
 use crate::exchange::common::{metadata_error, unwritable};
+use crate::exchange::receiving::basis_trees::is_same;
 use crate::exchange::receiving::tree::{PlannedTree, unknown};
 use crate::log::debug;
 use crate::tree::attributes::Compared;
@@ -28,6 +29,8 @@ impl PlannedTree {
             }
             Step::MakeLink { id } => self.make_link(id),
             Step::HardLink { id, to } => self.make_hard_link(id, to),
+            Step::LinkBasis { id, at } => self.link_basis(id, at),
+            Step::CopyBasis { id, at } => self.copy(id, at, None),
             Step::Adjust { id } => self.adjust(id),
             Step::Respell { id } => self.respell(id),
             Step::Move { id, at, hash } => self.move_file(id, at, hash),
@@ -49,6 +52,21 @@ impl PlannedTree {
             }
         };
         made.map_err(|error| if error.is_refused() { metadata_error(error) } else { self.unwritable(&error) })
+    }
+
+    /// Makes an entry a further name of a basis tree's. Where that cannot be, it becomes a copy.
+    pub(super) fn link_basis(&self, id: u32, at: u32) -> Result<(), WorkError> {
+        let (root, from, seen) = self.open.bases.at(at).ok_or_else(unknown)?;
+        let is_right = |stat: &Stat| is_same(&stat.identity, &seen);
+        let old = self.seen_and_backed_up(id)?;
+        let linked = self.root.make_hard_link_from(root, &from, &self.path(id)?, is_right, old.as_ref());
+        match linked {
+            Err(error) if error.cannot_be_linked() => match self.entry(id)?.kind {
+                Kind::File { .. } => self.copy(id, at, None),
+                _ => self.make_link(id),
+            },
+            result => result.map_err(unwritable),
+        }
     }
 
     /// Makes an entry a further name of another one, which must have arrived.
@@ -90,6 +108,9 @@ impl PlannedTree {
                     return root.vouch_for(&path, &seen).map_err(unwritable);
                 }
                 match root.set_file(&path, &self.metadata(id)?, &seen) {
+                    Err(error) if error.must_be_anew() && self.is_in_place => {
+                        return self.write_in_place(id, &seen, None);
+                    }
                     // A file's hard links may lie outside and must not change: write the file anew.
                     Err(error) if error.must_be_anew() => return self.separate(id),
                     result => result.map(drop),
@@ -180,7 +201,7 @@ impl PlannedTree {
         let removed = match (entry.kind, seen) {
             (Kind::Directory, _) => root.remove_directory(&path),
             (_, Some(seen)) if self.backs_up_removed(entry) => {
-                root.remove_file(&path, Some(&self.back_up(at, seen)?))
+                root.remove_file(&path, Some(&self.back_up(at, seen, true)?))
             }
             (_, seen) => root.remove_file(&path, seen.as_ref()),
         };

@@ -53,6 +53,7 @@ impl Receiving {
             backups,
             root,
             is_durable: self.options.fsync,
+            is_in_place: self.options.in_place,
             wanted,
             present,
             spelling,

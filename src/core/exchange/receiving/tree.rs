@@ -19,8 +19,10 @@ use crate::engine::transfer::receive::Strategy;
 use crate::exchange::common::unwritable;
 use crate::exchange::prefetch::Prehashes;
 use crate::exchange::receiving::backups::Backups;
+use crate::exchange::receiving::basis_trees::OpenBases;
 use crate::exchange::receiving::directories::MadeDirectories;
 use crate::log::debug;
+use crate::tree::basis_trees::FIRST;
 use crate::tree::entry::EntryRef;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
@@ -45,13 +47,15 @@ pub struct OpenTree {
     /// True if everything was listed.
     pub(super) is_whole: bool,
     pub(super) reserve: Option<Reserve>,
+    pub(super) bases: OpenBases,
 }
 
 impl OpenTree {
     /// A destination that is not listed yet.
     pub(super) fn new(root: Option<Arc<WritableRoot>>, single: Option<TreePath>, shown: PathBuf) -> Self {
-        let (identities, doubted) = (Arc::default(), HashSet::new());
-        Self { root, single, shown, identities, ctimes_move: false, doubted, is_whole: false, reserve: None }
+        let (identities, doubted, bases) = (Arc::default(), HashSet::new(), OpenBases::default());
+        let (ctimes_move, is_whole, reserve) = (false, false, None);
+        Self { root, single, shown, identities, ctimes_move, doubted, is_whole, reserve, bases }
     }
 }
 
@@ -66,6 +70,8 @@ pub struct PlannedTree {
     pub(super) open: Arc<OpenTree>,
     pub(super) root: Arc<WritableRoot>,
     pub(super) is_durable: bool,
+    /// True if files are written into, and not replaced.
+    pub(super) is_in_place: bool,
     pub(super) wanted: Arc<Manifest>,
     pub(super) present: Arc<Manifest>,
     pub(super) spelling: Arc<Spelling>,
@@ -152,6 +158,9 @@ impl PlannedTree {
     /// Identity of a present entry when it was listed. A name that comes or goes changes the ctime
     /// of the other names: `cp -al` gives one to each file, and this run may remove one.
     pub(super) fn identity(&self, at: u32) -> Option<Identity> {
+        if at >= FIRST {
+            return self.open.bases.identity(at);
+        }
         let listed = self.identities().get(&self.present, at)?;
         if !self.open.ctimes_move {
             return Some(listed);
@@ -182,17 +191,17 @@ impl PlannedTree {
     pub(super) fn seen_and_backed_up(&self, id: u32) -> Result<Option<Identity>, WorkError> {
         let seen = self.seen(id)?;
         match (self.position(id)?, seen) {
-            (Some(at), Some(seen)) => self.back_up(at, seen).map(Some),
+            (Some(at), Some(seen)) => self.back_up(at, seen, !self.is_in_place).map(Some),
             _ => Ok(seen),
         }
     }
 
-    /// Backs up the listed file or link at a position, if backups are kept. Returns its identity
-    /// afterwards.
-    pub(super) fn back_up(&self, at: u32, seen: Identity) -> Result<Identity, WorkError> {
+    /// Backs up the listed file or link at a position, if backups are kept. Unless it `may_link`,
+    /// the backup is a copy. Returns the identity of the original afterwards.
+    pub(super) fn back_up(&self, at: u32, seen: Identity, may_link: bool) -> Result<Identity, WorkError> {
         let Some(backups) = &self.backups else { return Ok(seen) };
         let path = self.present_path(at).ok_or_else(unknown)?;
-        let backed_up = backups.back_up(&self.root, &self.present, &path, &seen);
+        let backed_up = backups.back_up(&self.root, &self.present, &path, &seen, may_link);
         debug!("backup role=receiver ok={} path={}", backed_up.is_ok(), escape(path.as_bytes()));
         backed_up.map_err(unwritable)
     }
@@ -214,6 +223,9 @@ impl PlannedTree {
 
     /// Opens a listed file, if it is still the same.
     pub(super) fn open_listed(&self, at: u32) -> Result<(File, Identity), WorkError> {
+        if let Some(opened) = self.open.bases.open(at) {
+            return opened;
+        }
         let (path, seen) = self.basis(at)?;
         let (file, stat) = self.root.open_file(&path).map_err(unwritable)?;
         if stat.identity == seen { Ok((file, seen)) } else { Err(basis_changed()) }
