@@ -156,6 +156,7 @@ fn event(name: &str) -> Event {
         "state-excluded" => Event::StateExcluded { directories: 2 },
         "grew" => Event::Grew { path },
         "devices-passed-over" => Event::DevicesPassedOver { devices: 300, first: b"dev/\xff".to_vec() },
+        "non-regular-skipped" => Event::NonRegularSkipped { entries: 300, first: b"dev/\xff".to_vec() },
         "links-excluded" => Event::LinksExcluded { links: 3, first: path },
         "renamed" => Event::Renamed { from: b"old".to_vec(), path: b"d/new".to_vec() },
         "written" => Event::Written(Written { files: 1, total_files: 300, bytes: 2, total_bytes: 1 << 40 }),
@@ -272,6 +273,7 @@ fn messages() -> Vec<(String, Either)> {
         "renamed",
         "written",
         "devices-passed-over",
+        "non-regular-skipped",
     ] {
         messages.push((format!("note-{name}"), Either::Sender(Common::Note(event(name)).into())));
     }

@@ -297,6 +297,14 @@ pub enum Event {
         #[serde(with = "serde_bytes")]
         first: Vec<u8>,
     },
+    /// Entries were passed over, since the options do not copy their kind.
+    NonRegularSkipped {
+        /// Number of entries.
+        entries: u64,
+        /// The path of the first as bytes.
+        #[serde(with = "serde_bytes")]
+        first: Vec<u8>,
+    },
 }
 
 /// A preparation that may take a while, before any transfer.

@@ -19,6 +19,7 @@ mod config;
 mod events;
 mod files_from;
 mod filters;
+mod followed_links;
 mod footprint;
 mod formats;
 mod full;

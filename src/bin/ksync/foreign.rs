@@ -12,8 +12,6 @@ const fn foreign(names: &'static str, instead: &'static str) -> Foreign {
     Foreign { names, instead }
 }
 
-/// Options that only change what ksync does anyway.
-const SYMLINKS: &str = "ksync copies a symbolic link as a link; name what it leads to as a SOURCE of its own";
 const OWNERS: &str = "leave it out, -o and --chown set owners where ksync runs as root";
 const DEVICES: &str = "ksync copies no devices and special files; use rsync where they matter";
 const ATTRIBUTES: &str = "run the agent as root and use -o, -g and -D";
@@ -35,10 +33,9 @@ const FOREIGN: &[Foreign] = &[
     ),
     foreign("--inplace --append --append-verify --write-devices", IN_PLACE),
     foreign("--dirs -d --old-dirs --old-d", "use --exclude '/*/*' to copy one level"),
-    foreign("--copy-links -L --copy-unsafe-links --copy-dirlinks -k", SYMLINKS),
     foreign(
-        "--safe-links --munge-links",
-        "ksync copies links as they are, and pulls none that lead out of the tree",
+        "--munge-links",
+        "ksync changes no target of a link; --safe-links leaves out those that lead out of the tree",
     ),
     foreign(
         "--keep-dirlinks -K --insecure-links --confine-root",
@@ -79,7 +76,7 @@ pub(crate) fn instead(name: &str) -> Option<&'static str> {
     }
     let negated = name.strip_prefix("--no-")?;
     match negated {
-        "perms" | "p" | "times" | "t" | "links" | "l" => Some("ksync always copies modes, times and links"),
+        "times" | "t" => Some("ksync always copies times"),
         "mkpath" => Some("ksync always makes DEST's missing parents"),
         "recursive" | "r" => Some("use --exclude '/*/*' to copy one level"),
         "archive" | "a" | "OPTION" => Some("ksync always copies directories, modes, times and links"),

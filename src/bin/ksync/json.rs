@@ -361,6 +361,10 @@ impl Monitor for Json {
                 let message = list::devices_passed_over(devices, &first);
                 tell("warning", with_path(json!({ "kind": "devices", "message": message }), &first));
             }
+            Event::NonRegularSkipped { entries, first } if !self.is_ready.load(Ordering::Relaxed) => {
+                let message = list::non_regular_skipped(entries, &first);
+                tell("warning", with_path(json!({ "kind": "non-regular", "message": message }), &first));
+            }
             Event::Grew { path } if !self.is_ready.load(Ordering::Relaxed) => {
                 tell(
                     "warning",
@@ -388,6 +392,7 @@ impl Monitor for Json {
             | Event::StateExcluded { .. }
             | Event::LinksExcluded { .. }
             | Event::DevicesPassedOver { .. }
+            | Event::NonRegularSkipped { .. }
             | Event::Moved { .. }
             | Event::Matched { .. }
             | Event::Paired(_) => {}

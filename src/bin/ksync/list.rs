@@ -6,7 +6,7 @@ use ksync::sync::Endpoint;
 use ksync::tree::path::escape;
 
 use crate::report::Direction;
-use crate::units::counted;
+use crate::units::{count, counted};
 
 /// A change of an entry, as its event reports it.
 #[derive(Debug, Clone, Copy)]
@@ -167,6 +167,13 @@ pub(crate) fn devices_passed_over(devices: u64, first: &[u8]) -> String {
     let such_as = if devices == 1 { ":" } else { ", the first is" };
     let devices = counted(devices, "device", "devices");
     format!("{devices} not copied, since only root in DEST can make them{such_as} {}", escape(first))
+}
+
+/// The text for entries that were passed over, since the options do not copy their kind.
+pub(crate) fn non_regular_skipped(entries: u64, first: &[u8]) -> String {
+    let such_as = if entries == 1 { "" } else { ", the first is" };
+    let entries = if entries == 1 { "file".to_owned() } else { format!("{} files", count(entries)) };
+    format!("skipping non-regular {entries}{such_as} \"{}\"", escape(first))
 }
 
 /// The line for a file that grew while it was read.

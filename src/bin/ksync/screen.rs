@@ -153,6 +153,9 @@ impl Screen {
             Event::DevicesPassedOver { devices, first } if !self.show.quiet => {
                 (None, Some(format!("ksync: {}", list::devices_passed_over(*devices, first))))
             }
+            Event::NonRegularSkipped { entries, first } if !self.show.quiet => {
+                (None, Some(format!("ksync: {}", list::non_regular_skipped(*entries, first))))
+            }
             Event::Grew { path } if !self.show.quiet => (None, Some(list::grew(path))),
             Event::Problem(problem) => {
                 state.problems += 1;

@@ -14,6 +14,7 @@ use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::resolve::{DIRECTORY, PASSAGE, Resolver};
 use crate::disk::stat::{FileKind, Identity, Inode, Stat, check_inode_numbers};
 use crate::tree::attributes::Attributes;
+use crate::tree::links::FollowedLinks;
 use crate::tree::metadata::MetadataOptions;
 use crate::tree::path::TreePath;
 
@@ -90,6 +91,13 @@ impl Root {
     #[cfg(test)]
     pub(crate) fn walking(self) -> Self {
         Self { resolver: Resolver::Walk, ..self }
+    }
+
+    /// The same root, whose paths lead through these links.
+    #[must_use]
+    pub fn following(self, links: FollowedLinks) -> Self {
+        let follow = Resolver::Follow { files: links.may_lead_to_files() };
+        Self { resolver: if links.any() { follow } else { self.resolver }, ..self }
     }
 
     /// The path as the caller gave it.

@@ -299,6 +299,9 @@ impl<T: Target> Receiver<T> {
         if let Some(event) = self.plan.links_excluded(&self.wanted) {
             self.outbox.report(event);
         }
+        if let Some(event) = self.plan.non_regular_skipped(&self.wanted) {
+            self.outbox.report(event);
+        }
         if let Some(event) = self.plan.devices_passed_over(&self.wanted) {
             self.outbox.report(event);
         }

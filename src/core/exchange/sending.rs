@@ -274,14 +274,14 @@ impl Sending {
     fn find(&self) -> Result<(engine::Found, FoundSource), WorkError> {
         self.check_still_there()?;
         if !self.further.is_empty() {
-            let found = several::find(std::iter::once(&self.path).chain(&self.further));
+            let found = several::find(std::iter::once(&self.path).chain(&self.further), self.options.follows);
             let engine = engine::Found { subject: Subject::Several, baseline: None, is_partial: true };
             return Ok((engine, FoundSource(Sources::Several(found))));
         }
         let missing = |error: &(dyn std::error::Error + 'static)| {
             WorkError::Fatal(AbortKind::Selection, unusable::source(&self.path, error))
         };
-        let found = found::find(&self.path).map_err(|error| missing(&*error))?;
+        let found = found::find(&self.path, self.options.follows).map_err(|error| missing(&*error))?;
         if found.single.is_some() && self.options.files.is_some() {
             let shown = escape(self.path.as_os_str().as_bytes());
             let text = format!("{shown} is a file, and --files-from lists entries of a directory");
@@ -367,12 +367,13 @@ impl Sending {
         ScanOptions {
             set_id_owner: self.options.set_id_owner,
             cross_mounts: !self.options.one_file_system,
+            follows: self.options.follows,
             ..scan_options(&self.options, subject)
         }
     }
 
     fn list_several(&self, found: FoundSeveral) -> Result<Listed, WorkError> {
-        let options = self.scan_options(&scan::Subject::Whole);
+        let options = ScanOptions { depth: 1, ..self.scan_options(&scan::Subject::Whole) };
         let listed = several::list(found, &self.options, &options, &mut Entering(None))
             .map_err(|error| WorkError::Fatal(AbortKind::Selection, error.to_string()))?;
         let ListedSeveral { parts, manifest, identities, ignores, problems, skipped, .. } = listed;

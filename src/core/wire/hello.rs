@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::tree::filter::{Filter, FilterSettings, MERGES_MAX, RULES_BYTES_MAX, RULES_MAX, Rule, Side};
+use crate::tree::links::FollowedLinks;
 use crate::tree::metadata::MetadataOptions;
 use crate::tree::path::{COMPONENT_BYTES_MAX, PATH_BYTES_MAX};
 use crate::tree::rule::bits;
@@ -82,6 +83,8 @@ pub struct Options {
     pub bytes_per_second: u64,
     /// Metadata besides modes and times; `None` if all of these options are off.
     pub metadata: Option<Box<MetadataOptions>>,
+    /// The links that the sender replaces by what they lead to.
+    pub follows: FollowedLinks,
 }
 
 impl Options {
@@ -135,6 +138,8 @@ pub enum Links {
     Safe,
     /// All.
     All,
+    /// None. What the destination has under their names stays.
+    None,
 }
 
 /// The backups of replaced and removed entries.
@@ -239,7 +244,7 @@ impl Request {
     }
 
     fn is_within_limits(&self) -> bool {
-        let Options { rules, consent, files, backup, metadata, .. } = &self.options;
+        let Options { rules, consent, files, backup, metadata, follows, .. } = &self.options;
         let pattern_bytes = rules.iter().map(|rule| rule.pattern.len()).sum::<usize>();
         let merges = rules.iter().filter(|rule| rule.has(bits::DIRECTORY_MERGE)).count();
         rules.len() <= RULES_MAX
@@ -250,6 +255,7 @@ impl Request {
             && consent.force_in.len() <= FORCED_MAX
             && backup.as_ref().is_none_or(BackupOptions::is_valid)
             && metadata.as_ref().is_none_or(|metadata| metadata.is_within_limits())
+            && follows.is_known()
     }
 }
 

@@ -552,6 +552,7 @@ fn event_is_within_limits(event: &Event) -> bool {
         | Event::Grew { path }
         | Event::LinksExcluded { first: path, .. }
         | Event::DevicesPassedOver { first: path, .. }
+        | Event::NonRegularSkipped { first: path, .. }
         | Event::Began { path } => path.len() <= TEXT_BYTES_MAX,
         Event::Polling { cause } => cause.len() <= TEXT_BYTES_MAX,
         Event::Problem(problem) => {

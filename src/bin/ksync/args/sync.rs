@@ -109,11 +109,23 @@ pub(crate) struct WhatArgs {
     #[arg(short = 't', long, hide = true)]
     times: bool,
     /// Copy links that are absolute or lead out of the tree from the VM too
-    #[arg(short = 'l', long, overrides_with = "safe_links")]
+    #[arg(short = 'l', long, overrides_with_all = ["safe_links", "no_links"])]
     pub(crate) links: bool,
     /// Exclude links that are absolute or lead out of the tree: what a pull does by itself
-    #[arg(long, overrides_with = "links")]
+    #[arg(long, overrides_with_all = ["links", "no_links"])]
     pub(crate) safe_links: bool,
+    /// Copy no links; what DEST has under their names stays
+    #[arg(long, alias = "no-l", overrides_with_all = ["links", "safe_links"])]
+    pub(crate) no_links: bool,
+    /// Copy what links lead to, and not the links. With --watch, this and the next two imply --poll
+    #[arg(short = 'L', long)]
+    pub(crate) copy_links: bool,
+    /// Copy what absolute links lead to, and links that lead out of SOURCE
+    #[arg(long)]
+    pub(crate) copy_unsafe_links: bool,
+    /// Copy the directories that links lead to, and not these links
+    #[arg(short = 'k', long)]
+    pub(crate) copy_dirlinks: bool,
     #[arg(long, hide = true)]
     partial: bool,
 }

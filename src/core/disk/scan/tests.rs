@@ -232,7 +232,7 @@ fn an_overlong_path_is_a_problem_and_does_not_end_the_scan() {
     }
     fixture.root.make_directory(&at, 0o755).unwrap();
     let deepest = fixture.root.open_directory(Some(&at)).unwrap();
-    rustix::fs::mkdirat(&deepest, &*"y".repeat(250), Mode::from_raw_mode(0o755)).unwrap();
+    rustix::fs::mkdirat(&deepest, &*"y".repeat(250), rustix::fs::Mode::from_raw_mode(0o755)).unwrap();
     fs::write(fixture.at("z"), "").unwrap();
     let scanned = whole(&fixture);
     assert_eq!(scanned.problems.len(), 1);

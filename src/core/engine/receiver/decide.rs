@@ -18,7 +18,7 @@ use crate::tree::metadata::MetadataOptions;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::spelling::{Answers, Questions};
 use crate::tree::tree_id::{Pair, TreeId};
-use crate::wire::hello::{BackupOptions, Links};
+use crate::wire::hello::BackupOptions;
 use crate::wire::message::{AbortKind, FromReceiver, Subject};
 
 impl<T: Target> Receiver<T> {
@@ -253,8 +253,7 @@ impl<T: Target> Receiver<T> {
             hard_links: metadata.is_some_and(|metadata| metadata.hard_links),
             skips_devices: accounts.is_some_and(|accounts| !accounts.is_superuser),
         };
-        let mut plan =
-            Plan::new(&self.wanted, present, findings, rules, protects, options.links == Links::Safe);
+        let mut plan = Plan::new(&self.wanted, present, findings, rules, protects, options.links);
         if !waits.is_empty() {
             // An earlier round already reported that they wait.
             plan.drop_obstacles();
