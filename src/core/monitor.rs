@@ -141,8 +141,6 @@ pub enum ProblemKind {
     Obstacle,
     /// The received content does not have the announced hash.
     Corrupt,
-    /// A kind of entry that no tree can hold: a pipe, a socket, a device.
-    Unsupported,
     /// Nothing was deleted, because the list of entries to keep is not complete.
     NotDeleted,
     /// A directory of the destination could not be listed, so its entries stay.

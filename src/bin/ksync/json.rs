@@ -315,7 +315,6 @@ fn problem_kind(kind: ProblemKind) -> &'static str {
         ProblemKind::Conflict => "conflict",
         ProblemKind::Obstacle => "obstacle",
         ProblemKind::Corrupt => "corrupt",
-        ProblemKind::Unsupported => "unsupported",
         ProblemKind::NotDeleted => "not-deleted",
         ProblemKind::Unlisted => "unlisted",
         ProblemKind::Refused => "refused",

@@ -88,8 +88,8 @@ fn letters(differs: Differs) -> String {
 /// A problem: `ksync: cannot read src/a/b: permission denied`. The path is written as the user can
 /// type it, below SOURCE or DEST.
 pub(crate) fn problem(problem: &Problem, sources: &[Endpoint], destination: &Endpoint) -> String {
-    use ProblemKind::{Changed, Unreadable, Unsupported, Vanished};
-    let is_in_source = matches!(problem.kind, Unreadable | Vanished | Changed | Unsupported);
+    use ProblemKind::{Changed, Unreadable, Vanished};
+    let is_in_source = matches!(problem.kind, Unreadable | Vanished | Changed);
     let path =
         if is_in_source { in_source(sources, &problem.path) } else { below(destination, &problem.path) };
     let cause = visible(&exchange::plain(cause(problem)));
@@ -102,7 +102,6 @@ pub(crate) fn problem(problem: &Problem, sources: &[Endpoint], destination: &End
         ProblemKind::Conflict => ("cannot replace", ", which changed in the meantime"),
         ProblemKind::Obstacle => ("cannot clear the way of", ""),
         ProblemKind::Corrupt => ("cannot verify", ""),
-        ProblemKind::Unsupported => ("cannot copy", ""),
         // The cause is the whole message.
         ProblemKind::NotDeleted if problem.path.is_empty() => return format!("ksync: {cause}"),
         ProblemKind::NotDeleted => ("cannot delete", ""),

@@ -69,8 +69,8 @@ pub struct ScanOptions {
     /// Find the files that a power cut may have damaged.
     pub doubts: bool,
     /// Scan a destination. Entries that both sides exclude stay there, so they are listed, but
-    /// neither opened nor entered. Ignore files have no effect. Entries that no tree can hold are
-    /// listed as [`Kind::special`].
+    /// neither opened nor entered. Ignore files have no effect. Special files may be listed
+    /// without their kind.
     pub is_destination: bool,
     /// Metadata besides modes and times, if it is copied.
     pub metadata: Option<Arc<MetadataOptions>>,
@@ -166,8 +166,6 @@ pub struct Scanned {
     /// Entries that could not be read. A tree with problems is not complete, so the receiver must
     /// delete nothing because of it.
     pub problems: Vec<DiskError>,
-    /// Entries that no tree can hold: pipes, sockets, devices.
-    pub unsupported: Vec<(TreePath, FileKind)>,
     /// Directories on another filesystem than their parents, or on another mount of it, in order.
     /// Found only in destinations.
     pub boundaries: Vec<TreePath>,
@@ -424,14 +422,15 @@ impl Scanner<'_> {
                 let attributes = self.attributes(&parent, name, &path, &stat)?;
                 self.add(&path, Kind::Symlink { target: target.as_bytes() }, &stat, attributes);
             }
-            FileKind::Fifo | FileKind::Socket | FileKind::Device
-                if self.options.is_destination || self.copies_special(&stat) =>
-            {
-                let attributes = self.attributes(&parent, name, &path, &stat)?;
+            FileKind::Fifo | FileKind::Socket | FileKind::Device => {
+                let mut attributes = self.attributes(&parent, name, &path, &stat)?;
+                // The receiver decides if such entries are made. Even if not, the offer protects
+                // what the destination has under their names.
+                if !self.options.is_destination && attributes.is_none() {
+                    let special = Attributes { special: stat.special, ..Attributes::default() };
+                    attributes = Some(Arc::new(special));
+                }
                 self.add(&path, Kind::special(), &stat, attributes);
-            }
-            kind @ (FileKind::Fifo | FileKind::Socket | FileKind::Device) => {
-                self.scanned.unsupported.push((path, kind));
             }
         }
         Ok(None)
@@ -541,14 +540,6 @@ impl Scanner<'_> {
             _ => self.last_attributes = attributes.clone().map(Arc::new).or(self.last_attributes.take()),
         }
         Ok(attributes.and(self.last_attributes.clone()))
-    }
-
-    /// True if the options copy a special file of the source.
-    fn copies_special(&self, stat: &Stat) -> bool {
-        let options = self.options.metadata.as_ref();
-        let (devices, specials) =
-            options.map_or((false, false), |options| (options.devices, options.specials));
-        stat.special.is_some_and(|special| if special.is_device() { devices } else { specials })
     }
 
     fn finish(mut self) -> Result<Scanned, DiskError> {

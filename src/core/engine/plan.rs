@@ -73,7 +73,7 @@ pub(super) struct Plan {
     leaders: HashMap<u32, u32>,
     /// Devices that this user may not make.
     devices: Vec<u32>,
-    /// Links that the options do not copy.
+    /// Links and special files that the options do not copy.
     non_regular: Vec<u32>,
     attributes: Compared,
     mode_mask: u16,
@@ -89,6 +89,10 @@ pub(super) struct Findings<'a> {
     pub(super) has_staged: bool,
     /// True if several names of one file stay that.
     pub(super) hard_links: bool,
+    /// True if the options copy devices.
+    pub(super) copies_devices: bool,
+    /// True if the options copy pipes and sockets.
+    pub(super) copies_specials: bool,
     /// True if this user may make no devices.
     pub(super) skips_devices: bool,
 }
@@ -103,14 +107,19 @@ impl Plan {
         protects: impl Fn(EntryRef<'_>) -> bool,
         links: Links,
     ) -> Self {
-        let Findings { doubts, spelling, has_staged, hard_links, skips_devices } = findings;
+        let Findings { doubts, spelling, has_staged, hard_links, skips_devices, .. } = findings;
+        let Findings { copies_devices, copies_specials, .. } = findings;
         let pruned = rules.transfer.pruned(wanted);
         let mut changes = compare_doubting(wanted, present, doubts, rules, &pruned, protects);
         let is_skipped =
             |entry: EntryRef<'_>| skips_devices && entry.special().is_some_and(Special::is_device);
         let is_non_regular = |entry: EntryRef<'_>| {
             let is_link = matches!(entry.kind, Kind::Symlink { .. }) && !entry.kind.is_special();
-            links == Links::None && is_link
+            match entry.special() {
+                Some(special) if special.is_device() => !copies_devices,
+                Some(_) => !copies_specials,
+                None => links == Links::None && is_link,
+            }
         };
         let mut leaders = HashMap::new();
         if hard_links {

@@ -77,15 +77,9 @@ impl Part {
 
 /// The entries that a scan could not list.
 pub(super) fn listing_problems(scanned: &Scanned) -> impl Iterator<Item = Problem> + '_ {
-    let unreadable = scanned.problems.iter().map(|error: &DiskError| Problem {
+    scanned.problems.iter().map(|error: &DiskError| Problem {
         kind: ProblemKind::Unreadable,
         path: error.path().to_vec(),
         cause: chain(error),
-    });
-    let unsupported = scanned.unsupported.iter().map(|(path, kind)| Problem {
-        kind: ProblemKind::Unsupported,
-        path: path.as_bytes().to_vec(),
-        cause: format!("{kind} are not copied"),
-    });
-    unreadable.chain(unsupported)
+    })
 }

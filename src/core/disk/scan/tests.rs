@@ -179,12 +179,12 @@ fn state_directories_are_skipped_at_any_depth_and_in_any_case() {
 }
 
 #[test]
-fn sockets_are_reported_and_skipped() {
+fn sockets_are_listed_with_their_kind_without_any_option() {
     let fixture = Fixture::new();
     let _socket = UnixListener::bind(fixture.at("s")).unwrap();
     let scanned = whole(&fixture);
-    assert!(scanned.manifest.is_empty());
-    assert_eq!(scanned.unsupported, [(path("s"), FileKind::Socket)]);
+    let entry = scanned.manifest.get(0).unwrap();
+    assert!(entry.kind.is_special() && entry.special().is_some_and(|special| !special.is_device()));
 }
 
 #[cfg(target_os = "linux")]

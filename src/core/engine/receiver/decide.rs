@@ -251,6 +251,8 @@ impl<T: Target> Receiver<T> {
             spelling: &self.spelling,
             has_staged,
             hard_links: metadata.is_some_and(|metadata| metadata.hard_links),
+            copies_devices: metadata.is_some_and(|metadata| metadata.devices),
+            copies_specials: metadata.is_some_and(|metadata| metadata.specials),
             skips_devices: accounts.is_some_and(|accounts| !accounts.is_superuser),
         };
         let mut plan = Plan::new(&self.wanted, present, findings, rules, protects, options.links);

@@ -113,9 +113,9 @@ fn facts(scanned: &Scanned) -> BTreeMap<String, String> {
     let (mut sparse, mut linked) = (scanned.sparse.clone(), scanned.linked.clone());
     sparse.files.sort();
     linked.sort();
-    let Scanned { doubts, unsupported, boundaries, inaccessible, unclear, .. } = scanned;
+    let Scanned { doubts, boundaries, inaccessible, unclear, .. } = scanned;
     let problems: Vec<String> = scanned.problems.iter().map(ToString::to_string).collect();
-    let rest = format!("{sparse:?} {linked:?} {doubts:?} {unsupported:?} {boundaries:?} {inaccessible:?}");
+    let rest = format!("{sparse:?} {linked:?} {doubts:?} {boundaries:?} {inaccessible:?}");
     facts.insert("/".to_owned(), format!("{rest} {unclear:?} {problems:?}"));
     facts
 }
