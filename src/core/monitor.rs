@@ -147,6 +147,8 @@ pub enum ProblemKind {
     Unlisted,
     /// The destination refused a mode, a time or an owner; the content is in place.
     Refused,
+    /// A file or link of the source was not removed.
+    NotRemoved,
 }
 
 /// A problem that did not end the run.
@@ -302,6 +304,13 @@ pub enum Event {
         /// The path of the first as bytes.
         #[serde(with = "serde_bytes")]
         first: Vec<u8>,
+    },
+    /// A file or link was removed from the source; reported only if the options ask for a list of
+    /// changes. A dry run reports what a run would remove.
+    SourceRemoved {
+        /// The path as bytes.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
     },
 }
 

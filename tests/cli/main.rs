@@ -40,6 +40,7 @@ mod moved;
 mod options;
 mod plan;
 mod progress;
+mod removed_sources;
 mod reports;
 mod rules;
 mod select;

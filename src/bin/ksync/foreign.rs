@@ -51,7 +51,6 @@ const FOREIGN: &[Foreign] = &[
     ),
     foreign("--preallocate", "leave it out, ksync looks for room before it writes"),
     foreign("--fuzzy", "leave it out, ksync finds moved and copied files in DEST by itself"),
-    foreign("--remove-source-files", "ksync changes nothing in SOURCE; remove the files after exit code 0"),
     foreign("--delete-missing-args --ignore-missing-args", "name only a SOURCE that exists"),
     foreign("--ignore-errors", "ksync deletes nothing after an incomplete scan of SOURCE"),
     foreign(

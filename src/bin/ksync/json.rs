@@ -316,6 +316,7 @@ fn problem_kind(kind: ProblemKind) -> &'static str {
         ProblemKind::Obstacle => "obstacle",
         ProblemKind::Corrupt => "corrupt",
         ProblemKind::NotDeleted => "not-deleted",
+        ProblemKind::NotRemoved => "not-removed",
         ProblemKind::Unlisted => "unlisted",
         ProblemKind::Refused => "refused",
     }
@@ -346,6 +347,7 @@ impl Monitor for Json {
             Event::Left { what, path } => {
                 tell("left", with_path(json!({ "kind": kind(what) }), &path));
             }
+            Event::SourceRemoved { path } => tell("source-removed", with_path(json!({}), &path)),
             Event::StateExcluded { directories } if !self.is_ready.load(Ordering::Relaxed) => {
                 tell(
                     "warning",

@@ -88,8 +88,8 @@ fn letters(differs: Differs) -> String {
 /// A problem: `ksync: cannot read src/a/b: permission denied`. The path is written as the user can
 /// type it, below SOURCE or DEST.
 pub(crate) fn problem(problem: &Problem, sources: &[Endpoint], destination: &Endpoint) -> String {
-    use ProblemKind::{Changed, Unreadable, Vanished};
-    let is_in_source = matches!(problem.kind, Unreadable | Vanished | Changed);
+    use ProblemKind::{Changed, NotRemoved, Unreadable, Vanished};
+    let is_in_source = matches!(problem.kind, Unreadable | Vanished | Changed | NotRemoved);
     let path =
         if is_in_source { in_source(sources, &problem.path) } else { below(destination, &problem.path) };
     let cause = visible(&exchange::plain(cause(problem)));
@@ -105,6 +105,7 @@ pub(crate) fn problem(problem: &Problem, sources: &[Endpoint], destination: &End
         // The cause is the whole message.
         ProblemKind::NotDeleted if problem.path.is_empty() => return format!("ksync: {cause}"),
         ProblemKind::NotDeleted => ("cannot delete", ""),
+        ProblemKind::NotRemoved => ("cannot remove", ", which stays"),
         ProblemKind::Unlisted => ("cannot list", ", so what is in it stays"),
     };
     format!("ksync: {what} {path}{then}: {cause}")
@@ -173,6 +174,11 @@ pub(crate) fn non_regular_skipped(entries: u64, first: &[u8]) -> String {
     let such_as = if entries == 1 { "" } else { ", the first is" };
     let entries = if entries == 1 { "file".to_owned() } else { format!("{} files", count(entries)) };
     format!("skipping non-regular {entries}{such_as} \"{}\"", escape(first))
+}
+
+/// The line for a file or link that was removed from the source.
+pub(crate) fn source_removed(path: &[u8]) -> String {
+    format!("remove   {} from SOURCE", escape(path))
 }
 
 /// The line for a file that grew while it was read.

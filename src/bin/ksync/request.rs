@@ -148,7 +148,9 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         checksum: args.what.checksum,
         transfer: transfer_rules(&args.what.transfer),
         backup: args.what.backups.options()?,
-        fsync: args.what.fsync,
+        // What a power cut takes from DEST would be nowhere.
+        fsync: args.what.fsync || args.what.remove_source_files,
+        remove_source: args.what.remove_source_files,
         one_file_system: args.what.one_file_system,
         links: links(&args.what),
         follows: followed_links(&args.what),
@@ -379,6 +381,13 @@ fn live(
         return Err(CliError::usage(
             "--watch and --prune-empty-dirs exclude each other: a round sees only a part of the tree",
             "Leave one of them out.",
+        ));
+    }
+    if what.remove_source_files {
+        return Err(CliError::usage(
+            "--watch and --remove-source-files exclude each other: with --delete, the next round would delete \
+             what this one moved",
+            "Leave one of them out, or run ksync --remove-source-files from time to time.",
         ));
     }
     if pairs.len() > 1 {

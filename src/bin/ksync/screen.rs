@@ -140,6 +140,9 @@ impl Screen {
                 let line = Line { action: *action, what: *what, differs: *differs, path, target };
                 (self.change(line), None)
             }
+            Event::SourceRemoved { path } if self.show.lists && !self.show.itemize => {
+                (Some(list::source_removed(path)), None)
+            }
             Event::Excluded { entries } if !self.show.quiet => {
                 (None, Some(format!("{} excluded by rules", counted(*entries, "entry", "entries"))))
             }

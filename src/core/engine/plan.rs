@@ -458,6 +458,11 @@ impl Plan {
         obstacles.chain(twins).collect()
     }
 
+    /// Entries that the plan passes over.
+    pub(super) fn skipped(&self) -> impl Iterator<Item = u32> {
+        [&self.unsafe_links, &self.non_regular, &self.devices].into_iter().flatten().copied()
+    }
+
     /// Reports the links that were excluded because they lead out of the tree.
     pub(super) fn links_excluded(&self, wanted: &Manifest) -> Option<Event> {
         let first = wanted.path(*self.unsafe_links.first()?)?.to_vec();

@@ -85,6 +85,8 @@ pub struct Options {
     pub metadata: Option<Box<MetadataOptions>>,
     /// The links that the sender replaces by what they lead to.
     pub follows: FollowedLinks,
+    /// The sender removes files and links that are in place at the receiver.
+    pub remove_source: bool,
 }
 
 impl Options {

@@ -78,6 +78,9 @@ pub(crate) struct WhatArgs {
     /// Allow deletions in DEST although it is a home or a system directory; PATH must lead to it
     #[arg(long, value_name = "PATH", action = ArgAction::Append)]
     pub(crate) force_delete_in: Vec<OsString>,
+    /// Remove files and links from SOURCE once DEST has them, flushed to the disk; implies --fsync
+    #[arg(long, alias = "remove-sent-files")]
+    pub(crate) remove_source_files: bool,
     #[command(flatten)]
     pub(crate) backups: BackupArgs,
     /// Compare by content, not by size and time
