@@ -20,16 +20,12 @@ const DAEMON: &str = "ksync speaks to no rsync daemon; reach the machine over SS
 const BATCH: &str = "ksync writes no batch files; -n lists what would change";
 const IN_PLACE: &str = "ksync replaces each file by a complete one; use rsync to write into files";
 
-/// The answer to `--relative` without `--files-from`.
-pub(crate) const RELATIVE: &str =
-    "use --files-from, name the directory that holds all, or give each SOURCE its own DEST";
-
 const FOREIGN: &[Foreign] = &[
     foreign("--debug", "use -vv"),
     foreign("--daemon --password-file --early-input --address --port --sockopts", DAEMON),
     foreign(
         "--no-implied-dirs",
-        "leave it out, --files-from always takes over modes and times of directories",
+        "leave it out, --files-from and -R always take over modes and times of directories",
     ),
     foreign("--inplace --append --append-verify --write-devices", IN_PLACE),
     foreign("--dirs -d --old-dirs --old-d", "use --exclude '/*/*' to copy one level"),

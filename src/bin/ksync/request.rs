@@ -26,10 +26,10 @@ use serde_bytes::ByteBuf;
 use crate::args::{ConnectionArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
 use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
 use crate::files;
-use crate::foreign::RELATIVE;
 use crate::format::{Format, LOG_FORMAT};
 use crate::log_file::LogFile;
 use crate::out;
+use crate::relative;
 use crate::report::{CliError, USAGE};
 use crate::rsh::{Rsh, RsyncPath};
 use crate::rules::{self, RuleSettings};
@@ -100,7 +100,14 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     }
     let mistaken = args.endpoints.last().and_then(|text| mistaken(text));
     let warnings = args.warnings.iter().cloned().chain(mistaken).collect();
-    let pairs = pair(&args.endpoints, args.connection.setup.is_some())?;
+    let has_setup = args.connection.setup.is_some();
+    let is_relative = args.which.relative && args.which.files_from.is_none();
+    let (pairs, mut file_lists): (Vec<_>, Vec<_>) = if is_relative {
+        relative::pairs(&args.endpoints, has_setup)?.into_iter().unzip()
+    } else {
+        (pair(&args.endpoints, has_setup)?, Vec::new())
+    };
+    file_lists.reverse();
     if args.what.delete_excluded && pairs.len() > 1 {
         return Err(CliError::usage("--delete-excluded takes one SOURCE", "Run one ksync for each SOURCE."));
     }
@@ -192,7 +199,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     if connect_options.sudo {
         pairs.iter().try_for_each(refuse_relative)?;
     }
-    let several = pairs.len() > 1;
+    let several = pairs.len() > 1 && !is_relative;
     let resolve = |endpoint| match &rsh {
         Some(rsh) => rsh.endpoint(endpoint, &connect_options),
         None => Ok(sync::resolve(endpoint, &connect_options)),
@@ -204,6 +211,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         && options.rules.iter().any(|rule| rule.has(bits::DIRECTORY_MERGE));
     let job = |(source, destination): (Endpoint, Endpoint)| {
         let mut options = options.clone();
+        options.files = file_lists.pop().unwrap_or_else(|| options.files.take());
         if several {
             // SOURCE goes into DEST, the transfer root, by this name.
             options.anchor = destination.name().unwrap_or_default().to_vec();
@@ -247,11 +255,15 @@ fn without_deletions(job: &Job) -> Job {
 
 /// The list of `--files-from`.
 fn files(args: &SyncArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Option<FileList>, CliError> {
-    let SyncArgs { which, what, watch, accepted, .. } = args;
-    let Some(file) = &which.files_from else {
-        let told = format!("there is no --relative (-R) without --files-from: {RELATIVE}");
-        return if accepted.relative { Err(CliError::new(USAGE, told)) } else { Ok(None) };
-    };
+    let SyncArgs { which, what, watch, .. } = args;
+    if which.relative && watch.watch {
+        let told = "--watch and --relative exclude each other";
+        return Err(CliError::usage(
+            told,
+            "Watch the directory that holds all, with --include and --exclude.",
+        ));
+    }
+    let Some(file) = &which.files_from else { return Ok(None) };
     if watch.watch {
         let told = "--watch and --files-from exclude each other";
         return Err(CliError::usage(told, "Watch with --include and --exclude."));

@@ -193,6 +193,9 @@ pub(crate) struct WhichArgs {
     /// without its content, with one level of it if a slash ends it, and with all of it with -r
     #[arg(long, value_name = "FILE")]
     pub(crate) files_from: Option<OsString>,
+    /// Keep the path of each SOURCE below DEST, from its start or from a /./ inside on
+    #[arg(short = 'R', long)]
+    pub(crate) relative: bool,
     /// The entries of --files-from and the rules in files end at a NUL, and not with their line
     #[arg(short = '0', long)]
     pub(crate) from0: bool,
