@@ -60,7 +60,6 @@ const FOREIGN: &[Foreign] = &[
     foreign("--stop-after --stop-at", "use timeout(1); what has arrived is not sent twice"),
     foreign("--write-batch --only-write-batch --read-batch", BATCH),
     foreign("--iconv", "ksync copies names as the bytes that they are"),
-    foreign("--ipv4 -4 --ipv6 -6", "write the host's address"),
 ];
 
 /// The answer to an option of rsync that ksync lacks. `name` is one spelling without a value.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use ksync::exchange::{chain, plain};
 use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings, Waits};
 use ksync::monitor::Warning;
+use ksync::remote::ssh_config::AddressFamily;
 use ksync::sync::endpoint::Endpoint;
 use ksync::sync::watch::{AfterRound, Live};
 use ksync::sync::{self, ConnectOptions, Job};
@@ -174,6 +175,11 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         ..Options::default()
     };
     let mut connection_args = args.connection;
+    let given_family = match (connection_args.ipv4, connection_args.ipv6) {
+        (true, _) => Some(AddressFamily::Inet),
+        (_, true) => Some(AddressFamily::Inet6),
+        _ => None,
+    };
     if let Some(rsh) = &rsh {
         connection_args.identity.extend(rsh.identities.iter().cloned());
         connection_args.contimeout = connection_args.contimeout.or(rsh.connect_timeout);
@@ -192,6 +198,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     let connect_options = ConnectOptions { keep, ..connect_options(connection_args)? };
     let (address_family, ssh_config) =
         rsh.as_ref().map(|rsh| (rsh.address_family, rsh.config.clone())).unwrap_or_default();
+    let address_family = given_family.or(address_family);
     // A kept agent is not root's, and a kept connection follows the usual files.
     let is_usual = !connect_options.sudo && address_family.is_none() && ssh_config.is_none();
     let keep = connect_options.keep.filter(|_| is_usual);

@@ -325,6 +325,12 @@ pub(crate) struct ConnectionArgs {
     /// The ssh command for an SSH host, as in 'ssh -p PORT -i FILE'; RSYNC_RSH is ignored
     #[arg(short = 'e', long, value_name = "SSH", allow_hyphen_values = true)]
     pub(crate) rsh: Option<OsString>,
+    /// Reach an SSH host by IPv4 only, as ssh -4 does
+    #[arg(short = '4', long, overrides_with = "ipv6")]
+    pub(crate) ipv4: bool,
+    /// Reach it by IPv6 only
+    #[arg(short = '6', long, overrides_with = "ipv4")]
+    pub(crate) ipv6: bool,
     #[command(flatten)]
     pub(crate) keep: KeepArgs,
 }
