@@ -217,7 +217,7 @@ pub enum Event {
         /// The path as bytes; empty for the root.
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,
-        /// The target of a link; empty for another entry, and for a deleted one.
+        /// The target of a link, or the path whose further name an entry becomes; else empty.
         #[serde(with = "serde_bytes")]
         target: Vec<u8>,
     },

@@ -15,7 +15,7 @@ pub(crate) struct Line<'a> {
     pub(crate) what: What,
     pub(crate) differs: Differs,
     pub(crate) path: &'a [u8],
-    /// The target of a link; empty for another entry.
+    /// The target of a link, or the entry whose further name this one becomes; else empty.
     pub(crate) target: &'a [u8],
 }
 
@@ -48,11 +48,13 @@ impl Line<'_> {
             What::Symlink => ('L', 'c'),
             What::Special => ('S', 'c'),
         };
+        let made_by = if self.is_hard_link() { 'h' } else { made_by };
         let content = if checksum { 'c' } else { '.' };
         let name = self.name();
         match action {
             Action::Delete => format!("*deleting   {name}"),
             Action::Create => format!("{made_by}{kind}+++++++++ {name}"),
+            Action::Update if self.is_hard_link() => format!("h{kind}.{} {name}", letters(differs)),
             Action::Update if what == What::File => {
                 format!("{made_by}{kind}{content}{} {name}", letters(differs))
             }
@@ -70,7 +72,21 @@ impl Line<'_> {
 
     fn name(self) -> String {
         let name = shown(self.what, self.path);
-        if self.target.is_empty() { name } else { format!("{name} -> {}", escape(self.target)) }
+        format!("{name}{}", self.leads_to())
+    }
+
+    /// True if the entry becomes a further name of another one.
+    fn is_hard_link(&self) -> bool {
+        !self.target.is_empty() && self.what != What::Symlink
+    }
+
+    /// The target with rsync's arrow; empty for an entry without one.
+    pub(crate) fn leads_to(&self) -> String {
+        match self.target {
+            b"" => String::new(),
+            target if self.is_hard_link() => format!(" => {}", escape(target)),
+            target => format!(" -> {}", escape(target)),
+        }
     }
 }
 

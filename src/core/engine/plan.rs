@@ -514,6 +514,7 @@ impl Plan {
             wanted,
             present,
             updates: &self.updates,
+            leaders: &self.leaders,
             mode_mask: self.mode_mask,
             attributes: self.attributes,
             time_rule: self.time_rule,

@@ -62,6 +62,8 @@ pub(super) struct Trees<'a> {
     pub(super) present: &'a Manifest,
     /// Files and links whose content or target is replaced by one of the same kind.
     pub(super) updates: &'a HashSet<u32>,
+    /// The entries that become further names of others.
+    pub(super) leaders: &'a HashMap<u32, u32>,
     pub(super) mode_mask: u16,
     pub(super) attributes: Compared,
     pub(super) time_rule: TimeRule,
@@ -70,7 +72,7 @@ pub(super) struct Trees<'a> {
 impl Listing {
     /// The list of these changes; `root` is the change of the root itself.
     pub(super) fn of(changes: &[Change], root: Option<(Action, Differs)>, trees: &Trees<'_>) -> Self {
-        let Trees { wanted, present, updates, mode_mask, attributes, time_rule } = *trees;
+        let Trees { wanted, present, updates, leaders, mode_mask, attributes, time_rule } = *trees;
         let mut lines = Lines::default();
         if let Some((action, differs)) = root {
             let (what, path, target) = (What::Directory, Vec::new(), Vec::new());
@@ -115,6 +117,14 @@ impl Listing {
                     lines.is_doubted = false;
                 }
                 Change::Obstacle { .. } => {}
+            }
+        }
+        for (_, item, event, _) in &mut lines.lines {
+            if let (Item::Wanted(id), Event::Change { what: What::File | What::Special, target, .. }) =
+                (item, event)
+                && let Some(leader) = leaders.get(id).and_then(|leader| wanted.path(*leader))
+            {
+                *target = leader.to_vec();
             }
         }
         lines.in_order()
