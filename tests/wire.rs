@@ -157,6 +157,8 @@ fn event(name: &str) -> Event {
         "grew" => Event::Grew { path },
         "basis-missing" => Event::BasisMissing { path: b"../old\xff".to_vec() },
         "devices-passed-over" => Event::DevicesPassedOver { devices: 300, first: b"dev/\xff".to_vec() },
+        "non-regular-skipped" => Event::NonRegularSkipped { entries: 300, first: b"dev/\xff".to_vec() },
+        "source-removed" => Event::SourceRemoved { path },
         "links-excluded" => Event::LinksExcluded { links: 3, first: path },
         "renamed" => Event::Renamed { from: b"old".to_vec(), path: b"d/new".to_vec() },
         "written" => Event::Written(Written { files: 1, total_files: 300, bytes: 2, total_bytes: 1 << 40 }),
@@ -241,6 +243,11 @@ fn messages() -> Vec<(String, Either)> {
         ),
         ("pushed", Either::Sender(FromSender::Pushed(vec![(300, hash, data(b"content"))]))),
         ("rescan", Either::Receiver(FromReceiver::Rescan)),
+        (
+            "in-place",
+            Either::Receiver(FromReceiver::InPlace { entries: vec![(300, 1 << 60)], is_last: true }),
+        ),
+        ("removed", Either::Sender(FromSender::Removed)),
         ("heartbeat", Either::Sender(Common::Heartbeat { is_active: true }.into())),
         ("sampled", Either::Sender(FromSender::Sampled(vec![(300, samples())]))),
         ("owners", Either::Sender(FromSender::Owners(owners()))),
@@ -274,6 +281,8 @@ fn messages() -> Vec<(String, Either)> {
         "written",
         "devices-passed-over",
         "basis-missing",
+        "non-regular-skipped",
+        "source-removed",
     ] {
         messages.push((format!("note-{name}"), Either::Sender(Common::Note(event(name)).into())));
     }

@@ -143,14 +143,14 @@ pub enum ProblemKind {
     Obstacle,
     /// The received content does not have the announced hash.
     Corrupt,
-    /// A kind of entry that no tree can hold: a pipe, a socket, a device.
-    Unsupported,
     /// Nothing was deleted, because the list of entries to keep is not complete.
     NotDeleted,
     /// A directory of the destination could not be listed, so its entries stay.
     Unlisted,
     /// The destination refused a mode, a time or an owner; the content is in place.
     Refused,
+    /// A file or link of the source was not removed.
+    NotRemoved,
 }
 
 /// A problem that did not end the run.
@@ -219,7 +219,7 @@ pub enum Event {
         /// The path as bytes; empty for the root.
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,
-        /// The target of a link; empty for another entry, and for a deleted one.
+        /// The target of a link, or the path whose further name an entry becomes; else empty.
         #[serde(with = "serde_bytes")]
         target: Vec<u8>,
     },
@@ -301,6 +301,21 @@ pub enum Event {
     },
     /// A directory of `--compare-dest`, `--copy-dest` or `--link-dest` does not exist.
     BasisMissing {
+        /// The path as bytes.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+    },
+    /// Entries were passed over, since the options do not copy their kind.
+    NonRegularSkipped {
+        /// Number of entries.
+        entries: u64,
+        /// The path of the first as bytes.
+        #[serde(with = "serde_bytes")]
+        first: Vec<u8>,
+    },
+    /// A file or link was removed from the source; reported only if the options ask for a list of
+    /// changes. A dry run reports what a run would remove.
+    SourceRemoved {
         /// The path as bytes.
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,

@@ -14,7 +14,7 @@
 //! - A path through a link to a directory: rsync follows the link, ksync does not.
 //! - A directory of DEST that has the place of a listed file: ksync keeps it without `--delete`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -137,7 +137,7 @@ fn check(world: &World, seed: u64) {
         return;
     }
     let (ours_seen, theirs_seen) = (seen(&world.path(&ours)), seen(&world.path(&theirs)));
-    let paths: std::collections::BTreeSet<_> = ours_seen.keys().chain(theirs_seen.keys()).collect();
+    let paths: BTreeSet<_> = ours_seen.keys().chain(theirs_seen.keys()).collect();
     let differing: Vec<_> = paths
         .into_iter()
         .filter(|path| ours_seen.get(*path) != theirs_seen.get(*path))
@@ -165,6 +165,92 @@ fn listed_files_arrive_as_with_rsync() {
     for seed in 0..seeds {
         check(&world, seed);
     }
+}
+
+#[test]
+fn relative_sources_arrive_as_with_rsync() {
+    if !needs_programs(&["rsync"]) {
+        return;
+    }
+    let world = World::new();
+    let seeds = std::env::var("KSYNC_FILES_SEEDS").map_or(30, |text| text.parse::<u64>().unwrap());
+    for seed in 0..seeds {
+        let mut rng = Rng::new(seed + 1);
+        let [top, ours, theirs] = ["top", "ours", "theirs"].map(|name| format!("{seed}/{name}"));
+        grow(&mut rng, world.tree(format!("{top}/s")), "", 2);
+        for destination in [&ours, &theirs] {
+            world.tree(destination).file("extra", "x").file("s/extra", "x");
+            for name in NAMES {
+                for (prefix, source) in [("", "s/"), ("s/", "s/")] {
+                    let is_dir = world.path(format!("{top}/{source}{name}")).is_dir();
+                    let kept =
+                        if is_dir { format!("{prefix}{name}/extra") } else { format!("{prefix}x-{name}") };
+                    world.tree(destination).file(kept, "x");
+                }
+            }
+        }
+        let source = |rng: &mut Rng| {
+            let names: Vec<_> =
+                (0..1 + rng.below(2)).map(|_| NAMES[rng.below(NAMES.len() as u64) as usize]).collect();
+            let rest = names.join("/");
+            match rng.below(4) {
+                0 => format!("s/{rest}"),
+                1 => format!("./s//{rest}/"),
+                2 => format!("s/./{rest}"),
+                _ => format!("s/../s/./{rest}/."),
+            }
+        };
+        let sources: BTreeSet<String> = (0..=rng.below(3)).map(|_| source(&mut rng)).collect();
+        let is_there = |source: &&String| world.path(format!("{top}/{source}")).symlink_metadata().is_ok();
+        let sources: Vec<&String> = sources.iter().filter(is_there).collect();
+        // rsync follows a link whose name ends in a slash.
+        let is_link = |source: &&String| {
+            let plain = source.trim_end_matches('.').trim_end_matches('/');
+            world.path(format!("{top}/{plain}")).is_symlink()
+        };
+        if sources.is_empty() || sources.iter().any(is_link) {
+            continue;
+        }
+        let delete = (rng.below(2) == 0).then_some("--delete");
+        let mut rsync = Command::new(program("rsync").unwrap());
+        rsync.arg("-aR").args(delete).args(&sources).arg("../theirs").current_dir(world.path(&top));
+        Run::of(rsync).ok();
+        let mut ksync = world.ksync(["--yes", "--links", "-aR"]);
+        ksync.args(delete).current_dir(world.path(&top)).args(&sources);
+        Run::of(if seed % 3 == 0 {
+            ksync.arg(world.far(&ours));
+            ksync
+        } else {
+            ksync.arg("../ours");
+            ksync
+        })
+        .ok();
+        let kinds = |name: &str| {
+            let seen = seen(&world.path(name)).into_iter();
+            seen.map(|(path, what)| (path, what.rsplit_once(' ').unwrap().0.to_owned())).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(&ours), kinds(&theirs), "seed {seed}: {sources:?} {delete:?}");
+    }
+}
+
+#[test]
+fn relative_sources_come_from_several_directories_and_from_afar() {
+    let world = World::new();
+    world.tree("src").file("a/b/f", "1").file("a/other", "2").file("c/g", "3");
+    world.tree("more").file("x/y", "4");
+    world.run(["-R", "src/./a/b", "src/./c", "more/x/y", "dst"]).ok();
+    let run = world.run(["-R", "src/a", "src/a/in"]).fails(1);
+    assert!(run.stderr.contains("one lies in the other"), "{}", run.stderr);
+    let there = |name: &str| world.path("dst").join(name).exists();
+    assert!(there("a/b/f") && there("c/g") && there("more/x/y") && !there("a/other"));
+    let far = |path: &str| {
+        let mut far = world.far("src");
+        far.push(path);
+        far
+    };
+    world.run(["-R".into(), far("/./a/b"), far("/./c/g"), "down".into()]).ok();
+    assert!(world.path("down/a/b/f").exists() && world.path("down/c/g").exists());
+    assert!(!world.path("down/a/other").exists());
 }
 
 #[test]
@@ -202,7 +288,8 @@ fn lists_that_ksync_does_not_read_are_refused() {
         ),
         (&["--files-from=list", "-w", "src", "dst"], "--watch and --files-from exclude each other"),
         (&["--files-from=list", "src", "other", "dst"], "--files-from takes one SOURCE"),
-        (&["-R", "src", "dst"], "there is no --relative (-R) without --files-from"),
+        (&["-R", "-w", "src", "dst"], "--watch and --relative exclude each other"),
+        (&["-R", "../src", "dst"], "../src leads out of the directory that it is relative to"),
     ] {
         let run = world.run(arguments).fails(1);
         assert!(run.stderr.starts_with(&format!("ksync: {said}")), "{}", run.stderr);

@@ -84,3 +84,18 @@ fn itemized_lines_are_those_of_rsync() {
         }
     });
 }
+
+#[test]
+fn a_further_name_of_a_file_is_itemized_with_that_file() {
+    let world = World::new();
+    world.tree("src").file("a", "x").file("d/z", "y");
+    std::fs::hard_link(world.path("src/a"), world.path("src/b")).unwrap();
+    for dry in ["-n", "-i"] {
+        let run = world.run(["-Hi", dry, "src", "dst"]).ok();
+        assert!(run.stdout.contains(">f+++++++++ a\nhf+++++++++ b => a\n"), "{}", run.stdout);
+    }
+    std::fs::remove_file(world.path("dst/b")).unwrap();
+    world.tree("dst").file("b", "longer");
+    let run = world.run(["-H", "--out-format=%i %n%L", "src", "dst"]).ok();
+    assert!(run.stdout.contains("hf.s") && run.stdout.contains(" b => a\n"), "{}", run.stdout);
+}

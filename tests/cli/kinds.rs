@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use crate::world::skip::needs;
+use crate::world::skip::{needs, needs_programs};
 use crate::world::{Run, World, noise};
 
 /// Uploads, downloads, and compares both copies with the source.
@@ -164,25 +164,66 @@ fn times_are_kept_to_the_nanosecond() {
     goes_both_ways(&world);
 }
 
+/// A source with special files, and a destination with other entries under their names.
+fn plant_special(world: &World, destination: &str) {
+    let mode = Mode::from_raw_mode(0o644);
+    for name in ["fifo", "pipe", "q/r"] {
+        let at = world.path("src").join(name);
+        if at.symlink_metadata().is_err() {
+            std::fs::create_dir_all(at.parent().unwrap()).unwrap();
+            mknodat(CWD, &at, FileType::Fifo, mode, 0).unwrap();
+        }
+    }
+    world.tree(destination).file("fifo", "kept").file("pipe/f", "kept").file("old", "gone");
+}
+
 #[test]
-fn unsupported_entries_are_named_and_the_rest_arrives() {
+fn special_files_are_skipped_as_rsync_skips_them() {
     let world = World::new();
     world.tree("src").file("a", "text").file("z", "text");
-    let mode = Mode::from_raw_mode(0o644);
-    mknodat(CWD, world.path("src/fifo"), FileType::Fifo, mode, 0).unwrap();
     let _socket = UnixListener::bind(world.path("src/socket")).unwrap();
-    for (source, destination) in [("src".into(), world.far("up")), (world.far("src"), "down".into())] {
-        let run = Run::of(world.ksync([source, destination])).fails(23);
-        assert!(
-            run.stderr.contains("ksync: cannot copy ") && run.stderr.contains("src/fifo: "),
-            "{}",
-            run.stderr
-        );
-        assert!(run.stderr.contains("src/socket: "), "{}", run.stderr);
+    for (source, destination, name) in [
+        ("src".into(), world.far("up"), "up"),
+        (world.far("src"), "down".into(), "down"),
+        ("src".into(), "dst".into(), "dst"),
+    ] {
+        plant_special(&world, name);
+        for is_again in [false, true] {
+            let mut ksync = world.ksync(["--delete", "--yes"]);
+            ksync.args([&source, &destination]);
+            let run = Run::of(ksync).ok();
+            let told = "ksync: skipping non-regular 4 files, the first is \"fifo\"\n";
+            assert_eq!(run.stderr.matches(told).count(), 1, "{}", run.stderr);
+            assert_eq!(is_again, run.summary().contains("nothing to do"), "{}", run.stderr);
+        }
     }
-    for name in ["up", "down"] {
-        assert_eq!(world.snapshot(name).len(), 3, "{:?}", world.snapshot(name));
+    if needs_programs(&["rsync"]) {
+        plant_special(&world, "rsynced");
+        let mut rsync = world.command("rsync");
+        let run = Run::of({
+            rsync.args(["-rlpt", "--delete", "src/", "rsynced"]);
+            rsync
+        });
+        assert_eq!(run.ok().stdout.matches("skipping non-regular file").count(), 4);
+        for name in ["up", "down", "dst"] {
+            let names = |name: &str| world.snapshot(name).into_keys().collect::<Vec<_>>();
+            assert_eq!(names(name), names("rsynced"), "{name}");
+        }
     }
+}
+
+#[test]
+fn a_special_file_as_source_is_skipped_with_a_warning_event() {
+    let world = World::new();
+    world.tree("src");
+    mknodat(CWD, world.path("src/fifo"), FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap();
+    let run = world.run(["--json", "src/fifo", "dst/"]).ok();
+    let warning = run.stdout.lines().find(|line| line.contains("\"event\":\"warning\"")).unwrap();
+    assert!(
+        warning.contains("\"kind\":\"non-regular\"") && warning.contains("\"path\":\"fifo\""),
+        "{warning}"
+    );
+    assert!(world.path("dst/fifo").symlink_metadata().is_err());
 }
 
 #[test]

@@ -88,3 +88,51 @@ fn a_download_that_is_cut_continues() {
     world.assert_same();
     assert!(staged > 1_500_000 && again.bytes < LARGE_BYTES as u64 + 120_005 - staged, "{again:?}");
 }
+
+#[test]
+fn a_cut_removes_no_source_that_is_not_in_place() {
+    const NAMES: [&str; 4] = ["a/small", "large", "same", "z"];
+    for download in [false, true] {
+        let whole = removing(download);
+        let ran = whole.run();
+        assert!(ran.agent.is_ok() && ran.client.is_ok(), "{ran:?}");
+        assert!(
+            NAMES.iter().all(|name| !whole.source.join(name).exists()) && whole.source.join("a").is_dir()
+        );
+        let sent = LARGE_BYTES as u64 + 100_000;
+        for cut in [0, 300, 50_000, 3_000_000, sent].into_iter().chain(sent + 100..sent + 400) {
+            let mut world = removing(download);
+            let before = NAMES.map(|name| (name, fs::read(world.source.join(name)).unwrap()));
+            world.cut_after = Some(cut);
+            let ran = world.run();
+            for (name, content) in &before {
+                let is_in_source = fs::read(world.source.join(name)).is_ok_and(|there| there == *content);
+                let is_in_target = fs::read(world.target.join(name)).is_ok_and(|there| there == *content);
+                assert!(is_in_source || is_in_target, "{name} is nowhere after {cut}: {ran:?}");
+            }
+            if cut > sent + 100 && cut % 20 != 0 {
+                continue;
+            }
+            world.cut_after = None;
+            let again = world.run();
+            assert!(again.agent.is_ok(), "{again:?}");
+            for (name, content) in &before {
+                assert!(!world.source.join(name).exists() && world.read_target(name) == *content, "{name}");
+            }
+        }
+    }
+}
+
+fn removing(download: bool) -> World {
+    let mut world = World::new();
+    (world.options.remove_source, world.download) = (true, download);
+    world.write("a/small", b"small");
+    world.write("large", &noise(1, LARGE_BYTES));
+    world.write("same", b"same");
+    world.write("z", &noise(2, 100_000));
+    world.write_target("same", b"same");
+    for root in [&world.source, &world.target] {
+        crate::world::set_time(&root.join("same"), 1_000_000, 0);
+    }
+    world
+}

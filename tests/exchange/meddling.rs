@@ -238,3 +238,44 @@ fn a_growing_source_arrives_as_far_as_it_was_listed() {
         world.run_and_check();
     }
 }
+
+#[test]
+fn a_source_that_changed_since_it_was_read_is_not_removed() {
+    for is_same_size in [false, true] {
+        let mut world = World::new();
+        world.options.remove_source = true;
+        for name in ["changed", "gone", "moved", "stays"] {
+            world.write(name, b"content");
+        }
+        let source = world.source.clone();
+        let ran = run_meddling_with_source(&world, move |work| {
+            if matches!(work, SenderWork::Remove { .. }) {
+                fs::write(source.join("changed"), if is_same_size { "CONTENT" } else { "more content" })
+                    .unwrap();
+                fs::remove_file(source.join("gone")).unwrap();
+                fs::rename(source.join("moved"), source.join("elsewhere")).unwrap();
+                std::os::unix::fs::symlink("elsewhere", source.join("moved")).unwrap();
+            }
+        });
+        let kept = |name: &str| (ProblemKind::NotRemoved, name.to_owned());
+        assert_eq!(ran.problems(), [kept("changed"), kept("moved")]);
+        let is_there = |name: &str| world.source.join(name).symlink_metadata().is_ok();
+        assert!(is_there("changed") && is_there("moved") && is_there("elsewhere") && !is_there("stays"));
+    }
+}
+
+#[test]
+fn a_copy_that_somebody_removed_keeps_its_source() {
+    let mut world = World::new();
+    world.options.remove_source = true;
+    world.write("a", b"content");
+    world.write("b", b"content");
+    let target = world.target.clone();
+    let ran = run_meddling_with_target(&world, move |work| {
+        if matches!(work, ReceiverWork::Confirm(..)) {
+            fs::remove_file(target.join("a")).unwrap();
+        }
+    });
+    assert_eq!(ran.problems(), [(ProblemKind::NotRemoved, "a".to_owned())]);
+    assert!(world.source.join("a").exists() && !world.source.join("b").exists());
+}

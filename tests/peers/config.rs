@@ -214,3 +214,37 @@ fn an_ssh_command_for_rsync_leads_ksync_to_the_same_host() {
     // rsync ignores the command where both sides are here.
     world.run(["-e", "ssh -p 1", "src", "dst"]).ok();
 }
+
+#[test]
+fn another_configuration_and_an_address_family_lead_to_the_host_of_ssh() {
+    let Some(machine) = machine("") else { return };
+    let world = &machine.world;
+    machine.configure("Host vm\n HostName 192.0.2.1\n ConnectTimeout 1\n");
+    let known = fs::read_to_string(world.path("host-key.pub")).unwrap();
+    world.tree("home/.ssh").file("known_hosts", format!("machine {known}")).mode("known_hosts", 0o600);
+    let host = "Host vm\n HostName localhost\n HostKeyAlias machine\n User root\n";
+    world.tree(".").file("other", format!("{host} Port {}\n", machine.port)).mode("other", 0o600);
+    let ssh = |more: &str| format!("ssh {more} -F {}", world.path("other").display());
+    let destination = machine.dst("vm:");
+    for args in
+        [&["-e", &ssh("-4")][..], &["-4", "-e", &ssh("")], &["--ipv4", "-6", "--ipv4", "-e", &ssh("")]]
+    {
+        world.run([args, &["src", &destination]].concat()).ok();
+        machine.rsync_finds_no_difference("src", "dst");
+        let mut rsync = world.command("rsync");
+        let shell = format!(
+            "{} -o UserKnownHostsFile={} -i {} -o BatchMode=yes",
+            ssh("-4"),
+            world.home().join(".ssh/known_hosts").display(),
+            world.path("key").display()
+        );
+        rsync.args(["-ai", "-e", &shell, "src/", &destination]);
+        assert_eq!(Run::of(rsync).ok().stdout, "");
+        fs::remove_dir_all(world.path("dst")).unwrap();
+    }
+    for args in [&["-e", &ssh("-6")][..], &["-6", "-e", &ssh("-4")], &["--ipv6", "-e", &ssh("")]] {
+        let run = world.run([args, &["src", &destination]].concat()).fails(10);
+        assert!(run.stderr.contains("could not connect to localhost"), "{}", run.stderr);
+    }
+    assert!(!world.path("dst").exists());
+}

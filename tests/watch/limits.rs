@@ -132,6 +132,23 @@ fn the_poll_option_finds_changes() {
 }
 
 #[test]
+fn a_watch_that_follows_links_sees_changes_behind_them() {
+    for direction in Direction::ALL {
+        let world = World::new();
+        world.tree("out").file("file", "old").file("dir/f", "x");
+        world.tree("src").file("f", "x").link("file", "../out/file").link("dir", "../out/dir");
+        let watcher = Watcher::ready(&world, direction, &["-L", "--delete"]);
+        world.tree("out").file("file", "new one").file("dir/g", "y");
+        let is_done = || {
+            fs::read(world.path("dst/file")).is_ok_and(|content| content == b"new one")
+                && world.path("dst/dir/g").exists()
+        };
+        wait_for("what lies behind links", || is_done().then_some(()));
+        drop(watcher);
+    }
+}
+
+#[test]
 fn a_moved_or_replaced_root_ends_the_watch_and_deletes_nothing() {
     for direction in Direction::ALL {
         for is_replaced in [false, true] {

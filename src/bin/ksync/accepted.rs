@@ -25,7 +25,6 @@ const FLAGS: &[&str] = &[
     FORCE,
     "--no-force",
     DELETE_AFTER,
-    RELATIVE,
     // Holes of files stay holes, and long runs of zeros become some.
     "--sparse -S",
     "--no-sparse --no-S",
@@ -47,8 +46,6 @@ const TUNING: &[&str] = &[
 const FORCE: &str = "--force";
 /// The merge files of DEST count as they are after the transfer.
 const DELETE_AFTER: &str = "--delete-after";
-/// As `--files-from` does by itself.
-const RELATIVE: &str = "--relative -R";
 const PARTIAL_DIR: &str = "--partial-dir";
 const INFO: &str = "--info";
 
@@ -59,8 +56,6 @@ pub(crate) struct Accepted {
     pub(crate) force: bool,
     /// `--delete-after` is given.
     pub(crate) delete_after: bool,
-    /// `--relative` is given.
-    pub(crate) relative: bool,
     /// rsync excludes this directory, and so does ksync. It needs no such directory itself.
     pub(crate) partial_dir: Option<String>,
     /// The flags of all `--info`.
@@ -137,7 +132,6 @@ pub(crate) fn read(matches: &ArgMatches) -> Accepted {
     Accepted {
         force: is_given(FORCE),
         delete_after: is_given(DELETE_AFTER),
-        relative: is_given(RELATIVE),
         partial_dir: matches.get_one::<String>(id(PARTIAL_DIR)).cloned(),
         info: infos.fold(Info::default(), Info::then),
     }

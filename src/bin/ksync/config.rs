@@ -90,7 +90,8 @@ const OF_RUNS: &[&str] = &["exec", "on-change", "watch"];
 const OF_SYNCS: &[&str] = &["delete", "delete-excluded", "json"];
 
 /// Options that only the command line gives: consent, help, and the choice of the settings.
-const COMMAND_LINE: &[&str] = &["force-delete-in", "help", "list-only", "no-config", "version", "yes"];
+const COMMAND_LINE: &[&str] =
+    &["force-delete-in", "help", "list-only", "no-config", "remove-source-files", "version", "yes"];
 
 /// Options whose values are rules.
 const RULES: &[&str] = &["exclude", "exclude-from", "filter", "include", "include-from"];

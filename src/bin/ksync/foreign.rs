@@ -12,8 +12,6 @@ const fn foreign(names: &'static str, instead: &'static str) -> Foreign {
     Foreign { names, instead }
 }
 
-/// Options that only change what ksync does anyway.
-const SYMLINKS: &str = "ksync copies a symbolic link as a link; name what it leads to as a SOURCE of its own";
 const OWNERS: &str = "leave it out, -o and --chown set owners where ksync runs as root";
 const DEVICES: &str = "ksync copies no devices and special files; use rsync where they matter";
 const ATTRIBUTES: &str = "run the agent as root and use -o, -g and -D";
@@ -21,23 +19,18 @@ const DAEMON: &str = "ksync speaks to no rsync daemon; reach the machine over SS
 const BATCH: &str = "ksync writes no batch files; -n lists what would change";
 const IN_PLACE: &str = "ksync writes into no devices; use rsync or dd for that";
 
-/// The answer to `--relative` without `--files-from`.
-pub(crate) const RELATIVE: &str =
-    "use --files-from, name the directory that holds all, or give each SOURCE its own DEST";
-
 const FOREIGN: &[Foreign] = &[
     foreign("--debug", "use -vv"),
     foreign("--daemon --password-file --early-input --address --port --sockopts", DAEMON),
     foreign(
         "--no-implied-dirs",
-        "leave it out, --files-from always takes over modes and times of directories",
+        "leave it out, --files-from and -R always take over modes and times of directories",
     ),
     foreign("--write-devices", IN_PLACE),
     foreign("--dirs -d --old-dirs --old-d", "use --exclude '/*/*' to copy one level"),
-    foreign("--copy-links -L --copy-unsafe-links --copy-dirlinks -k", SYMLINKS),
     foreign(
-        "--safe-links --munge-links",
-        "ksync copies links as they are, and pulls none that lead out of the tree",
+        "--munge-links",
+        "ksync changes no target of a link; --safe-links leaves out those that lead out of the tree",
     ),
     foreign(
         "--keep-dirlinks -K --insecure-links --confine-root",
@@ -53,7 +46,6 @@ const FOREIGN: &[Foreign] = &[
     ),
     foreign("--preallocate", "leave it out, ksync looks for room before it writes"),
     foreign("--fuzzy", "leave it out, ksync finds moved and copied files in DEST by itself"),
-    foreign("--remove-source-files", "ksync changes nothing in SOURCE; remove the files after exit code 0"),
     foreign("--delete-missing-args --ignore-missing-args", "name only a SOURCE that exists"),
     foreign("--ignore-errors", "ksync deletes nothing after an incomplete scan of SOURCE"),
     foreign(
@@ -66,7 +58,6 @@ const FOREIGN: &[Foreign] = &[
     foreign("--stop-after --stop-at", "use timeout(1); what has arrived is not sent twice"),
     foreign("--write-batch --only-write-batch --read-batch", BATCH),
     foreign("--iconv", "ksync copies names as the bytes that they are"),
-    foreign("--ipv4 -4 --ipv6 -6", "write the host's address"),
 ];
 
 /// The answer to an option of rsync that ksync lacks. `name` is one spelling without a value.
@@ -77,7 +68,7 @@ pub(crate) fn instead(name: &str) -> Option<&'static str> {
     }
     let negated = name.strip_prefix("--no-")?;
     match negated {
-        "perms" | "p" | "times" | "t" | "links" | "l" => Some("ksync always copies modes, times and links"),
+        "times" | "t" => Some("ksync always copies times"),
         "mkpath" => Some("ksync always makes DEST's missing parents"),
         "recursive" | "r" => Some("use --exclude '/*/*' to copy one level"),
         "archive" | "a" | "OPTION" => Some("ksync always copies directories, modes, times and links"),

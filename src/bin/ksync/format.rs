@@ -142,8 +142,7 @@ impl Escape {
                 letters.get(..11).unwrap_or(&letters).to_owned()
             }
             'n' => name(line),
-            'L' if line.target.is_empty() => String::new(),
-            'L' => format!(" -> {}", escape(line.target)),
+            'L' => line.leads_to(),
             'f' => long_name(line, facts),
             'o' => match (line.action, facts.direction) {
                 (Action::Delete, _) => "del.",

@@ -315,8 +315,8 @@ fn problem_kind(kind: ProblemKind) -> &'static str {
         ProblemKind::Conflict => "conflict",
         ProblemKind::Obstacle => "obstacle",
         ProblemKind::Corrupt => "corrupt",
-        ProblemKind::Unsupported => "unsupported",
         ProblemKind::NotDeleted => "not-deleted",
+        ProblemKind::NotRemoved => "not-removed",
         ProblemKind::Unlisted => "unlisted",
         ProblemKind::Refused => "refused",
     }
@@ -347,6 +347,7 @@ impl Monitor for Json {
             Event::Left { what, path } => {
                 tell("left", with_path(json!({ "kind": kind(what) }), &path));
             }
+            Event::SourceRemoved { path } => tell("source-removed", with_path(json!({}), &path)),
             Event::StateExcluded { directories } if !self.is_ready.load(Ordering::Relaxed) => {
                 tell(
                     "warning",
@@ -364,6 +365,10 @@ impl Monitor for Json {
             Event::BasisMissing { path } => {
                 let message = list::basis_missing(&path);
                 tell("warning", with_path(json!({ "kind": "basis-missing", "message": message }), &path));
+            }
+            Event::NonRegularSkipped { entries, first } if !self.is_ready.load(Ordering::Relaxed) => {
+                let message = list::non_regular_skipped(entries, &first);
+                tell("warning", with_path(json!({ "kind": "non-regular", "message": message }), &first));
             }
             Event::Grew { path } if !self.is_ready.load(Ordering::Relaxed) => {
                 tell(
@@ -392,6 +397,7 @@ impl Monitor for Json {
             | Event::StateExcluded { .. }
             | Event::LinksExcluded { .. }
             | Event::DevicesPassedOver { .. }
+            | Event::NonRegularSkipped { .. }
             | Event::Moved { .. }
             | Event::Matched { .. }
             | Event::Paired(_) => {}

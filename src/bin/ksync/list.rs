@@ -6,7 +6,7 @@ use ksync::sync::Endpoint;
 use ksync::tree::path::escape;
 
 use crate::report::Direction;
-use crate::units::counted;
+use crate::units::{count, counted};
 
 /// A change of an entry, as its event reports it.
 #[derive(Debug, Clone, Copy)]
@@ -15,7 +15,7 @@ pub(crate) struct Line<'a> {
     pub(crate) what: What,
     pub(crate) differs: Differs,
     pub(crate) path: &'a [u8],
-    /// The target of a link; empty for another entry.
+    /// The target of a link, or the entry whose further name this one becomes; else empty.
     pub(crate) target: &'a [u8],
 }
 
@@ -50,11 +50,13 @@ impl Line<'_> {
             What::Symlink => ('L', 'c'),
             What::Special => ('S', 'c'),
         };
+        let made_by = if self.is_hard_link() { 'h' } else { made_by };
         let content = if checksum { 'c' } else { '.' };
         let name = self.name();
         match action {
             Action::Delete => format!("*deleting   {name}"),
             Action::Create => format!("{made_by}{kind}+++++++++ {name}"),
+            Action::Update if self.is_hard_link() => format!("h{kind}.{} {name}", letters(differs)),
             Action::Update if what == What::File => {
                 format!("{made_by}{kind}{content}{} {name}", letters(differs))
             }
@@ -73,7 +75,21 @@ impl Line<'_> {
 
     fn name(self) -> String {
         let name = shown(self.what, self.path);
-        if self.target.is_empty() { name } else { format!("{name} -> {}", escape(self.target)) }
+        format!("{name}{}", self.leads_to())
+    }
+
+    /// True if the entry becomes a further name of another one.
+    fn is_hard_link(&self) -> bool {
+        !self.target.is_empty() && self.what != What::Symlink
+    }
+
+    /// The target with rsync's arrow; empty for an entry without one.
+    pub(crate) fn leads_to(&self) -> String {
+        match self.target {
+            b"" => String::new(),
+            target if self.is_hard_link() => format!(" => {}", escape(target)),
+            target => format!(" -> {}", escape(target)),
+        }
     }
 }
 
@@ -91,8 +107,8 @@ fn letters(differs: Differs) -> String {
 /// A problem: `ksync: cannot read src/a/b: permission denied`. The path is written as the user can
 /// type it, below SOURCE or DEST.
 pub(crate) fn problem(problem: &Problem, sources: &[Endpoint], destination: &Endpoint) -> String {
-    use ProblemKind::{Changed, Unreadable, Unsupported, Vanished};
-    let is_in_source = matches!(problem.kind, Unreadable | Vanished | Changed | Unsupported);
+    use ProblemKind::{Changed, NotRemoved, Unreadable, Vanished};
+    let is_in_source = matches!(problem.kind, Unreadable | Vanished | Changed | NotRemoved);
     let path =
         if is_in_source { in_source(sources, &problem.path) } else { below(destination, &problem.path) };
     let cause = visible(&exchange::plain(cause(problem)));
@@ -105,10 +121,10 @@ pub(crate) fn problem(problem: &Problem, sources: &[Endpoint], destination: &End
         ProblemKind::Conflict => ("cannot replace", ", which changed in the meantime"),
         ProblemKind::Obstacle => ("cannot clear the way of", ""),
         ProblemKind::Corrupt => ("cannot verify", ""),
-        ProblemKind::Unsupported => ("cannot copy", ""),
         // The cause is the whole message.
         ProblemKind::NotDeleted if problem.path.is_empty() => return format!("ksync: {cause}"),
         ProblemKind::NotDeleted => ("cannot delete", ""),
+        ProblemKind::NotRemoved => ("cannot remove", ", which stays"),
         ProblemKind::Unlisted => ("cannot list", ", so what is in it stays"),
     };
     format!("ksync: {what} {path}{then}: {cause}")
@@ -175,6 +191,18 @@ pub(crate) fn devices_passed_over(devices: u64, first: &[u8]) -> String {
     let such_as = if devices == 1 { ":" } else { ", the first is" };
     let devices = counted(devices, "device", "devices");
     format!("{devices} not copied, since only root in DEST can make them{such_as} {}", escape(first))
+}
+
+/// The text for entries that were passed over, since the options do not copy their kind.
+pub(crate) fn non_regular_skipped(entries: u64, first: &[u8]) -> String {
+    let such_as = if entries == 1 { "" } else { ", the first is" };
+    let entries = if entries == 1 { "file".to_owned() } else { format!("{} files", count(entries)) };
+    format!("skipping non-regular {entries}{such_as} \"{}\"", escape(first))
+}
+
+/// The line for a file or link that was removed from the source.
+pub(crate) fn source_removed(path: &[u8]) -> String {
+    format!("remove   {} from SOURCE", escape(path))
 }
 
 /// The line for a file that grew while it was read.

@@ -27,6 +27,7 @@ mod nearest;
 mod out;
 mod progress;
 mod proxy;
+mod relative;
 mod report;
 mod request;
 mod rsh;

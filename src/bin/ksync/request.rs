@@ -12,10 +12,12 @@ use ksync::disk::typed_path;
 use ksync::exchange::{chain, plain};
 use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings, Waits};
 use ksync::monitor::Warning;
+use ksync::remote::ssh_config::AddressFamily;
 use ksync::sync::endpoint::Endpoint;
 use ksync::sync::watch::{AfterRound, Live};
 use ksync::sync::{self, ConnectOptions, Job};
 use ksync::tree::filter::{RULES_BYTES_MAX, RULES_MAX, Rule};
+use ksync::tree::links::FollowedLinks;
 use ksync::tree::path::escape;
 use ksync::tree::rule::bits;
 use ksync::tree::time_rule::TimeRule;
@@ -25,10 +27,10 @@ use serde_bytes::ByteBuf;
 use crate::args::{ConnectionArgs, OutputArgs, SyncArgs, WatchArgs, WhatArgs};
 use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
 use crate::files;
-use crate::foreign::RELATIVE;
 use crate::format::{Format, LOG_FORMAT};
 use crate::log_file::LogFile;
 use crate::out;
+use crate::relative;
 use crate::report::{CliError, USAGE};
 use crate::rsh::{Rsh, RsyncPath};
 use crate::rules::{self, RuleSettings};
@@ -100,7 +102,14 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     }
     let mistaken = args.endpoints.last().and_then(|text| mistaken(text));
     let warnings = args.warnings.iter().cloned().chain(mistaken).collect();
-    let pairs = pair(&args.endpoints, args.connection.setup.is_some())?;
+    let has_setup = args.connection.setup.is_some();
+    let is_relative = args.which.relative && args.which.files_from.is_none();
+    let (pairs, mut file_lists): (Vec<_>, Vec<_>) = if is_relative {
+        relative::pairs(&args.endpoints, has_setup)?.into_iter().unzip()
+    } else {
+        (pair(&args.endpoints, has_setup)?, Vec::new())
+    };
+    file_lists.reverse();
     if args.what.delete_excluded && pairs.len() > 1 {
         return Err(CliError::usage("--delete-excluded takes one SOURCE", "Run one ksync for each SOURCE."));
     }
@@ -150,9 +159,12 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         bases: args.what.bases.options(args.watch.watch)?,
         in_place: args.what.in_place.is_in_place(),
         backup: args.what.backups.options()?,
-        fsync: args.what.fsync,
+        // What a power cut takes from DEST would be nowhere.
+        fsync: args.what.fsync || args.what.remove_source_files,
+        remove_source: args.what.remove_source_files,
         one_file_system: args.what.one_file_system,
         links: links(&args.what),
+        follows: followed_links(&args.what),
         time_rule: args.what.modify_window.map(time_rule),
         list_changes: lists || log.is_some(),
         compress: !args.what.no_compress,
@@ -166,6 +178,11 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         ..Options::default()
     };
     let mut connection_args = args.connection;
+    let given_family = match (connection_args.ipv4, connection_args.ipv6) {
+        (true, _) => Some(AddressFamily::Inet),
+        (_, true) => Some(AddressFamily::Inet6),
+        _ => None,
+    };
     if let Some(rsh) = &rsh {
         connection_args.identity.extend(rsh.identities.iter().cloned());
         connection_args.contimeout = connection_args.contimeout.or(rsh.connect_timeout);
@@ -184,6 +201,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     let connect_options = ConnectOptions { keep, ..connect_options(connection_args)? };
     let (address_family, ssh_config) =
         rsh.as_ref().map(|rsh| (rsh.address_family, rsh.config.clone())).unwrap_or_default();
+    let address_family = given_family.or(address_family);
     // A kept agent is not root's, and a kept connection follows the usual files.
     let is_usual = !connect_options.sudo && address_family.is_none() && ssh_config.is_none();
     let keep = connect_options.keep.filter(|_| is_usual);
@@ -191,7 +209,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     if connect_options.sudo {
         pairs.iter().try_for_each(refuse_relative)?;
     }
-    let several = pairs.len() > 1;
+    let several = pairs.len() > 1 && !is_relative;
     let resolve = |endpoint| match &rsh {
         Some(rsh) => rsh.endpoint(endpoint, &connect_options),
         None => Ok(sync::resolve(endpoint, &connect_options)),
@@ -203,6 +221,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         && options.rules.iter().any(|rule| rule.has(bits::DIRECTORY_MERGE));
     let job = |(source, destination): (Endpoint, Endpoint)| {
         let mut options = options.clone();
+        options.files = file_lists.pop().unwrap_or_else(|| options.files.take());
         if several {
             // SOURCE goes into DEST, the transfer root, by this name.
             options.anchor = destination.name().unwrap_or_default().to_vec();
@@ -246,11 +265,15 @@ fn without_deletions(job: &Job) -> Job {
 
 /// The list of `--files-from`.
 fn files(args: &SyncArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Option<FileList>, CliError> {
-    let SyncArgs { which, what, watch, accepted, .. } = args;
-    let Some(file) = &which.files_from else {
-        let told = format!("there is no --relative (-R) without --files-from: {RELATIVE}");
-        return if accepted.relative { Err(CliError::new(USAGE, told)) } else { Ok(None) };
-    };
+    let SyncArgs { which, what, watch, .. } = args;
+    if which.relative && watch.watch {
+        let told = "--watch and --relative exclude each other";
+        return Err(CliError::usage(
+            told,
+            "Watch the directory that holds all, with --include and --exclude.",
+        ));
+    }
+    let Some(file) = &which.files_from else { return Ok(None) };
     if watch.watch {
         let told = "--watch and --files-from exclude each other";
         return Err(CliError::usage(told, "Watch with --include and --exclude."));
@@ -307,11 +330,22 @@ fn time_rule(window: i64) -> TimeRule {
 }
 
 fn links(what: &WhatArgs) -> Links {
-    match (what.links, what.safe_links) {
-        (true, _) => Links::All,
-        (_, true) => Links::Safe,
+    match (what.links, what.safe_links, what.no_links) {
+        (true, ..) => Links::All,
+        (_, true, _) => Links::Safe,
+        (_, _, true) => Links::None,
         _ => Links::ByDirection,
     }
+}
+
+fn followed_links(what: &WhatArgs) -> FollowedLinks {
+    let given = [
+        (what.copy_links, FollowedLinks::ALL),
+        (what.copy_unsafe_links, FollowedLinks::UNSAFE),
+        (what.copy_dirlinks, FollowedLinks::DIRECTORIES),
+    ];
+    let given = given.into_iter().filter(|(is_given, _)| *is_given);
+    given.fold(FollowedLinks::default(), |all, (_, these)| all.with(these))
 }
 
 /// Names that browsers give to unfinished downloads.
@@ -354,13 +388,22 @@ fn live(
             "Leave one of them out.",
         ));
     }
+    if what.remove_source_files {
+        return Err(CliError::usage(
+            "--watch and --remove-source-files exclude each other: with --delete, the next round would delete \
+             what this one moved",
+            "Leave one of them out, or run ksync --remove-source-files from time to time.",
+        ));
+    }
     if pairs.len() > 1 {
         return Err(CliError::usage(
             "--watch takes one SOURCE",
             "Watch the directory that holds them, with --include and --exclude; or run one ksync for each.",
         ));
     }
-    Ok(Some(Live { watch_options: WatchOptions { quiet_ms: args.debounce, poll: args.poll }, after }))
+    // A change of what a link leads to causes no event in SOURCE.
+    let poll = args.poll || followed_links(what).any();
+    Ok(Some(Live { watch_options: WatchOptions { quiet_ms: args.debounce, poll }, after }))
 }
 
 /// Refuses a key behind `-i`, where ssh and scp take it. With two endpoints it may be meant.
@@ -491,201 +534,4 @@ pub(crate) fn load(file: &OsStr) -> Result<Vec<u8>, CliError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use ksync::tree::transfer_rules::{Proof, TransferRules};
-
-    use super::*;
-    use crate::args::{Mode, parse};
-
-    fn built(line: &str) -> Result<Request, CliError> {
-        let Ok(Mode::Sync(args)) = parse(line.split(' ').map(OsString::from)) else { panic!("{line}") };
-        build(*args)
-    }
-
-    fn pairs(line: &str) -> Vec<String> {
-        let jobs = built(line).unwrap().jobs;
-        let sources = |job: &Job| job.sources().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        jobs.iter().map(|job| format!("{} > {}", sources(job), job.destination)).collect()
-    }
-
-    fn error(line: &str) -> String {
-        let error = built(line).unwrap_err();
-        assert_eq!(error.exit, USAGE, "{line}");
-        error.to_string()
-    }
-
-    #[test]
-    fn one_source_goes_to_the_named_destination() {
-        assert_eq!(pairs("ksync a sandbox:/b"), ["a > sandbox:/b"]);
-        assert_eq!(pairs("ksync me@host:a b/"), ["me@host:a > b/"]);
-    }
-
-    #[test]
-    fn sources_on_one_machine_are_one_job() {
-        for (line, jobs) in [
-            ("ksync a/x y/ sandbox:/d", &["a/x y/ > sandbox:/d"][..]),
-            ("ksync sandbox:/x y /no/d", &["sandbox:/x > /no/d/x", "y > /no/d/y"]),
-            ("ksync vm:x y vm:z me@h:z2 /no/d", &["vm:x vm:z > /no/d", "y > /no/d/y", "me@h:z2 > /no/d/z2"]),
-            ("ksync --delete vm:x vm:y /no/d", &["vm:x > /no/d/x", "vm:y > /no/d/y"]),
-            // Only `src` is a directory: its deletions belong to it alone.
-            ("ksync --delete src a b vm:/d", &["src > vm:/d/src", "a b > vm:/d"]),
-        ] {
-            assert_eq!(pairs(line), jobs, "{line}");
-        }
-    }
-
-    #[test]
-    fn a_local_dot_gets_the_name_of_its_directory() {
-        let here = std::env::current_dir().unwrap();
-        let name = here.file_name().unwrap().to_str().unwrap();
-        assert_eq!(pairs("ksync --delete . a sandbox:d")[0], format!(". > sandbox:d/{name}"));
-    }
-
-    #[test]
-    fn wrong_usage_is_reported_with_a_hint() {
-        for (line, text) in [
-            ("ksync -v", "there is no SOURCE and no DEST"),
-            ("ksync a", "there is no DEST"),
-            ("ksync a sandbox:b c@d:e", "both sandbox:b and c@d:e are remote"),
-            ("ksync a :/b", "an endpoint that begins with : is in the VM of --setup, and there is none"),
-            ("ksync --setup x a b", "--setup describes a VM, but no endpoint is in it"),
-            ("ksync a/x b/x sandbox:/d", "two SOURCEs would both become sandbox:/d/x"),
-            ("ksync sandbox: sandbox:/x d", "sandbox:. has no name that it could have in DEST"),
-            ("ksync a b /dev/null", "/dev/null is not a directory, and several SOURCEs go into one"),
-            ("ksync a http://b/c", "\"http://b/c\" is not an endpoint: its scheme is not ssh, ws or wss"),
-            ("ksync -e rsh a b", "\"rsh\" is not a plain ssh (-e, --rsh), and ksync starts no remote shell"),
-            ("ksync --host-key AAAA a b", "--host-key is not a public key"),
-        ] {
-            let error = error(line);
-            let (what, hint) = error.split_once("\n  hint: ").unwrap_or_else(|| panic!("{error}"));
-            assert_eq!(what, format!("ksync: {text}"));
-            let begins = hint.starts_with(|c: char| c.is_uppercase()) || hint.starts_with("--");
-            assert!(begins && hint.ends_with('.'), "{hint}");
-        }
-    }
-
-    #[test]
-    fn a_directory_is_not_copied_onto_the_home_for_want_of_a_path() {
-        for destination in ["host:", "me@host:", "session:", "sandbox:", "ssh://me@host", "wss://vm:2222/"] {
-            let told = error(&format!("ksync src {destination}"));
-            assert!(told.starts_with(&format!("ksync: {destination} names no directory")), "{told}");
-            // A file, and several sources by name, may go there; as a source it means the home.
-            built(&format!("ksync Cargo.toml {destination}")).unwrap();
-            built(&format!("ksync src tests {destination}")).unwrap();
-            built(&format!("ksync {destination} src")).unwrap();
-        }
-        assert!(error("ksync src host:").ends_with("hint: Write host:. for the home itself, or host:src."));
-        for destination in ["host:.", "host:~", "host:site", "ssh://host/~"] {
-            built(&format!("ksync src {destination}")).unwrap();
-        }
-    }
-
-    #[test]
-    fn a_key_behind_i_is_refused_with_the_right_option() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = |name: &str, text: &str| {
-            std::fs::write(folder.path().join(name), text).unwrap();
-            folder.path().join(name).display().to_string()
-        };
-        let key = file("k", "-----BEGIN OPENSSH PRIVATE KEY-----\n");
-        let public = file("k.pub", "ssh-ed25519 AAAA me\n");
-        for file in [&key, &public] {
-            for line in [format!("ksync -i {file} a me@host:b"), format!("ksync -avi {file} a me@host:b")] {
-                let told =
-                    format!("ksync: -i lists the changes, and {file} is a key\n  hint: A key is given by");
-                assert!(error(&line).starts_with(&told), "{}", error(&line));
-            }
-        }
-        assert!(error("ksync -i /no/.ssh/mine a me@host:b").contains("hint: A key is given by --identity"));
-        let plain = file("plain", "-----");
-        for line in
-            [format!("ksync -i {plain} a d"), format!("ksync -iv {key} a d"), format!("ksync -i {key} d")]
-        {
-            built(&line).unwrap();
-        }
-    }
-
-    #[test]
-    fn transfer_rules_are_those_of_rsync() {
-        let rules = |line: &str| built(line).unwrap().jobs[0].options.transfer;
-        assert_eq!(rules("ksync -W a b"), TransferRules::default());
-        let all = TransferRules {
-            update: true,
-            existing: true,
-            ignore_existing: true,
-            size_max: Some(1024),
-            size_min: Some(1),
-            prune_empty: true,
-            proof: Proof::Size,
-            append: true,
-        };
-        let line =
-            "ksync -uIm --existing --ignore-existing --size-only --max-size 1k --min-size=1b --append a b";
-        assert_eq!(rules(line), all);
-        assert_eq!(rules("ksync -I --no-whole-file a b").proof, Proof::None);
-        assert!(built("ksync --force --delete-excluded a b").unwrap().jobs[0].options.delete);
-        let excluded = built("ksync --delete-excluded a b").unwrap();
-        assert!(excluded.jobs[0].options.delete && excluded.jobs[0].options.delete_excluded);
-        assert!(error("ksync --delete-excluded a b c").starts_with("ksync: --delete-excluded takes one"));
-        assert!(error("ksync -w -m a b").starts_with("ksync: --watch and --prune-empty-dirs exclude"));
-    }
-
-    #[test]
-    fn a_new_name_here_that_looks_remote_gets_a_hint() {
-        let hint = |line: &str| built(line).unwrap().warnings.pop().map(|warning| warning.hint);
-        let told = hint("ksync a me@host");
-        assert_eq!(told.as_deref(), Some("A path on another machine has a colon: me@host:path."));
-        assert!(hint("ksync a ./x::mod").is_some_and(|hint| hint.contains("host:path, with one colon")));
-        for line in ["ksync a me@host:", "ksync a d", "ksync a ./me@host", "ksync a @", "ksync a src"] {
-            assert_eq!(hint(line), None, "{line}");
-        }
-    }
-
-    #[test]
-    fn consent_holds_the_typed_options() {
-        let consent = |line: &str| built(line).unwrap().jobs[0].options.consent.clone();
-        assert_eq!(consent("ksync --delete a b"), Consent::default());
-        let all = consent(
-            "ksync --delete -y --max-delete=0 --force-delete-in=/x --force-delete-in me@host:y a me@host:y",
-        );
-        let force_in = vec![ByteBuf::from(b"/x"), ByteBuf::from(b"y")];
-        assert_eq!(all, Consent { yes: true, agreed: None, max_delete: Some(0), force_in });
-        // A name that looks like a remote endpoint.
-        assert_eq!(consent("ksync --force-delete-in=a:b a b").force_in, [ByteBuf::from(b"a:b")]);
-    }
-
-    #[test]
-    fn an_unreadable_file_is_named() {
-        assert_eq!(
-            error("ksync --exclude-from /no/file a b"),
-            "ksync: cannot read /no/file: no such file or directory"
-        );
-    }
-
-    #[test]
-    fn options_reach_both_ends() {
-        let request = built("ksync -nci --fsync --delete --no-compress --exclude=x --timeout 0 a b").unwrap();
-        let job = &request.jobs[0];
-        let rules = vec![ksync::tree::filter::Rule::new(false, b"x".to_vec())];
-        let options = Options {
-            delete: true,
-            dry_run: true,
-            checksum: true,
-            fsync: true,
-            list_changes: true,
-            rules,
-            ..Options::default()
-        };
-        assert_eq!(job.options, options);
-        assert_eq!(
-            (job.connect_options.timeout, job.connect_options.connect_timeout),
-            (NEVER, Duration::from_secs(30))
-        );
-        assert_eq!(request.show, Show { lists: true, itemize: true, progress: true, ..Show::default() });
-        assert!(!built("ksync -nq a b").unwrap().jobs[0].options.list_changes);
-        assert!(built("ksync a b").unwrap().jobs[0].options.compress);
-        let connections = |line| built(line).unwrap().jobs[0].connect_options.connections;
-        assert_eq!((connections("ksync a b"), connections("ksync -j 1 a b")), (None, Some(1)));
-        assert_eq!(connections("ksync --connections 8 a b"), Some(8));
-    }
-}
+mod tests;

@@ -140,6 +140,9 @@ impl Screen {
                 let line = Line { action: *action, what: *what, differs: *differs, path, target };
                 (self.change(line), None)
             }
+            Event::SourceRemoved { path } if self.show.lists && !self.show.itemize => {
+                (Some(list::source_removed(path)), None)
+            }
             Event::Excluded { entries } if !self.show.quiet => {
                 (None, Some(format!("{} excluded by rules", counted(*entries, "entry", "entries"))))
             }
@@ -155,6 +158,9 @@ impl Screen {
             }
             Event::BasisMissing { path } if !self.show.quiet => {
                 (None, Some(format!("ksync: {}", list::basis_missing(path))))
+            }
+            Event::NonRegularSkipped { entries, first } if !self.show.quiet => {
+                (None, Some(format!("ksync: {}", list::non_regular_skipped(*entries, first))))
             }
             Event::Grew { path } if !self.show.quiet => (None, Some(list::grew(path))),
             Event::Problem(problem) => {

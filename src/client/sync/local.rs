@@ -1,6 +1,8 @@
 //! Copies between two directories of this machine: both sides of an exchange in one process.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -16,11 +18,12 @@ use crate::monitor::Quiet;
 use crate::sync::error::SyncError;
 use crate::sync::job::SharedMonitor;
 use crate::sync::report::Round;
-use crate::wire::hello::Options;
+use crate::wire::hello::{FileList, Options};
 use crate::wire::message::AbortKind;
 
-/// Refuses to copy a directory into itself, or an entry onto its own parent.
-pub(super) fn check_apart(from: &Path, to: &Path) -> Result<(), SyncError> {
+/// Refuses to copy a directory into itself, or an entry onto its own parent. If entries of `from`
+/// are listed, it may hold the destination beside them.
+pub(super) fn check_apart(from: &Path, to: &Path, files: Option<&FileList>) -> Result<(), SyncError> {
     let Ok(from) = std::fs::canonicalize(from) else { return Ok(()) };
     // A path that does not exist yet will be created below its nearest existing parent.
     let to = std::path::absolute(to).map_err(SyncError::Pipe)?;
@@ -29,7 +32,14 @@ pub(super) fn check_apart(from: &Path, to: &Path) -> Result<(), SyncError> {
         Some(std::fs::canonicalize(existing).ok()?.join(rest))
     });
     let to = real.unwrap_or(to);
-    let overlap = from.is_dir() && (to.starts_with(&from) || from.starts_with(&to));
+    let holds = match files {
+        Some(files) if from != to => {
+            let listed = |path: &[u8]| from.join(OsStr::from_bytes(path));
+            files.paths.iter().any(|(path, _)| to.starts_with(listed(path)))
+        }
+        _ => to.starts_with(&from),
+    };
+    let overlap = from.is_dir() && (holds || from.starts_with(&to));
     if overlap || from == to { Err(SyncError::Overlap) } else { Ok(()) }
 }
 

@@ -92,7 +92,9 @@ async fn run_once(
     let mut report = match (source, destination) {
         (Endpoint::Local(from), Endpoint::Local(to)) => {
             let further = job.further_local();
-            std::iter::once(from).chain(&further).try_for_each(|from| check_apart(from, to))?;
+            std::iter::once(from)
+                .chain(&further)
+                .try_for_each(|from| check_apart(from, to, options.files.as_ref()))?;
             let round =
                 async |monitor| local::exchange(from, &further, to, &pairing.options(options), monitor).await;
             then(repeat(monitor, round).await, after, &owed, None, &listener).await?

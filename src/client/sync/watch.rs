@@ -81,7 +81,7 @@ async fn keep_same(
     limit::outlive();
     let local = match (&job.source, &job.destination) {
         (Endpoint::Local(from), Endpoint::Local(to)) => {
-            local::check_apart(from, to)?;
+            local::check_apart(from, to, None)?;
             from.clone()
         }
         (Endpoint::Local(path), _) | (_, Endpoint::Local(path)) => path.clone(),

@@ -13,16 +13,19 @@ use crate::disk::xattr::{self, Namespaces};
 use crate::tree::attributes::Attributes;
 use crate::tree::metadata::MetadataOptions;
 
-/// The attributes of the entry `name`, as far as the options ask for any.
+/// The attributes of the entry `name`, as far as the options ask for any. Those of a followed link
+/// are its target's.
 pub(crate) fn of(
     parent: impl AsFd,
     name: &CStr,
     stat: &Stat,
+    is_followed: bool,
     options: &MetadataOptions,
 ) -> Result<Option<Attributes>, Errno> {
     let namespaces = Namespaces::of(Some(options));
     let xattrs = if namespaces.any() {
-        match openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+        let nofollow = if is_followed { OFlags::empty() } else { OFlags::NOFOLLOW };
+        match openat(parent, name, OFlags::PATH | nofollow | OFlags::CLOEXEC, Mode::empty()) {
             // The transfer or the next round finds out that it is gone.
             Err(Errno::NOENT) => Vec::new(),
             entry => xattr::read(&entry?, namespaces)?,

@@ -46,6 +46,12 @@ pub enum DiskErrorKind {
     /// A file whose owner may not have the set-id bits of its new mode.
     #[error("it belongs to somebody else")]
     AnotherOwner,
+    /// A followed link that leads nowhere.
+    #[error("it is a link to nowhere")]
+    NoReferent,
+    /// A followed link that leads to itself, or a directory that is above itself.
+    #[error("it leads back to itself or to a directory above it")]
+    Loop,
     /// Another run works in this directory.
     #[error("another run is using it")]
     Busy,

@@ -3,15 +3,18 @@
 //! Linux does it in one call (`openat2`). Other systems, and kernels or sandboxes without that
 //! call, walk the path one component at a time. Each component is opened from the previous one as
 //! "a directory and not a link".
+//!
+//! A source whose links the user wants to be followed is the one exception: its paths lead wherever
+//! the links lead. Whoever reads an entry compares its identity with the listed one.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
-/// Longest path that the kernel takes in one call: `PATH_MAX` is 4096 with the final NUL.
-#[cfg(target_os = "linux")]
-const PIECE_BYTES_MAX: usize = 4095;
+/// Longest path that the kernel takes in one call: `PATH_MAX` is 4096 with the final NUL, and 1024
+/// on systems other than Linux.
+const PIECE_BYTES_MAX: usize = if cfg!(target_os = "linux") { 4095 } else { 1023 };
 
 /// Access that is enough for the base of further names. On Linux it needs no right to read.
 #[cfg(target_os = "linux")]
@@ -35,6 +38,12 @@ pub(crate) enum Resolver {
     Kernel,
     /// Component by component.
     Walk,
+    /// By the system's own rules, through links and out of the directory. Only for a source whose
+    /// links the user wants to be followed.
+    Follow {
+        /// Files at the end of a path may be links.
+        files: bool,
+    },
 }
 
 impl Resolver {
@@ -68,8 +77,28 @@ impl Resolver {
                 result => result,
             },
             Self::Walk => walk(root, path, flags),
+            Self::Follow { files } if files || flags.contains(OFlags::DIRECTORY) => {
+                follow(root, path, flags.difference(OFlags::NOFOLLOW))
+            }
+            Self::Follow { .. } => follow(root, path, flags),
         }
     }
+}
+
+/// Opens a path through all links. A path that is longer than one call can take is opened in two
+/// steps, or more.
+fn follow(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    const PASSAGE_FOLLOWING: OFlags = PASSAGE.difference(OFlags::NOFOLLOW);
+    let mut base: Option<OwnedFd> = None;
+    let mut rest = path;
+    while let Some(head) = rest.get(..PIECE_BYTES_MAX).filter(|_| rest.len() > PIECE_BYTES_MAX) {
+        let slash = head.iter().rposition(|&byte| byte == b'/').ok_or(Errno::NAMETOOLONG)?;
+        let (head, tail) = rest.split_at(slash);
+        let at = base.as_ref().map_or(root, |base| base.as_fd());
+        base = Some(openat(at, head, PASSAGE_FOLLOWING, Mode::empty())?);
+        rest = tail.get(1..).unwrap_or_default();
+    }
+    openat(base.as_ref().map_or(root, |base| base.as_fd()), rest, flags, Mode::empty())
 }
 
 #[cfg(target_os = "linux")]

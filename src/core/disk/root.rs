@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, readlinkat, statat, unlinkat};
 use rustix::io::Errno;
 
 use crate::disk::attributes;
@@ -15,6 +15,7 @@ use crate::disk::resolve::{DIRECTORY, PASSAGE, Resolver};
 use crate::disk::stat::{FileKind, Identity, Inode, Stat, check_inode_numbers};
 use crate::disk::typed_path;
 use crate::tree::attributes::Attributes;
+use crate::tree::links::FollowedLinks;
 use crate::tree::metadata::MetadataOptions;
 use crate::tree::path::TreePath;
 
@@ -104,6 +105,13 @@ impl Root {
         Self { resolver: Resolver::Walk, ..self }
     }
 
+    /// The same root, whose paths lead through these links.
+    #[must_use]
+    pub fn following(self, links: FollowedLinks) -> Self {
+        let follow = Resolver::Follow { files: links.may_lead_to_files() };
+        Self { resolver: if links.any() { follow } else { self.resolver }, ..self }
+    }
+
     /// The path as the caller gave it.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -188,6 +196,28 @@ impl Root {
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error).during("look at", path.as_bytes()),
         }
+    }
+
+    /// The metadata of what `path` leads to, if it is a link; `None` if nothing is there.
+    ///
+    /// # Errors
+    /// As [`Root::stat`].
+    pub fn stat_followed(&self, path: &TreePath) -> Result<Option<Stat>, DiskError> {
+        match self.locate(path).and_then(|location| statat(&location, location.name, AtFlags::empty())) {
+            Ok(stat) => Ok(Stat::of(&stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error).during("look at", path.as_bytes()),
+        }
+    }
+
+    /// Removes a file or link of a source. The caller has seen that it is the right one.
+    ///
+    /// # Errors
+    /// Nothing is there, or this user may not remove it.
+    pub fn remove_entry(&self, path: &TreePath) -> Result<(), DiskError> {
+        let removed =
+            self.locate(path).and_then(|location| unlinkat(&location, location.name, AtFlags::empty()));
+        removed.during("remove", path.as_bytes())
     }
 
     /// The target of the symbolic link `path`.

@@ -1,12 +1,12 @@
 //! The scan: lists everything below a root, in order, by directory handles, without following
-//! links.
+//! links but those that its options name.
 
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, readlinkat, statat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
@@ -14,26 +14,28 @@ use crate::content::blocks::HOLE_BYTES_MIN;
 use crate::content::hash::{Hash, Hasher};
 use crate::disk::attributes::{self, offered_mode};
 use crate::disk::boundaries::is_mount_root;
-use crate::disk::directory_stack::{DirectoryStack, Level, Name, names};
+use crate::disk::directory_stack::{DirectoryStack, Level, Name};
 use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::holes::SparseFile;
 use crate::disk::identities::Identities;
-use crate::disk::resolve::DIRECTORY;
 use crate::disk::root::{Root, stat_of};
 use crate::disk::set_id::Owner;
 use crate::disk::spelling::inode_of;
-use crate::disk::stat::{FileKind, Identity, Stat};
+use crate::disk::stat::{FileKind, Identity, Inode, Stat};
 use crate::disk::unconfirmed::{Covers, Seen};
 use crate::tree::attributes::Attributes;
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::filter::{Filter, IgnoreFile, UNENTERED};
+use crate::tree::links::FollowedLinks;
 use crate::tree::manifest::{Builder, Manifest};
 use crate::tree::metadata::MetadataOptions;
 use crate::tree::path::{PathError, TreePath};
-use crate::tree::spelling::{self, Variant};
 use crate::tree::subtrees::{Coverage, SubtreeSet};
 
+pub(crate) use follow::kind_at;
+use follow::{check_loop, target};
+use open::{may_be_folded, open_to_list, sorted_names};
 pub(crate) use rules::begin;
 
 /// Entries between two progress reports.
@@ -67,11 +69,15 @@ pub struct ScanOptions {
     /// Find the files that a power cut may have damaged.
     pub doubts: bool,
     /// Scan a destination. Entries that both sides exclude stay there, so they are listed, but
-    /// neither opened nor entered. Ignore files have no effect. Entries that no tree can hold are
-    /// listed as [`Kind::special`].
+    /// neither opened nor entered. Ignore files have no effect. Special files may be listed
+    /// without their kind.
     pub is_destination: bool,
     /// Metadata besides modes and times, if it is copied.
     pub metadata: Option<Arc<MetadataOptions>>,
+    /// The links of a source that stand for what they lead to.
+    pub follows: FollowedLinks,
+    /// Directories above the root that belong to the offered tree.
+    pub depth: usize,
 }
 
 /// The progress of a scan.
@@ -160,8 +166,6 @@ pub struct Scanned {
     /// Entries that could not be read. A tree with problems is not complete, so the receiver must
     /// delete nothing because of it.
     pub problems: Vec<DiskError>,
-    /// Entries that no tree can hold: pipes, sockets, devices.
-    pub unsupported: Vec<(TreePath, FileKind)>,
     /// Directories on another filesystem than their parents, or on another mount of it, in order.
     /// Found only in destinations.
     pub boundaries: Vec<TreePath>,
@@ -177,6 +181,8 @@ pub struct Scanned {
     pub sparse: Sparse,
     /// The first files that have further names, perhaps outside of the tree.
     pub linked: Vec<TreePath>,
+    /// Number of links that were followed.
+    pub followed: u64,
     /// True if this is an earlier scan that still holds. A file that got a further name since has
     /// another ctime by now.
     pub is_kept: bool,
@@ -210,6 +216,8 @@ pub fn scan(
         identities: Identities::default(),
         overflow: None,
         last_attributes: None,
+        is_followed: false,
+        above: vec![root.inode()],
         scanned: Scanned::default(),
     };
     if let Some(filter) = &mut scanner.filter {
@@ -250,6 +258,10 @@ struct Scanner<'a> {
     /// The reason why the tree takes no more entries.
     overflow: Option<DiskError>,
     last_attributes: Option<Arc<Attributes>>,
+    /// True if the current entry is a link that is followed.
+    is_followed: bool,
+    /// The directories from the root to the scan's position.
+    above: Vec<Inode>,
     scanned: Scanned,
 }
 
@@ -258,12 +270,20 @@ impl Scanner<'_> {
         while let Some(level) = stack.open.back_mut().filter(|_| self.overflow.is_none()) {
             let step = level.names.next().map(|name| self.step(level, &name));
             match step {
-                None => stack.pop(),
-                Some(Ok(Some(below))) => stack.push(below),
+                None => {
+                    stack.pop();
+                    self.above.pop();
+                }
+                Some(Ok(Some(below))) => self.push(stack, below),
                 Some(Ok(None)) => {}
                 Some(Err(error)) => self.scanned.problems.push(error),
             }
         }
+    }
+
+    fn push(&mut self, stack: &mut DirectoryStack, level: Level) {
+        self.above.extend(level.inode.map(|(dev, ino)| Inode { dev, ino }));
+        stack.push(level);
     }
 
     /// Handles one name of a directory. Returns a directory that is to be read next.
@@ -284,7 +304,9 @@ impl Scanner<'_> {
                 return Err(DiskError::new("name", &level.shown(bytes), DiskErrorKind::Path(error)));
             }
         };
-        if name.kind.is_some_and(|kind| self.leaves_out(&path, kind)) {
+        // What a link leads to decides, where it is followed.
+        let kind = name.kind.filter(|kind| *kind != FileKind::Symlink || !self.options.follows.any());
+        if kind.is_some_and(|kind| self.leaves_out(&path, kind)) {
             return Ok(None);
         }
         if level.directory.is_none() {
@@ -304,11 +326,41 @@ impl Scanner<'_> {
         };
         let stat = Stat::of(&stat)
             .ok_or_else(|| DiskError::new("take in", path.as_bytes(), DiskErrorKind::OutOfRange))?;
-        if name.kind.is_none() && self.leaves_out(&path, stat.kind()) {
+        let Some(stat) = self.followed(directory.as_fd(), &name.name, &path, stat)? else { return Ok(None) };
+        if kind.is_none() && self.leaves_out(&path, stat.kind()) {
             return Ok(None);
         }
         let parent_dev = level.inode.map_or(self.root.dev(), |(dev, _)| dev);
         self.entry(directory, parent_dev, &name.name, path, stat)
+    }
+
+    /// The metadata that an entry takes part with: that of a followed link's target, else its own.
+    /// `None` if the filter excludes a link that leads nowhere.
+    fn followed(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        name: &CString,
+        path: &TreePath,
+        own: Stat,
+    ) -> Result<Option<Stat>, DiskError> {
+        self.is_followed = false;
+        let follows = self.options.follows;
+        if own.kind() != FileKind::Symlink || !follows.any() {
+            return Ok(Some(own));
+        }
+        let depth = self.options.depth + path.as_bytes().iter().filter(|&&byte| byte == b'/').count();
+        match target(directory, name, path, follows, depth) {
+            Ok(None) => Ok(Some(own)),
+            Ok(target) => {
+                self.is_followed = true;
+                self.scanned.followed += 1;
+                Ok(target)
+            }
+            // As in rsync, the rules see it as a file and as a directory.
+            Err(_) if self.leaves_out(path, FileKind::File) => Ok(None),
+            Err(_) if self.leaves_out(path, FileKind::Directory) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// True if the filter excludes the entry from the tree. Counts it then.
@@ -370,14 +422,15 @@ impl Scanner<'_> {
                 let attributes = self.attributes(&parent, name, &path, &stat)?;
                 self.add(&path, Kind::Symlink { target: target.as_bytes() }, &stat, attributes);
             }
-            FileKind::Fifo | FileKind::Socket | FileKind::Device
-                if self.options.is_destination || self.copies_special(&stat) =>
-            {
-                let attributes = self.attributes(&parent, name, &path, &stat)?;
+            FileKind::Fifo | FileKind::Socket | FileKind::Device => {
+                let mut attributes = self.attributes(&parent, name, &path, &stat)?;
+                // The receiver decides if such entries are made. Even if not, the offer protects
+                // what the destination has under their names.
+                if !self.options.is_destination && attributes.is_none() {
+                    let special = Attributes { special: stat.special, ..Attributes::default() };
+                    attributes = Some(Arc::new(special));
+                }
                 self.add(&path, Kind::special(), &stat, attributes);
-            }
-            kind @ (FileKind::Fifo | FileKind::Socket | FileKind::Device) => {
-                self.scanned.unsupported.push((path, kind));
             }
         }
         Ok(None)
@@ -395,9 +448,13 @@ impl Scanner<'_> {
     ) -> Result<Option<Level>, DiskError> {
         let is_destination = self.options.is_destination;
         let is_on_another_mount = stat.identity.dev != self.root.dev() && !self.options.cross_mounts;
+        if self.options.follows.any() {
+            check_loop(&self.above, &path, stat)?;
+        }
         let attributes = self.attributes(&parent, name, &path, stat)?;
         let is_entered = !is_closed && !is_on_another_mount && self.coverage(Some(&path)) != Coverage::Alone;
-        let opened = is_entered.then(|| open_to_list(parent, name, stat).during("open", path.as_bytes()));
+        let opened = is_entered
+            .then(|| open_to_list(parent, name, stat, self.is_followed).during("open", path.as_bytes()));
         // A source directory that cannot be listed is not offered: its mode would close the copy.
         if is_destination || !matches!(opened, Some(Err(_))) {
             self.add(&path, Kind::Directory, stat, attributes);
@@ -475,7 +532,7 @@ impl Scanner<'_> {
         stat: &Stat,
     ) -> Result<Option<Arc<Attributes>>, DiskError> {
         let Some(options) = &self.options.metadata else { return Ok(None) };
-        let read = attributes::of(parent, name, stat, options);
+        let read = attributes::of(parent, name, stat, self.is_followed, options);
         let attributes = read.during("read the extended attributes of", path.as_bytes())?;
         // Neighbours often have the same ones.
         match &self.last_attributes {
@@ -483,14 +540,6 @@ impl Scanner<'_> {
             _ => self.last_attributes = attributes.clone().map(Arc::new).or(self.last_attributes.take()),
         }
         Ok(attributes.and(self.last_attributes.clone()))
-    }
-
-    /// True if the options copy a special file of the source.
-    fn copies_special(&self, stat: &Stat) -> bool {
-        let options = self.options.metadata.as_ref();
-        let (devices, specials) =
-            options.map_or((false, false), |options| (options.devices, options.specials));
-        stat.special.is_some_and(|special| if special.is_device() { devices } else { specials })
     }
 
     fn finish(mut self) -> Result<Scanned, DiskError> {
@@ -616,41 +665,14 @@ impl Scanner<'_> {
         let name = name.during("name", path.as_bytes())?;
         let parent_dev = stat_of(&parent, path)?.identity.dev;
         if let Some(level) = self.entry(parent, parent_dev, &name, path.clone(), stat)? {
-            stack.push(level);
+            self.push(stack, level);
         }
         Ok(())
     }
 }
 
-/// Opens a directory whose names can be listed and looked up.
-fn open_to_list(parent: impl AsFd, name: &CString, stat: &Stat) -> Result<OwnedFd, Errno> {
-    let directory = openat(parent, &**name, DIRECTORY, Mode::empty())?;
-    // Without the right to search, each name in it would be a problem of its own.
-    if stat.mode & 0o111 != 0o111 {
-        statat(&directory, c".", AtFlags::empty())?;
-    }
-    Ok(directory)
-}
-
-/// True if a name may lead to an entry that is listed under another name, since the filesystem
-/// folds names. The directory must be listed then. On other filesystems this takes one system call.
-fn may_be_folded(directory: &OwnedFd, name: &CString) -> bool {
-    match spelling::variant(name.as_bytes()) {
-        Variant::None => false,
-        Variant::Case(other) => {
-            CString::new(other).is_ok_and(|other| inode_of(directory, other.as_bytes()).is_some())
-        }
-        Variant::Unknown => inode_of(directory, name.as_bytes()).is_some(),
-    }
-}
-
-/// All names in a directory, sorted.
-fn sorted_names(directory: &OwnedFd) -> rustix::io::Result<Vec<Name>> {
-    let mut names = names(directory)?;
-    names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-    Ok(names)
-}
-
+mod follow;
+mod open;
 mod rules;
 pub mod snapshot;
 #[cfg(test)]

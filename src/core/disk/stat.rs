@@ -8,6 +8,7 @@ use std::sync::{PoisonError, RwLock};
 
 use rustix::fs::{FileType, Mode, Timespec, Timestamps, UTIME_OMIT, fstat};
 
+use crate::content::hash::Hash;
 use crate::tree::attributes::Special;
 use crate::tree::entry::{MODE_MASK, Time};
 
@@ -87,6 +88,19 @@ pub struct Identity {
     pub mtime: Time,
     /// Time of the last change of any kind, which no program can set.
     pub ctime: Time,
+}
+
+impl Identity {
+    /// A hash of the identity. Two machines can tell by it that both mean one file on one disk.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        let times = [self.mtime, self.ctime];
+        let seconds = times.map(|time| time.seconds().to_le_bytes()).concat();
+        let nanos = times.map(|time| time.nanos().to_le_bytes()).concat();
+        let numbers = [self.dev, self.ino, self.size].map(u64::to_le_bytes).concat();
+        let hash = Hash::of(&[numbers, seconds, nanos].concat());
+        hash.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    }
 }
 
 /// Identity of a file or directory, valid as long as it exists.

@@ -68,6 +68,7 @@ impl Lister {
             | FromSender::Changes(_)
             | FromSender::Changed { .. }
             | FromSender::Same { .. }
+            | FromSender::Removed
             | FromSender::Answers(_) => self.outbox.protocol_error("an answer to nothing"),
         }
     }

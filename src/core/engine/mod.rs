@@ -20,7 +20,6 @@ mod error;
 mod fetch;
 mod ids;
 mod limits;
-mod links;
 pub mod lister;
 mod need;
 mod outbox;

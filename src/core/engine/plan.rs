@@ -14,7 +14,6 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::content::hash::Hash;
 use crate::engine::fetch::Fetch;
-use crate::engine::links::leads_out;
 use crate::engine::renames;
 use crate::engine::work::Step;
 use crate::monitor::{Action, Differs, Doomed, Event, HEAD_MAX, Letters, Problem, ProblemKind};
@@ -23,11 +22,13 @@ use crate::tree::compare::{Change, Rules, below, compare_doubting};
 use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{EntryRef, Kind, Time};
 use crate::tree::hard_links::regroup;
+use crate::tree::links::leads_out;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::path_ref::PathRef;
 use crate::tree::spelling::Spelling;
 use crate::tree::time_rule::TimeRule;
+use crate::wire::hello::Links;
 use crate::wire::message::Tally;
 pub(super) use basis::Bases;
 use basis::{Left, Place, Way};
@@ -79,6 +80,8 @@ pub(super) struct Plan {
     linked: HashSet<u32>,
     /// Devices that this user may not make.
     devices: Vec<u32>,
+    /// Links and special files that the options do not copy.
+    non_regular: Vec<u32>,
     attributes: Compared,
     mode_mask: u16,
     time_rule: TimeRule,
@@ -93,6 +96,10 @@ pub(super) struct Findings<'a> {
     pub(super) has_staged: bool,
     /// True if several names of one file stay that.
     pub(super) hard_links: bool,
+    /// True if the options copy devices.
+    pub(super) copies_devices: bool,
+    /// True if the options copy pipes and sockets.
+    pub(super) copies_specials: bool,
     /// True if this user may make no devices.
     pub(super) skips_devices: bool,
     /// The basis trees, if there are any.
@@ -107,19 +114,29 @@ impl Plan {
         findings: Findings<'_>,
         rules: Rules,
         protects: impl Fn(EntryRef<'_>) -> bool,
-        safe_links: bool,
+        links: Links,
     ) -> Self {
-        let Findings { doubts, spelling, has_staged, hard_links, skips_devices, bases } = findings;
+        let Findings { doubts, spelling, has_staged, hard_links, skips_devices, .. } = findings;
+        let Findings { copies_devices, copies_specials, bases, .. } = findings;
         let pruned = rules.transfer.pruned(wanted);
         let mut changes = compare_doubting(wanted, present, doubts, rules, &pruned, protects);
         let is_skipped =
             |entry: EntryRef<'_>| skips_devices && entry.special().is_some_and(Special::is_device);
+        let is_non_regular = |entry: EntryRef<'_>| {
+            let is_link = matches!(entry.kind, Kind::Symlink { .. }) && !entry.kind.is_special();
+            match entry.special() {
+                Some(special) if special.is_device() => !copies_devices,
+                Some(_) => !copies_specials,
+                None => links == Links::None && is_link,
+            }
+        };
         let mut leaders = HashMap::new();
         if hard_links {
             let takes_part = |id: u32, entry: EntryRef<'_>, old: Option<EntryRef<'_>>| {
                 !rules.transfer.passes_over(entry, old, rules.time_rule)
                     && !spelling.leaves_out(id)
                     && !is_skipped(entry)
+                    && !is_non_regular(entry)
             };
             let regrouped = regroup(changes, wanted, present, takes_part);
             (changes, leaders) = (regrouped.changes, regrouped.leaders);
@@ -140,7 +157,13 @@ impl Plan {
         let mut touched = Touched::new(wanted, present, &pruned);
         for change in with_respelled(changes, wanted, present, spelling, &mut plan.respelled) {
             let id = change.wanted();
-            if id.is_some_and(|id| spelling.leaves_out(id)) || safe_links && plan.is_unsafe(change, wanted) {
+            let is_unsafe = links == Links::Safe && plan.is_unsafe(change, wanted);
+            if id.is_some_and(|id| spelling.leaves_out(id)) || is_unsafe {
+                continue;
+            }
+            // As in rsync, what the destination has under such a name stays.
+            if let Some(id) = id.filter(|&id| wanted.get(id).is_some_and(is_non_regular)) {
+                plan.non_regular.push(id);
                 continue;
             }
             if let Some(id) = id.filter(|&id| wanted.get(id).is_some_and(is_skipped)) {
@@ -169,10 +192,10 @@ impl Plan {
             plan.changes.push(change);
         }
         // Further names come when every content is in place, moved files included.
-        let mut links: Vec<Step> =
+        let mut further_names: Vec<Step> =
             plan.leaders.iter().map(|(id, to)| Step::HardLink { id: *id, to: *to }).collect();
-        links.sort_unstable_by_key(|step| if let Step::HardLink { id, .. } = step { *id } else { 0 });
-        plan.links = links;
+        further_names.sort_unstable_by_key(|step| if let Step::HardLink { id, .. } = step { *id } else { 0 });
+        plan.links = further_names;
         renames::find(&mut plan.fetch, wanted, present, doubts);
         plan.first.splice(..0, touched.locked.into_iter().map(|at| Step::Unlock { at }));
         plan.remove.reverse();
@@ -486,10 +509,21 @@ impl Plan {
         obstacles.chain(twins).collect()
     }
 
+    /// Entries that the plan passes over.
+    pub(super) fn skipped(&self) -> impl Iterator<Item = u32> {
+        [&self.unsafe_links, &self.non_regular, &self.devices].into_iter().flatten().copied()
+    }
+
     /// Reports the links that were excluded because they lead out of the tree.
     pub(super) fn links_excluded(&self, wanted: &Manifest) -> Option<Event> {
         let first = wanted.path(*self.unsafe_links.first()?)?.to_vec();
         Some(Event::LinksExcluded { links: self.unsafe_links.len() as u64, first })
+    }
+
+    /// Reports the entries that were passed over, since the options do not copy their kind.
+    pub(super) fn non_regular_skipped(&self, wanted: &Manifest) -> Option<Event> {
+        let first = wanted.path(*self.non_regular.first()?)?.to_vec();
+        Some(Event::NonRegularSkipped { entries: self.non_regular.len() as u64, first })
     }
 
     /// Reports the devices that were passed over, since only the superuser can make them.
@@ -532,6 +566,7 @@ impl Plan {
             present,
             updates: &self.updates,
             lines: &self.lines,
+            leaders: &self.leaders,
             mode_mask: self.mode_mask,
             attributes: self.attributes,
             time_rule: self.time_rule,

@@ -8,14 +8,16 @@
 //!                          Changes… Changed ─► compare    └► [[Look ─►] Report ─►] Wants
 //! Answers (steps) ─► Step    Answers (questions) ─► Query ─► Replies
 //! all answered ─► Apply (links, times) ─► Apply (moves) ─► Apply (removals)
-//!              ─► Apply (directory times) ─► Close ─► Finished
+//!              ─► Apply (directory times) ─► Close ─► [Confirm ─► InPlace… Removed ─►] Finished
 //! ```
 //! The receiver stores the offer as the baseline (`StoreBaseline`) meanwhile, as soon as the plan
 //! is made.
 
+mod confirm;
 mod content;
 mod content_progress;
 mod decide;
+mod in_place;
 mod missing_file;
 mod offer;
 mod take_offer;
@@ -44,6 +46,7 @@ use crate::tree::spelling::Spelling;
 use crate::tree::tree_id::Pair;
 use crate::wire::message::{AbortKind, FromReceiver, FromSender, Subject, Tally, Want};
 use content_progress::ContentProgress;
+use in_place::InPlace;
 use missing_file::{HELD_BYTES_MAX, MissingFile};
 use offer::Offer;
 
@@ -89,6 +92,8 @@ pub struct Receiver<T: Target> {
     root_attributes: Option<Arc<Attributes>>,
     /// True if the destination will hold only wanted and protected entries.
     will_be_copy: bool,
+    /// The entries that the sender may remove from its source.
+    in_place: InPlace,
     /// True once the destination is complete.
     closed: bool,
     /// Wants that are not sent yet.
@@ -170,6 +175,7 @@ impl<T: Target> Receiver<T> {
             metadata: None,
             root_attributes: None,
             will_be_copy: false,
+            in_place: InPlace::default(),
             closed: false,
             batch: Vec::new(),
             batch_bytes: 0,
@@ -189,6 +195,7 @@ impl<T: Target> Receiver<T> {
             FromSender::Common(common) => self.outbox.common(common),
             FromSender::Answers(answers) => self.answers(answers),
             FromSender::Same { ids, digest } => self.same(&ids, digest),
+            FromSender::Removed => self.removed(),
             _ if self.offer.complete.is_some() => self.outbox.protocol_error("an offer out of turn"),
             FromSender::Ignores(files) => self.ignores(files),
             FromSender::Entries(block) => self.entries(&block),
@@ -230,7 +237,7 @@ impl<T: Target> Receiver<T> {
             ReceiverOutcome::Close(Err(error @ WorkError::Entry(..))) => {
                 self.outbox.report_error(Vec::new(), error);
                 self.closed = true;
-                self.finish_when_ready();
+                self.confirm();
             }
             ReceiverOutcome::Close(Ok(())) => {
                 self.closed = true;
@@ -240,8 +247,9 @@ impl<T: Target> Receiver<T> {
                 if let Some(pair) = self.pair.filter(|pair| self.will_be_copy && self.is_news(pair)) {
                     self.outbox.report(Event::Paired(pair));
                 }
-                self.finish_when_ready();
+                self.confirm();
             }
+            ReceiverOutcome::Confirm { in_place, missing } => self.confirmed(in_place, &missing),
             ReceiverOutcome::StoreBaseline => {
                 self.offer.is_being_stored = false;
                 self.finish_when_ready();
@@ -302,6 +310,9 @@ impl<T: Target> Receiver<T> {
         let bases = self.opened.as_ref().and_then(|opened| opened.bases.clone());
         for path in bases.iter().flat_map(|bases| &bases.missing) {
             self.outbox.report(Event::BasisMissing { path: path.clone() });
+        }
+        if let Some(event) = self.plan.non_regular_skipped(&self.wanted) {
+            self.outbox.report(event);
         }
         if let Some(event) = self.plan.devices_passed_over(&self.wanted) {
             self.outbox.report(event);
@@ -366,7 +377,7 @@ impl<T: Target> Receiver<T> {
 
     /// Sends `Finished` only when all works are done: the sender may cut the agent off afterwards.
     fn finish_when_ready(&mut self) {
-        if self.closed && !self.offer.is_being_stored {
+        if self.closed && !self.offer.is_being_stored && self.in_place.is_settled() {
             self.outbox.send(FromReceiver::Finished(self.tally));
             self.outbox.finish(self.tally);
         }
@@ -456,6 +467,14 @@ impl<T: Target> Receiver<T> {
                 | Step::Unlock { .. }
                 | Step::Restore { .. } => &mut 0,
             };
+            if let Step::MakeLink { id }
+            | Step::HardLink { id, .. }
+            | Step::Adjust { id }
+            | Step::Respell { id }
+            | Step::Move { id, .. } = step
+            {
+                self.in_place.set(id, result.is_ok());
+            }
             match result {
                 Ok(()) => {
                     *counter += 1;

@@ -3,8 +3,11 @@
 //! ```text
 //! Find ─► Subject    Scan ─► Ignores Entries… Offered    Wants ─► Step ─► Answers / Same
 //!      └► Baseline        └► Changes… Changed            Replies ─► Step ─► Answers
-//! [StoreBaseline ─►] Finished ─► done
+//! InPlace ─► Remove ─► Removed    [StoreBaseline ─►] Finished ─► done
 //! ```
+
+mod removal;
+mod remove;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,6 +33,7 @@ use crate::wire::message::{
     Reply, SMALL_BASIS_BYTES_MAX, STREAMS_MAX, Subject, Tally, WANTS_BYTES_MAX, WANTS_MAX, WHOLE_BYTES_MAX,
     Want,
 };
+use removal::Removal;
 
 /// Bytes of waiting files above which signatures cost less than the files. Compressed, they take
 /// about 50 ms at 20 Mbit/s.
@@ -85,6 +89,7 @@ pub struct Sender<S: Source> {
     streams: usize,
     /// Works on content under way.
     works: usize,
+    removal: Removal,
 }
 
 /// A file that was asked for.
@@ -158,6 +163,7 @@ impl<S: Source> Sender<S> {
             unanswered_bytes: 0,
             streams: 0,
             works: 0,
+            removal: Removal::new(&config.options),
         }
     }
 
@@ -171,7 +177,10 @@ impl<S: Source> Sender<S> {
             FromReceiver::Replies(replies) => {
                 replies.into_iter().for_each(|(id, reply)| self.reply(id, reply));
             }
-            FromReceiver::Finished(_) if self.unanswered > 0 || self.manifest.is_none() => {
+            FromReceiver::InPlace { entries, is_last } => self.remove(entries, is_last),
+            FromReceiver::Finished(_)
+                if self.unanswered > 0 || self.manifest.is_none() || self.removal.is_under_way() =>
+            {
                 self.outbox.protocol_error("finished before everything was answered");
             }
             FromReceiver::Finished(tally) => {
@@ -259,6 +268,7 @@ impl<S: Source> Sender<S> {
                 self.finish_when_ready();
             }
             SenderOutcome::Step(stepped) => self.stepped(stepped),
+            SenderOutcome::Remove(results) => self.removed(results),
         }
     }
 

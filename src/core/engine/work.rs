@@ -49,6 +49,14 @@ pub enum SenderWork<S: Source> {
         /// The tree's ignore files.
         ignores: Vec<IgnoreFile>,
     },
+    /// Remove these files and links, if they are still the listed ones. Each comes with the
+    /// fingerprint of its copy's identity.
+    Remove {
+        /// The listed source.
+        source: S,
+        /// The entries.
+        entries: Vec<(u32, u64)>,
+    },
 }
 
 /// Result of a work of the sender.
@@ -62,6 +70,8 @@ pub enum SenderOutcome<S: Source> {
     Step(Vec<Sent<S::File>>),
     /// The baseline is stored, or storing it failed.
     StoreBaseline,
+    /// The entries: `true` if it was removed now.
+    Remove(Vec<(u32, Result<bool, WorkError>)>),
 }
 
 /// A file of the sender after a step.
@@ -122,6 +132,8 @@ pub enum ReceiverWork<T: Target> {
         /// The new pair of source and destination, if it changed.
         pair: Option<Pair>,
     },
+    /// After the last change: look at these files and links once more.
+    Confirm(T, Vec<u32>),
 }
 
 /// Result of a work of the receiver.
@@ -150,6 +162,13 @@ pub enum ReceiverOutcome<T: Target> {
     /// Success if the destination is complete. [`WorkError::Entry`]: only the root's own metadata
     /// was refused.
     Close(Result<(), WorkError>),
+    /// The entries that are in place, each with the fingerprint of its identity; and the others.
+    Confirm {
+        /// Those that are in place.
+        in_place: Vec<(u32, u64)>,
+        /// Those that are not.
+        missing: Vec<u32>,
+    },
 }
 
 /// The plan, as far as the performer of works needs it.

@@ -11,6 +11,7 @@ use crate::disk::root::Root;
 use crate::disk::scan::Scanned;
 use crate::exchange::common::chain;
 use crate::monitor::{Problem, ProblemKind};
+use crate::tree::links::FollowedLinks;
 use crate::tree::path::TreePath;
 
 /// A source.
@@ -35,9 +36,9 @@ pub(super) struct Single {
 ///
 /// # Errors
 /// Nothing is there, or it cannot be opened.
-pub(super) fn find(path: &Path) -> Result<Found, Box<dyn Error>> {
+pub(super) fn find(path: &Path, follows: FollowedLinks) -> Result<Found, Box<dyn Error>> {
     if fs::metadata(path)?.is_dir() {
-        return Ok(Found { root: Root::open(path)?, single: None });
+        return Ok(Found { root: Root::open(path)?.following(follows), single: None });
     }
     let name_of = |path: &Path| -> Result<TreePath, Box<dyn Error>> {
         let name = path.file_name().ok_or("it has no name")?;
@@ -76,15 +77,9 @@ impl Part {
 
 /// The entries that a scan could not list.
 pub(super) fn listing_problems(scanned: &Scanned) -> impl Iterator<Item = Problem> + '_ {
-    let unreadable = scanned.problems.iter().map(|error: &DiskError| Problem {
+    scanned.problems.iter().map(|error: &DiskError| Problem {
         kind: ProblemKind::Unreadable,
         path: error.path().to_vec(),
         cause: chain(error),
-    });
-    let unsupported = scanned.unsupported.iter().map(|(path, kind)| Problem {
-        kind: ProblemKind::Unsupported,
-        path: path.as_bytes().to_vec(),
-        cause: format!("{kind} are not copied"),
-    });
-    unreadable.chain(unsupported)
+    })
 }

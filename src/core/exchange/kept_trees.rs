@@ -77,6 +77,7 @@ impl View {
             Role::Sender => ScanOptions {
                 set_id_owner: options.set_id_owner,
                 cross_mounts: !options.one_file_system,
+                follows: options.follows,
                 ..scan
             },
             Role::Receiver => ScanOptions { doubts: true, is_destination: true, ..scan },

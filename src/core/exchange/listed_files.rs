@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::disk::contents::contents;
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
-use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, begin, scan};
+use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, begin, kind_at, scan};
 use crate::disk::stat::FileKind;
 use crate::exchange::found::listing_problems;
 use crate::monitor::{Problem, ProblemKind};
@@ -53,7 +53,7 @@ pub(super) fn list(
             }
         };
         let found = match &path {
-            Some(path) => root.stat(path).map(|stat| stat.map(|stat| stat.kind())),
+            Some(path) => kind_at(root, path, options.follows),
             None => Ok(Some(FileKind::Directory)),
         };
         let kind = match found {

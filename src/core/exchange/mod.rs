@@ -19,6 +19,7 @@ mod pool;
 mod prefetch;
 mod receiver_session;
 mod receiving;
+mod removal;
 pub mod rounds;
 mod run;
 pub mod runs;

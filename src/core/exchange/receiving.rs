@@ -144,6 +144,16 @@ impl Perform<Receiver<Arc<PlannedTree>>> for Receiving {
             ReceiverWork::Close { target, metadata, pair } => {
                 ReceiverOutcome::Close(self.close(&target, metadata, pair))
             }
+            ReceiverWork::Confirm(tree, ids) => {
+                let (mut in_place, mut missing) = (Vec::new(), Vec::new());
+                for id in ids {
+                    match tree.fingerprint(id) {
+                        Some(fingerprint) => in_place.push((id, fingerprint)),
+                        None => missing.push(id),
+                    }
+                }
+                ReceiverOutcome::Confirm { in_place, missing }
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `Sending`: performs the works of a sender.
 
 use std::cmp::{Ordering, Reverse};
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -35,6 +36,7 @@ use crate::exchange::found::{self, Found, Part, listing_problems};
 use crate::exchange::kept_trees::{KeptTrees, View};
 use crate::exchange::listed_files::{self, ListedFiles};
 use crate::exchange::prefetch::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
+use crate::exchange::removal::Removal;
 use crate::exchange::run::Perform;
 use crate::exchange::several::{self, FoundSeveral, ListedSeveral};
 use crate::exchange::tails::Tails;
@@ -45,6 +47,7 @@ use crate::tree::attributes::Attributes;
 use crate::tree::change;
 use crate::tree::entry::Kind;
 use crate::tree::filter::{Filter, IgnoreFile};
+use crate::tree::links::FollowedLinks;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::record;
@@ -141,13 +144,31 @@ pub struct OfferedFile {
 impl Listing {
     /// Opens a listed file, whatever is there now.
     fn open_now(&self, id: u32) -> Result<(File, Identity), WorkError> {
-        let path = self.manifest.path(id).ok_or_else(changed)?;
-        let part = self.parts.partition_point(|part| part.first <= id).checked_sub(1);
-        let part = part.and_then(|part| self.parts.get(part)).ok_or_else(changed)?;
-        let path = part.local(path.to_path()).map_err(read_error)?;
+        let (part, path) = self.locate(id)?;
         let opened = part.root.open_file(&path);
         let (file, stat) = opened.map_err(|error| work_error(&error, ProblemKind::Unreadable))?;
         Ok((file, stat.identity))
+    }
+
+    /// The part that holds a listed entry, and the path of the entry in it.
+    fn locate(&self, id: u32) -> Result<(&Part, TreePath), WorkError> {
+        let path = self.manifest.path(id).ok_or_else(changed)?;
+        let part = self.parts.partition_point(|part| part.first <= id).checked_sub(1);
+        let part = part.and_then(|part| self.parts.get(part)).ok_or_else(changed)?;
+        Ok((part, part.local(path.to_path()).map_err(read_error)?))
+    }
+
+    /// Removes listed files and links, each with the fingerprint of its copy's identity.
+    fn remove(&self, entries: &[(u32, u64)], follows: FollowedLinks) -> Vec<(u32, Result<bool, WorkError>)> {
+        let mut removal = Removal { follows, touched: HashSet::new() };
+        let remove = |&(id, copy): &(u32, u64)| {
+            let listed = self.identities.get(&self.manifest, id).ok_or_else(changed);
+            let located = listed.and_then(|listed| Ok((listed, self.locate(id)?)));
+            let removed =
+                located.and_then(|(listed, (part, path))| removal.remove(&part.root, &path, &listed, copy));
+            (id, removed)
+        };
+        entries.iter().map(remove).collect()
     }
 
     /// True if the source is a single file.
@@ -274,14 +295,14 @@ impl Sending {
     fn find(&self) -> Result<(engine::Found, FoundSource), WorkError> {
         self.check_still_there()?;
         if !self.further.is_empty() {
-            let found = several::find(std::iter::once(&self.path).chain(&self.further));
+            let found = several::find(std::iter::once(&self.path).chain(&self.further), self.options.follows);
             let engine = engine::Found { subject: Subject::Several, baseline: None, is_partial: true };
             return Ok((engine, FoundSource(Sources::Several(found))));
         }
         let missing = |error: &(dyn std::error::Error + 'static)| {
             WorkError::Fatal(AbortKind::Selection, unusable::source(&self.path, error))
         };
-        let found = found::find(&self.path).map_err(|error| missing(&*error))?;
+        let found = found::find(&self.path, self.options.follows).map_err(|error| missing(&*error))?;
         if found.single.is_some() && self.options.files.is_some() {
             let shown = escape(self.path.as_os_str().as_bytes());
             let text = format!("{shown} is a file, and --files-from lists entries of a directory");
@@ -367,12 +388,13 @@ impl Sending {
         ScanOptions {
             set_id_owner: self.options.set_id_owner,
             cross_mounts: !self.options.one_file_system,
+            follows: self.options.follows,
             ..scan_options(&self.options, subject)
         }
     }
 
     fn list_several(&self, found: FoundSeveral) -> Result<Listed, WorkError> {
-        let options = self.scan_options(&scan::Subject::Whole);
+        let options = ScanOptions { depth: 1, ..self.scan_options(&scan::Subject::Whole) };
         let listed = several::list(found, &self.options, &options, &mut Entering(None))
             .map_err(|error| WorkError::Fatal(AbortKind::Selection, error.to_string()))?;
         let ListedSeveral { parts, manifest, identities, ignores, problems, skipped, .. } = listed;
@@ -598,6 +620,9 @@ impl Perform<Sender<Arc<Listing>>> for Sending {
                     (transfer, result)
                 };
                 SenderOutcome::Step(steps.into_iter().map(step).collect())
+            }
+            SenderWork::Remove { source, entries } => {
+                SenderOutcome::Remove(source.remove(&entries, self.options.follows))
             }
             SenderWork::StoreBaseline { manifest, ignores } => {
                 store_baseline(self.baseline.as_ref(), &manifest, &ignores);

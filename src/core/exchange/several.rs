@@ -13,6 +13,7 @@ use crate::exchange::found::{self, Found, Part, listing_problems};
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::entry::{Entry, EntryRef, Kind};
 use crate::tree::filter::IgnoreFile;
+use crate::tree::links::FollowedLinks;
 use crate::tree::manifest::{Builder, Manifest, ManifestError};
 use crate::tree::path::TreePath;
 use crate::tree::subtrees::SubtreeSet;
@@ -42,10 +43,10 @@ pub(super) struct ListedSeveral {
 }
 
 /// Finds the sources at these paths. A missing one does not stop the others.
-pub(super) fn find<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> FoundSeveral {
+pub(super) fn find<'a>(paths: impl Iterator<Item = &'a PathBuf>, follows: FollowedLinks) -> FoundSeveral {
     let mut found = FoundSeveral::default();
     for path in paths {
-        match found::find(path).and_then(|source| Ok((name_of(path, &source)?, source))) {
+        match found::find(path, follows).and_then(|source| Ok((name_of(path, &source)?, source))) {
             Ok(source) => found.sources.push(source),
             Err(error) => found.problems.push(Problem {
                 kind: ProblemKind::Unreadable,

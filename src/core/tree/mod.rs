@@ -15,6 +15,7 @@ mod glob;
 pub mod hard_links;
 pub mod kept;
 mod limits;
+pub mod links;
 pub mod manifest;
 pub mod metadata;
 pub mod path;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::tree::filter::{Filter, FilterSettings, MERGES_MAX, RULES_BYTES_MAX, RULES_MAX, Rule, Side};
+use crate::tree::links::FollowedLinks;
 use crate::tree::metadata::MetadataOptions;
 use crate::tree::path::{COMPONENT_BYTES_MAX, PATH_BYTES_MAX};
 use crate::tree::rule::bits;
@@ -87,6 +88,10 @@ pub struct Options {
     /// Write into the destination's files, which keep their inodes and their other names. A file is
     /// then neither old nor new while it is written.
     pub in_place: bool,
+    /// The links that the sender replaces by what they lead to.
+    pub follows: FollowedLinks,
+    /// The sender removes files and links that are in place at the receiver.
+    pub remove_source: bool,
 }
 
 impl Options {
@@ -140,6 +145,8 @@ pub enum Links {
     Safe,
     /// All.
     All,
+    /// None. What the destination has under their names stays.
+    None,
 }
 
 /// The backups of replaced and removed entries.
@@ -276,7 +283,7 @@ impl Request {
     }
 
     fn is_within_limits(&self) -> bool {
-        let Options { rules, consent, files, backup, metadata, bases, .. } = &self.options;
+        let Options { rules, consent, files, backup, metadata, bases, follows, .. } = &self.options;
         let pattern_bytes = rules.iter().map(|rule| rule.pattern.len()).sum::<usize>();
         let merges = rules.iter().filter(|rule| rule.has(bits::DIRECTORY_MERGE)).count();
         rules.len() <= RULES_MAX
@@ -288,6 +295,7 @@ impl Request {
             && backup.as_ref().is_none_or(BackupOptions::is_valid)
             && metadata.as_ref().is_none_or(|metadata| metadata.is_within_limits())
             && bases.as_ref().is_none_or(|bases| bases.is_valid())
+            && follows.is_known()
     }
 }
 

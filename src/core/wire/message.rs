@@ -284,6 +284,8 @@ pub enum FromSender {
     Owners(Owners),
     /// Before the offer ends, if there are any: attributes of the offered directory itself.
     Root(Attributes),
+    /// After the last [`FromReceiver::InPlace`]: the removals from the source are over.
+    Removed,
 }
 
 /// A message of the receiver.
@@ -301,6 +303,14 @@ pub enum FromReceiver {
     Finished(Tally),
     /// At any time where rounds follow each other: the next round must be a full one.
     Rescan,
+    /// If the options ask for it, when the destination is complete: files and links that are in
+    /// place, so that the sender may remove them from the source.
+    InPlace {
+        /// Their ids, each with the fingerprint of the identity that the entry has here.
+        entries: Vec<(u32, u64)>,
+        /// True for the last of these messages.
+        is_last: bool,
+    },
 }
 
 /// The messages of one side.
@@ -440,6 +450,7 @@ impl Message for FromSender {
             Self::Root(attributes) => attributes.is_within_limits(),
             Self::Subject(Subject::Several)
             | Self::Entries(_)
+            | Self::Removed
             | Self::Offered { .. }
             | Self::Baseline { .. }
             | Self::Changed { .. } => true,
@@ -467,6 +478,7 @@ impl Message for FromReceiver {
             }
             Self::BaselineMissing => Some(("baseline-missing", one())),
             Self::Rescan => Some(("rescan", one())),
+            Self::InPlace { entries, .. } => Some(("in-place", entries.len().to_string())),
             Self::Common(_) | Self::Replies(_) | Self::Finished(_) => None,
         }
     }
@@ -474,6 +486,7 @@ impl Message for FromReceiver {
     fn is_within_limits(&self) -> bool {
         match self {
             Self::Common(common) => common.is_within_limits(),
+            Self::InPlace { entries, .. } => entries.len() <= LIST_MAX,
             Self::Wants(wants) => wants.len() <= WANTS_MAX && wants.iter().all(want_is_within_limits),
             Self::Replies(files) => {
                 files.len() <= LIST_MAX
@@ -553,6 +566,8 @@ fn event_is_within_limits(event: &Event) -> bool {
         | Event::BasisMissing { path }
         | Event::LinksExcluded { first: path, .. }
         | Event::DevicesPassedOver { first: path, .. }
+        | Event::NonRegularSkipped { first: path, .. }
+        | Event::SourceRemoved { path }
         | Event::Began { path } => path.len() <= TEXT_BYTES_MAX,
         Event::Polling { cause } => cause.len() <= TEXT_BYTES_MAX,
         Event::Problem(problem) => {

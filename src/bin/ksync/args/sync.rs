@@ -84,6 +84,9 @@ pub(crate) struct WhatArgs {
     /// Allow deletions in DEST although it is a home or a system directory; PATH must lead to it
     #[arg(long, value_name = "PATH", action = ArgAction::Append)]
     pub(crate) force_delete_in: Vec<OsString>,
+    /// Remove files and links from SOURCE once DEST has them, flushed to the disk; implies --fsync
+    #[arg(long, alias = "remove-sent-files")]
+    pub(crate) remove_source_files: bool,
     #[command(flatten)]
     pub(crate) backups: BackupArgs,
     #[command(flatten)]
@@ -119,11 +122,23 @@ pub(crate) struct WhatArgs {
     #[arg(short = 't', long, hide = true)]
     times: bool,
     /// Copy links that are absolute or lead out of the tree from the VM too
-    #[arg(short = 'l', long, overrides_with = "safe_links")]
+    #[arg(short = 'l', long, overrides_with_all = ["safe_links", "no_links"])]
     pub(crate) links: bool,
     /// Exclude links that are absolute or lead out of the tree: what a pull does by itself
-    #[arg(long, overrides_with = "links")]
+    #[arg(long, overrides_with_all = ["links", "no_links"])]
     pub(crate) safe_links: bool,
+    /// Copy no links; what DEST has under their names stays
+    #[arg(long, alias = "no-l", overrides_with_all = ["links", "safe_links"])]
+    pub(crate) no_links: bool,
+    /// Copy what links lead to, and not the links. With --watch, this and the next two imply --poll
+    #[arg(short = 'L', long)]
+    pub(crate) copy_links: bool,
+    /// Copy what absolute links lead to, and links that lead out of SOURCE
+    #[arg(long)]
+    pub(crate) copy_unsafe_links: bool,
+    /// Copy the directories that links lead to, and not these links
+    #[arg(short = 'k', long)]
+    pub(crate) copy_dirlinks: bool,
     #[arg(long, hide = true)]
     partial: bool,
 }
@@ -208,6 +223,9 @@ pub(crate) struct WhichArgs {
     /// without its content, with one level of it if a slash ends it, and with all of it with -r
     #[arg(long, value_name = "FILE")]
     pub(crate) files_from: Option<OsString>,
+    /// Keep the path of each SOURCE below DEST, from its start or from a /./ inside on
+    #[arg(short = 'R', long)]
+    pub(crate) relative: bool,
     /// The entries of --files-from and the rules in files end at a NUL, and not with their line
     #[arg(short = '0', long)]
     pub(crate) from0: bool,
@@ -337,6 +355,12 @@ pub(crate) struct ConnectionArgs {
     /// The ssh command for an SSH host, as in 'ssh -p PORT -i FILE'; RSYNC_RSH is ignored
     #[arg(short = 'e', long, value_name = "SSH", allow_hyphen_values = true)]
     pub(crate) rsh: Option<OsString>,
+    /// Reach an SSH host by IPv4 only, as ssh -4 does
+    #[arg(short = '4', long, overrides_with = "ipv6")]
+    pub(crate) ipv4: bool,
+    /// Reach it by IPv6 only
+    #[arg(short = '6', long, overrides_with = "ipv4")]
+    pub(crate) ipv6: bool,
     #[command(flatten)]
     pub(crate) keep: KeepArgs,
 }

@@ -314,6 +314,7 @@ fn every_kind_of_sender() -> Vec<(&'static str, FromSender)> {
         ("Changed", FromSender::Changed { complete: true, digest: Hash::of(b"baseline") }),
         ("Sampled", FromSender::Sampled(vec![(LARGE, samples())])),
         ("Holes", FromSender::Holes(Holes { files: vec![(LARGE, 1)], others_bytes: 1 })),
+        ("Removed", FromSender::Removed),
     ]
 }
 
@@ -328,6 +329,7 @@ fn every_kind_of_receiver() -> Vec<(&'static str, FromReceiver)> {
         ("Heartbeat", Common::Heartbeat { is_active: true }.into()),
         ("BaselineMissing", FromReceiver::BaselineMissing),
         ("Rescan", FromReceiver::Rescan),
+        ("InPlace", FromReceiver::InPlace { entries: vec![(SMALL, 1)], is_last: true }),
     ]
 }
 

@@ -309,6 +309,10 @@ impl ReceiverDisk {
                 }
                 ReceiverOutcome::Close(Ok(()))
             }
+            ReceiverWork::Confirm(_, ids) => {
+                let in_place = ids.into_iter().map(|id| (id, 0)).collect();
+                ReceiverOutcome::Confirm { in_place, missing: Vec::new() }
+            }
             ReceiverWork::LoadBaseline(_) => {
                 let record = self.baseline.load();
                 ReceiverOutcome::LoadBaseline(record.map(|record| Rebuild::new(record).ahead()))

@@ -152,6 +152,9 @@ fn from_receiver() -> Union<BoxedStrategy<FromReceiver>> {
         vec((id(), reply()), 0..4).prop_map(FromReceiver::Replies).boxed(),
         Just(FromReceiver::BaselineMissing).boxed(),
         Just(FromReceiver::Rescan).boxed(),
+        vec((id(), any::<u64>()), 0..4)
+            .prop_map(|entries| FromReceiver::InPlace { entries, is_last: true })
+            .boxed(),
         Just(FromReceiver::Finished(Tally::default())).boxed(),
     ])
 }

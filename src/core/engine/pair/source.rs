@@ -172,6 +172,9 @@ impl SenderDisk {
                 let baseline = self.baseline.digest().filter(|_| !is_partial);
                 SenderOutcome::Find(Ok((Found { subject, baseline, is_partial }, ())))
             }
+            SenderWork::Remove { entries, .. } => {
+                SenderOutcome::Remove(entries.into_iter().map(|(id, _)| (id, Ok(true))).collect())
+            }
             SenderWork::StoreBaseline { manifest, ignores } => {
                 self.baseline.store(&manifest, &ignores);
                 SenderOutcome::StoreBaseline

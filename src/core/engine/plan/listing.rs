@@ -64,6 +64,8 @@ pub(super) struct Trees<'a> {
     pub(super) updates: &'a HashSet<u32>,
     /// Lines of new entries that a basis tree has, or the like; `None` for no line.
     pub(super) lines: &'a HashMap<u32, Option<(Action, Differs)>>,
+    /// The entries that become further names of others.
+    pub(super) leaders: &'a HashMap<u32, u32>,
     pub(super) mode_mask: u16,
     pub(super) attributes: Compared,
     pub(super) time_rule: TimeRule,
@@ -72,7 +74,8 @@ pub(super) struct Trees<'a> {
 impl Listing {
     /// The list of these changes; `root` is the change of the root itself.
     pub(super) fn of(changes: &[Change], root: Option<(Action, Differs)>, trees: &Trees<'_>) -> Self {
-        let Trees { wanted, present, updates, lines: own, mode_mask, attributes, time_rule } = *trees;
+        let Trees { wanted, present, updates, lines: own, leaders, .. } = *trees;
+        let Trees { mode_mask, attributes, time_rule, .. } = *trees;
         let mut lines = Lines::default();
         if let Some((action, differs)) = root {
             let (what, path, target) = (What::Directory, Vec::new(), Vec::new());
@@ -127,6 +130,14 @@ impl Listing {
                     lines.is_doubted = false;
                 }
                 Change::Obstacle { .. } => {}
+            }
+        }
+        for (_, item, event, _) in &mut lines.lines {
+            if let (Item::Wanted(id), Event::Change { what: What::File | What::Special, target, .. }) =
+                (item, event)
+                && let Some(leader) = leaders.get(id).and_then(|leader| wanted.path(*leader))
+            {
+                *target = leader.to_vec();
             }
         }
         lines.in_order()

@@ -393,8 +393,10 @@ impl<T: Target> Receiver<T> {
             // The content is in place.
             let path = self.path(id);
             self.outbox.report_error(path, error);
-            return self.settle(id, Ok(()));
+            self.settle(id, Ok(()));
+            return self.in_place.set(id, false);
         }
+        self.in_place.set(id, result.is_ok());
         match result {
             Ok(()) => {
                 let is_copy = self.missing.get(&id).is_some_and(|file| file.is_copy);

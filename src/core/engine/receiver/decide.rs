@@ -18,7 +18,7 @@ use crate::tree::metadata::MetadataOptions;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::spelling::{Answers, Questions};
 use crate::tree::tree_id::{Pair, TreeId};
-use crate::wire::hello::{BackupOptions, Links};
+use crate::wire::hello::BackupOptions;
 use crate::wire::message::{AbortKind, FromReceiver, Subject};
 
 impl<T: Target> Receiver<T> {
@@ -143,11 +143,14 @@ impl<T: Target> Receiver<T> {
             self.outbox.report(Event::Braked(braked));
         }
         if self.config.options.dry_run {
+            self.begin_in_place(rules);
+            self.foresee_removals();
             self.tell_progress(false);
             self.plan.count(&self.wanted, &mut self.tally);
             self.outbox.send(FromReceiver::Finished(self.tally));
             return self.outbox.finish(self.tally);
         }
+        self.begin_in_place(rules);
         // Check the room before anything is written.
         if let Some(text) = self.missing_room() {
             return self.outbox.fail(AbortKind::Storage, text);
@@ -255,11 +258,12 @@ impl<T: Target> Receiver<T> {
             spelling: &self.spelling,
             has_staged,
             hard_links: metadata.is_some_and(|metadata| metadata.hard_links),
+            copies_devices: metadata.is_some_and(|metadata| metadata.devices),
+            copies_specials: metadata.is_some_and(|metadata| metadata.specials),
             skips_devices: accounts.is_some_and(|accounts| !accounts.is_superuser),
             bases,
         };
-        let mut plan =
-            Plan::new(&self.wanted, present, findings, rules, protects, options.links == Links::Safe);
+        let mut plan = Plan::new(&self.wanted, present, findings, rules, protects, options.links);
         if !waits.is_empty() {
             // An earlier round already reported that they wait.
             plan.drop_obstacles();

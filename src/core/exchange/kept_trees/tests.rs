@@ -131,9 +131,9 @@ fn facts(scanned: &Scanned) -> BTreeMap<String, String> {
     linked.sort();
     // Nothing tells of a further name outside.
     linked.retain(|path| names.values().any(|names| names.len() > 1 && names.contains(path)));
-    let Scanned { doubts, unsupported, boundaries, inaccessible, unclear, .. } = scanned;
+    let Scanned { doubts, boundaries, inaccessible, unclear, .. } = scanned;
     let problems: Vec<String> = scanned.problems.iter().map(ToString::to_string).collect();
-    let rest = format!("{sparse:?} {linked:?} {doubts:?} {unsupported:?} {boundaries:?} {inaccessible:?}");
+    let rest = format!("{sparse:?} {linked:?} {doubts:?} {boundaries:?} {inaccessible:?}");
     facts.insert("/".to_owned(), format!("{rest} {unclear:?} {problems:?}"));
     facts
 }

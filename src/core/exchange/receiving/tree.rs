@@ -11,7 +11,7 @@ use std::thread;
 use crate::disk::identities::Identities;
 use crate::disk::space::Reserve;
 use crate::disk::stage::{Durability, Metadata};
-use crate::disk::stat::Identity;
+use crate::disk::stat::{FileKind, Identity};
 use crate::disk::writable::WritableRoot;
 use crate::engine::WorkError;
 use crate::engine::transfer::basis::basis_changed;
@@ -23,7 +23,7 @@ use crate::exchange::receiving::basis_trees::OpenBases;
 use crate::exchange::receiving::directories::MadeDirectories;
 use crate::log::debug;
 use crate::tree::basis_trees::FIRST;
-use crate::tree::entry::EntryRef;
+use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::spelling::Spelling;
@@ -134,6 +134,19 @@ impl PlannedTree {
     pub(super) fn metadata(&self, id: u32) -> Result<Metadata, WorkError> {
         let entry = self.entry(id)?;
         Ok(Metadata { mode: entry.mode, mtime: entry.mtime, attributes: entry.attributes.cloned() })
+    }
+
+    /// The fingerprint of the identity that a wanted file or link has now; `None` if it is not
+    /// there as wanted.
+    pub(super) fn fingerprint(&self, id: u32) -> Option<u64> {
+        let (entry, path) = (self.entry(id).ok()?, self.path(id).ok()?);
+        let stat = self.root.stat(&path).ok()??;
+        let is_there = match entry.kind {
+            Kind::File { size, .. } => stat.kind() == FileKind::File && stat.size() == size,
+            Kind::Symlink { target } => self.root.read_link(&path).is_ok_and(|there| *there == *target),
+            Kind::Directory => false,
+        };
+        is_there.then(|| stat.identity.fingerprint())
     }
 
     /// Path of an entry in the root.

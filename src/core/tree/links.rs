@@ -1,4 +1,4 @@
-//! Links that lead out of the tree; a download excludes them.
+//! Links that lead out of the tree, and links that a sender follows.
 //!
 //! A target stays inside if it climbs first and then descends. `..` then stands only at its front,
 //! at most as often as the link is deep, and only names follow. A tree whose links all have this
@@ -11,14 +11,66 @@
 //! may lead out and not be part of the sync. It leads out for everyone who follows it, also through
 //! a synced link.
 
+use serde::{Deserialize, Serialize};
+
 use crate::tree::path_ref::PathRef;
 
+/// The symbolic links that a sender replaces by what they lead to, as the user asked on the command
+/// line. No peer can add to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FollowedLinks(u8);
+
+impl FollowedLinks {
+    /// All (`--copy-links`).
+    pub const ALL: Self = Self(1);
+    /// Those that may lead out of the tree (`--copy-unsafe-links`).
+    pub const UNSAFE: Self = Self(2);
+    /// Those that lead to directories (`--copy-dirlinks`).
+    pub const DIRECTORIES: Self = Self(4);
+
+    /// These and others.
+    #[must_use]
+    pub fn with(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+
+    /// True if these are among them.
+    #[must_use]
+    pub fn has(self, these: Self) -> bool {
+        self.0 & these.0 != 0
+    }
+
+    /// True if any link is followed.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self.0 != 0
+    }
+
+    /// True if a link to a file may be followed.
+    #[must_use]
+    pub fn may_lead_to_files(self) -> bool {
+        self.has(Self::ALL) || self.has(Self::UNSAFE)
+    }
+
+    /// True if this version knows each bit.
+    #[must_use]
+    pub fn is_known(self) -> bool {
+        self.0 & !7 == 0
+    }
+}
+
 /// True if a link at `path` may lead out of the tree.
-pub(super) fn leads_out(path: PathRef<'_>, target: &[u8]) -> bool {
+#[must_use]
+pub fn leads_out(path: PathRef<'_>, target: &[u8]) -> bool {
+    leads_out_from(path.components().count() - 1, target)
+}
+
+/// True if a link in a directory that is this deep below the root of the tree may lead out of it.
+#[must_use]
+pub fn leads_out_from(depth: usize, target: &[u8]) -> bool {
     if target.starts_with(b"/") {
         return true;
     }
-    let depth = path.components().count() - 1;
     // `.` and the empty name between two slashes lead nowhere.
     let mut steps =
         target.split(|&byte| byte == b'/').filter(|step| !step.is_empty() && *step != b".").peekable();
