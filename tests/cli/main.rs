@@ -47,5 +47,6 @@ mod streams;
 mod sudo;
 mod times;
 mod transfer;
+mod verify;
 mod wire;
 mod worlds;

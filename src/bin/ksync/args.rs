@@ -23,10 +23,12 @@ mod sandbox;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 #[cfg(feature = "sandbox")]
 pub(crate) use sandbox::SandboxArgs;
 pub(crate) use sync::{ConnectionArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
+use verify::VerifyArgs;
 
 /// The mode that the command line selects.
 #[derive(Debug)]
@@ -59,7 +61,7 @@ pub(crate) enum Mode {
     name = "ksync",
     version,
     about = "Makes DEST a copy of SOURCE and sends only what changed.",
-    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync session|ssh|proxy|doctor|flush|keep|config|schema|sandbox|man ...",
+    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync VERB ...: session, ssh, proxy, doctor, verify, flush, keep, sandbox",
     help_template = help::template(),
     max_term_width = 80,
     disable_help_flag = true,
@@ -95,6 +97,9 @@ enum Verb {
     /// Lists and closes the connections that are kept for the next runs
     #[command(hide = true, max_term_width = 80)]
     Keep(KeepVerbArgs),
+    /// Compares all contents of A and B, and changes nothing: exit code 44 if they differ
+    #[command(hide = true, max_term_width = 80)]
+    Verify(Box<VerifyArgs>),
     /// Shows each setting of the environment and the files, and where it comes from
     #[command(hide = true, max_term_width = 80)]
     Config(ConfigArgs),
@@ -193,14 +198,14 @@ fn with_destination(mut cli: Cli, settings: Settings) -> Cli {
 /// Parses a command line, without any setting from elsewhere.
 #[cfg(test)]
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, CliError> {
-    parse_with(args, |_, _| Ok(Settings::default()))
+    parse_with(args, &|_, _| Ok(Settings::default()))
 }
 
 /// Parses a command line. A sync gets the settings that `load` returns; its second argument is
 /// false if files do not count.
 pub(crate) fn parse_with(
     args: impl IntoIterator<Item = OsString>,
-    load: impl FnOnce(&Command, bool) -> Result<Settings, CliError>,
+    load: &dyn Fn(&Command, bool) -> Result<Settings, CliError>,
 ) -> Result<Mode, CliError> {
     let mut command = command();
     let args = usage::with_help(args.into_iter().collect());
@@ -227,6 +232,7 @@ pub(crate) fn parse_with(
         Ok(Cli { verb: Some(Verb::Completions(args)), .. }) => {
             Ok(Mode::Show(manual::completions(Cli::command(), args.shell)))
         }
+        Ok(Cli { verb: Some(Verb::Verify(_)), .. }) => verify::as_sync(&args, load),
         Ok(Cli { verb: Some(Verb::Config(args)), .. }) => Ok(Mode::Config(args)),
         Ok(Cli { verb: Some(Verb::Schema(args)), .. }) => {
             Ok(Mode::Show(manual::schema(&command, args.schema)))

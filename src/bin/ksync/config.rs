@@ -73,6 +73,7 @@ const PROJECT: &[&str] = &[
     "timeout",
     "update",
     "verbose",
+    "verify",
     "watch",
     "whole-file",
     "xattrs",

@@ -22,6 +22,7 @@ mod live;
 mod log;
 mod log_file;
 mod manual;
+mod misplaced_key;
 mod nearest;
 mod out;
 mod progress;
@@ -50,7 +51,7 @@ use args::Mode;
 use report::CliError;
 
 fn main() -> ExitCode {
-    let parsed = args::parse_with(std::env::args_os(), config::Settings::load);
+    let parsed = args::parse_with(std::env::args_os(), &config::Settings::load);
     // A command line that cannot be parsed may ask for JSON nevertheless.
     let is_json =
         parsed.as_ref().map_or_else(|_| std::env::args_os().any(|arg| arg == "--json"), Mode::is_json);

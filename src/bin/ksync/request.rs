@@ -28,6 +28,7 @@ use crate::files;
 use crate::foreign::RELATIVE;
 use crate::format::{Format, LOG_FORMAT};
 use crate::log_file::LogFile;
+use crate::misplaced_key;
 use crate::out;
 use crate::report::{CliError, USAGE};
 use crate::rsh::{Rsh, RsyncPath};
@@ -87,7 +88,7 @@ pub(crate) struct Show {
 
 /// Builds the request from the arguments.
 pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
-    refuse_key(&args)?;
+    misplaced_key::refuse(&args)?;
     let rsh = args.connection.rsh.as_deref().map(Rsh::parse).transpose()?;
     let accepted = &args.accepted;
     let deletes = args.what.delete || args.what.delete_excluded || accepted.delete_after;
@@ -98,6 +99,14 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         ));
     }
     let mistaken = args.endpoints.last().and_then(|text| mistaken(text));
+    if args.what.verify && (args.what.dry_run || args.watch.watch) {
+        let (other, hint) = if args.watch.watch {
+            ("--watch", "Run ksync verify SOURCE DEST when the watch has ended.")
+        } else {
+            ("--dry-run", "ksync verify SOURCE DEST compares, and changes nothing.")
+        };
+        return Err(CliError::usage(format!("--verify and {other} exclude each other"), hint));
+    }
     let warnings = args.warnings.iter().cloned().chain(mistaken).collect();
     let pairs = pair(&args.endpoints, args.connection.setup.is_some())?;
     if args.what.delete_excluded && pairs.len() > 1 {
@@ -206,7 +215,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         }
         let (source, destination) = (resolve(source)?, resolve(destination)?);
         let (further, connect_options) = (Vec::new(), connect_options.clone());
-        Ok(Job { source, further, destination, options, connect_options })
+        Ok(Job { source, further, destination, options, connect_options, verifies: false })
     };
     let mut jobs = pairs.into_iter().map(job).collect::<Result<Vec<Job>, CliError>>()?;
     jobs.retain(|job| !is_excluded(job));
@@ -216,6 +225,11 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     }
     if deletes_after {
         jobs = jobs.into_iter().flat_map(|job| [without_deletions(&job), job]).collect();
+    }
+    if args.is_verification {
+        jobs = jobs.iter().map(Job::verifying).collect();
+    } else if args.what.verify {
+        jobs = jobs.into_iter().flat_map(|job| [job.clone(), job.verifying()]).collect();
     }
     Ok(Request {
         jobs,
@@ -375,42 +389,6 @@ fn live(
         ));
     }
     Ok(Some(Live { watch_options: WatchOptions { quiet_ms: args.debounce, poll: args.poll }, after }))
-}
-
-/// Refuses a key behind `-i`, where ssh and scp take it. With two endpoints it may be meant.
-fn refuse_key(args: &SyncArgs) -> Result<(), CliError> {
-    const SOURCES_AND_DEST_MIN: usize = 3;
-    let Some(file) = args.behind_i.as_ref().filter(|_| args.endpoints.len() >= SOURCES_AND_DEST_MIN) else {
-        return Ok(());
-    };
-    let shown = escape(file.as_bytes());
-    let told = match is_key(Path::new(file)) {
-        Some(true) => format!("-i lists the changes, and {shown} is a key"),
-        None if looks_like_key(Path::new(file)) => {
-            format!("-i lists the changes, and {shown} does not exist")
-        }
-        _ => return Ok(()),
-    };
-    Err(CliError::usage(told, format!("A key is given by --identity: --identity {shown}.")))
-}
-
-/// Reports if a file holds a private or public key; `None` if it does not exist.
-fn is_key(path: &Path) -> Option<bool> {
-    const STARTS: [&str; 6] =
-        ["-----BEGIN ", "PuTTY-User-Key-File", "ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"];
-    if !path.metadata().ok()?.is_file() {
-        return Some(false);
-    }
-    let mut start = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
-    Some(read.is_ok() && STARTS.iter().any(|known| start.starts_with(known.as_bytes())))
-}
-
-/// True for the usual names of keys.
-fn looks_like_key(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let is_in_ssh = path.parent().is_some_and(|parent| parent.ends_with(".ssh"));
-    is_in_ssh || name.starts_with("id_") || name.ends_with(".pem") || name.ends_with(".key")
 }
 
 fn connect_options(args: ConnectionArgs) -> Result<ConnectOptions, CliError> {

@@ -43,8 +43,12 @@ pub(crate) fn run(request: &Request) -> Result<u8, CliError> {
             }
         }
         let (mut exit, mut runner) = (0, Runner::default());
+        let mut is_braked = false;
         for job in &request.jobs {
-            let ended = match with_consent(job, request, &mut runner, &mut signals).await {
+            let mut job = job.clone();
+            // Entries whose deletion waits for consent have been reported.
+            job.options.delete &= !(job.verifies && is_braked);
+            let ended = match with_consent(&job, request, &mut runner, &mut signals).await {
                 Err(error) if error.exit == report::SELECTION && request.jobs.len() > 1 => {
                     if request.show.json {
                         json::report_error(&error);
@@ -54,6 +58,7 @@ pub(crate) fn run(request: &Request) -> Result<u8, CliError> {
                 }
                 ended => ended?,
             };
+            is_braked = ended == report::BRAKE;
             exit = worse(exit, ended);
         }
         runner.close().await;
@@ -108,8 +113,9 @@ async fn one(
     let listener: Listener = Arc::new(move |news: News<'_>| listening.news(news));
     let running = async {
         let monitor: SharedMonitor = match &request.log {
-            Some(log) => Arc::new(Logging::begin(job, Arc::clone(&view), log)),
-            None => Arc::clone(&view) as SharedMonitor,
+            // No line of a log tells a difference from a change.
+            Some(log) if !job.verifies => Arc::new(Logging::begin(job, Arc::clone(&view), log)),
+            _ => Arc::clone(&view) as SharedMonitor,
         };
         match &request.live {
             Some(live) => match watch::watch(job, live, monitor, listener).await? {},
@@ -164,9 +170,9 @@ impl Signals {
     }
 }
 
-/// The worse exit code of two complete runs: 25 before 23 before 24 before 47 before 0.
+/// The worse exit code of two complete runs: 44 before 25 before 23 before 24 before 47 before 0.
 fn worse(a: u8, b: u8) -> u8 {
-    const FROM_GOOD_TO_BAD: [u8; 5] = [0, report::COMMAND, 24, 23, report::BRAKE];
+    const FROM_GOOD_TO_BAD: [u8; 6] = [0, report::COMMAND, 24, 23, report::BRAKE, report::VERIFICATION];
     let rank = |code| FROM_GOOD_TO_BAD.iter().position(|&known| known == code).unwrap_or(usize::MAX);
     if rank(a) > rank(b) { a } else { b }
 }
@@ -190,6 +196,8 @@ mod tests {
             (47, 25, 25),
             (47, 23, 23),
             (0, 47, 47),
+            (0, 44, 44),
+            (44, 25, 44),
         ] {
             assert_eq!(worse(a, b), code);
         }

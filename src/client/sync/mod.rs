@@ -26,6 +26,7 @@ mod report;
 mod retry;
 mod run;
 mod target;
+mod verify;
 mod visit;
 pub mod watch;
 

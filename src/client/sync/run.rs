@@ -18,6 +18,7 @@ use crate::sync::remote::{Kept, LazyConnection};
 use crate::sync::repeat::repeat;
 use crate::sync::report::Report;
 use crate::sync::retry::over_connections;
+use crate::sync::verify;
 use crate::sync::watch::AfterRound;
 use crate::wire::hello::Role;
 
@@ -87,6 +88,7 @@ async fn run_once(
     let (source, destination, options) = (&job.source, &job.destination, &job.options);
     let pairing = Pairing::of(job);
     let owed = Owed::of(job, after.map(AfterRound::named));
+    let monitor = if job.verifies { verify::observing(monitor) } else { monitor };
     let monitor = owed.observing(pairing.observing(monitor));
     let after = after.filter(|_| !options.dry_run);
     let mut report = match (source, destination) {
@@ -133,6 +135,9 @@ async fn run_once(
     };
     report.elapsed = start.elapsed();
     report.dry_run = job.options.dry_run;
+    if job.verifies {
+        (report.verified, report.summary.braked) = (true, None);
+    }
     Ok(report)
 }
 

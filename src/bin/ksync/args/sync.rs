@@ -48,6 +48,9 @@ pub(crate) struct SyncArgs {
     /// Warnings about files with settings.
     #[arg(skip)]
     pub(crate) warnings: Vec<Warning>,
+    /// True for `ksync verify`: the endpoints are compared, and nothing is changed.
+    #[arg(skip)]
+    pub(crate) is_verification: bool,
     /// Options that rsync users give, and that need no field here.
     #[arg(skip)]
     pub(crate) accepted: Accepted,
@@ -89,6 +92,9 @@ pub(crate) struct WhatArgs {
     #[arg(short = '@', long, value_name = "N", value_parser = number(-1..=86_400i64, "seconds, -1 to 86400"),
           allow_hyphen_values = true)]
     pub(crate) modify_window: Option<i64>,
+    /// Then hash all files on both sides, and list what differs (exit 44)
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// Flush to the disk before reporting success, so the result survives a power cut
     #[arg(long)]
     pub(crate) fsync: bool,
