@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::tree::attributes::AttributesDiffer;
+use crate::tree::plan_state::PlanState;
 use crate::tree::tree_id::Pair;
 
 /// The kind of a change in a list.
@@ -297,6 +298,8 @@ pub enum Event {
         #[serde(with = "serde_bytes")]
         first: Vec<u8>,
     },
+    /// The state of both sides, to which a plan is bound.
+    Bound(PlanState),
 }
 
 /// A preparation that may take a while, before any transfer.

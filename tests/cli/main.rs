@@ -10,6 +10,7 @@
 mod world;
 
 mod agent;
+mod apply;
 mod backup;
 mod baseline;
 mod below;

@@ -15,16 +15,19 @@ use crate::verbs::{
 };
 use crate::{accepted, manual, rules};
 
+mod apply;
 mod backup;
 pub(crate) mod help;
 mod metadata;
 #[cfg(feature = "sandbox")]
 mod sandbox;
+pub(crate) mod shaping;
 mod sync;
 #[cfg(test)]
 mod tests;
 mod verify;
 
+use apply::ApplyArgs;
 #[cfg(feature = "sandbox")]
 pub(crate) use sandbox::SandboxArgs;
 pub(crate) use sync::{ConnectionArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
@@ -97,6 +100,9 @@ enum Verb {
     /// Lists and closes the connections that are kept for the next runs
     #[command(hide = true, max_term_width = 80)]
     Keep(KeepVerbArgs),
+    /// Does what ksync -n --plan FILE planned, or nothing if a side has changed since: exit code 26
+    #[command(hide = true, max_term_width = 80)]
+    Apply(Box<ApplyArgs>),
     /// Compares all contents of A and B, and changes nothing: exit code 44 if they differ
     #[command(hide = true, max_term_width = 80)]
     Verify(Box<VerifyArgs>),
@@ -162,6 +168,9 @@ fn read(command: &mut Command, args: &[OsString]) -> Result<(Cli, ArgMatches), c
     cli.sync.rules = rules::in_order(&matches);
     cli.sync.behind_i = behind_i(&matches);
     cli.sync.accepted = accepted::read(&matches);
+    if cli.sync.what.plan.is_some() {
+        cli.sync.shaping = shaping::of(command, &matches);
+    }
     Ok((cli, matches))
 }
 
@@ -182,6 +191,8 @@ fn with_settings(
     // The first rule that matches wins, and the typed ones come first.
     let rules = rules.min(cli.sync.rules.len());
     cli.sync.rules.rotate_left(rules);
+    let shown = cli.sync.shaping.rules.len();
+    cli.sync.shaping.rules.rotate_left(rules.min(shown));
     cli.sync.behind_i = typed.sync.behind_i;
     Ok(with_destination(cli, settings))
 }
@@ -232,6 +243,7 @@ pub(crate) fn parse_with(
         Ok(Cli { verb: Some(Verb::Completions(args)), .. }) => {
             Ok(Mode::Show(manual::completions(Cli::command(), args.shell)))
         }
+        Ok(Cli { verb: Some(Verb::Apply(typed)), .. }) => apply::as_sync(&typed.file, &args, load),
         Ok(Cli { verb: Some(Verb::Verify(_)), .. }) => verify::as_sync(&args, load),
         Ok(Cli { verb: Some(Verb::Config(args)), .. }) => Ok(Mode::Config(args)),
         Ok(Cli { verb: Some(Verb::Schema(args)), .. }) => {

@@ -80,7 +80,8 @@ const PROJECT: &[&str] = &[
 ];
 
 /// Options that only the command line gives: consent, help, and the choice of the settings.
-const COMMAND_LINE: &[&str] = &["force-delete-in", "help", "list-only", "no-config", "version", "yes"];
+const COMMAND_LINE: &[&str] =
+    &["force-delete-in", "help", "list-only", "no-config", "plan", "version", "yes"];
 
 /// Options whose values are rules.
 const RULES: &[&str] = &["exclude", "exclude-from", "filter", "include", "include-from"];

@@ -278,7 +278,7 @@ fn tell(event: &str, fields: Value) {
 }
 
 /// Adds a path to the fields.
-fn with_path(mut fields: Value, path: &[u8]) -> Value {
+pub(crate) fn with_path(mut fields: Value, path: &[u8]) -> Value {
     if let Some(object) = fields.as_object_mut() {
         object.insert("path".to_owned(), String::from_utf8_lossy(path).into());
         if std::str::from_utf8(path).is_err() {
@@ -313,7 +313,7 @@ fn round(round: &Round, scans: u64) -> Value {
     fields
 }
 
-fn kind(what: What) -> &'static str {
+pub(crate) fn kind(what: What) -> &'static str {
     match what {
         What::Directory => "directory",
         What::File => "file",
@@ -419,6 +419,7 @@ impl Monitor for Json {
             | Event::DevicesPassedOver { .. }
             | Event::Moved { .. }
             | Event::Matched { .. }
+            | Event::Bound(_)
             | Event::Paired(_) => {}
         }
     }

@@ -25,6 +25,7 @@ mod manual;
 mod misplaced_key;
 mod nearest;
 mod out;
+mod plan;
 mod progress;
 mod proxy;
 mod report;

@@ -26,6 +26,8 @@ pub(crate) const FILE: u8 = 11;
 pub(crate) const PARTIAL: u8 = 23;
 /// Exit code: deletions wait for consent, and everything else is done.
 pub(crate) const BRAKE: u8 = 25;
+/// Exit code: a plan no longer fits.
+pub(crate) const PLAN: u8 = 26;
 /// Exit code: a timeout.
 pub(crate) const TIMEOUT: u8 = 30;
 /// Exit code: a verification found differences.

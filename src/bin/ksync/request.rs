@@ -19,7 +19,7 @@ use ksync::tree::path::escape;
 use ksync::tree::rule::bits;
 use ksync::tree::time_rule::TimeRule;
 use ksync::tree::transfer_rules::{Proof, TransferRules};
-use ksync::wire::hello::{Consent, FORCED_MAX, FileList, Links, Options, WatchOptions};
+use ksync::wire::hello::{Consent, FORCED_MAX, FileList, Links, Options, PlanTie, WatchOptions};
 use serde_bytes::ByteBuf;
 
 use crate::args::{ConnectionArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
@@ -30,6 +30,7 @@ use crate::format::{Format, LOG_FORMAT};
 use crate::log_file::LogFile;
 use crate::misplaced_key;
 use crate::out;
+use crate::plan::{self, Plan};
 use crate::report::{CliError, USAGE};
 use crate::rsh::{Rsh, RsyncPath};
 use crate::rules::{self, RuleSettings};
@@ -63,6 +64,8 @@ pub(crate) struct Request {
     pub(crate) show: Show,
     /// The log file.
     pub(crate) log: Option<Arc<LogFile>>,
+    /// The plan that the run makes or carries out.
+    pub(crate) plan: Option<plan::Use>,
     /// Warnings about the command line.
     pub(crate) warnings: Vec<Warning>,
 }
@@ -107,6 +110,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         };
         return Err(CliError::usage(format!("--verify and {other} exclude each other"), hint));
     }
+    let plan = Plan::of(&args)?;
     let warnings = args.warnings.iter().cloned().chain(mistaken).collect();
     let pairs = pair(&args.endpoints, args.connection.setup.is_some())?;
     if args.what.delete_excluded && pairs.len() > 1 {
@@ -160,7 +164,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         one_file_system: args.what.one_file_system,
         links: links(&args.what),
         time_rule: args.what.modify_window.map(time_rule),
-        list_changes: lists || log.is_some(),
+        list_changes: lists || log.is_some() || plan.is_some(),
         compress: !args.what.no_compress,
         rules,
         gitignore: which.gitignore,
@@ -226,6 +230,16 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     if deletes_after {
         jobs = jobs.into_iter().flat_map(|job| [without_deletions(&job), job]).collect();
     }
+    if plan.is_some() {
+        let [job] = jobs.as_mut_slice() else {
+            let told = "a plan is about one run, and these SOURCEs and options take several";
+            return Err(CliError::usage(told, "Make a plan for each SOURCE, without --delete-after."));
+        };
+        match &args.planned {
+            Some(planned) => planned.tie(job)?,
+            None => job.options.plan = Some(PlanTie::Make),
+        }
+    }
     if args.is_verification {
         jobs = jobs.iter().map(Job::verifying).collect();
     } else if args.what.verify {
@@ -246,6 +260,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
             out_format,
         },
         log,
+        plan,
         warnings,
     })
 }

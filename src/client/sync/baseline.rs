@@ -74,7 +74,7 @@ pub(super) fn where_to(endpoint: &Endpoint) -> String {
 }
 
 /// The id that tells this client from others, created on first use.
-fn client_id(state: &Path) -> io::Result<[u8; ID_BYTES]> {
+pub(super) fn client_id(state: &Path) -> io::Result<[u8; ID_BYTES]> {
     let path = state.join("id");
     if let Ok(id) = read_id(&path) {
         return Ok(id);

@@ -18,6 +18,7 @@ mod content_progress;
 mod decide;
 mod missing_file;
 mod offer;
+mod plan_tie;
 mod take_offer;
 
 use std::collections::HashSet;

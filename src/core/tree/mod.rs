@@ -19,6 +19,7 @@ pub mod metadata;
 pub mod path;
 pub mod path_ref;
 pub mod pattern;
+pub mod plan_state;
 pub mod record;
 pub mod rule;
 pub mod spelling;

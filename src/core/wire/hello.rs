@@ -8,6 +8,7 @@ use serde_bytes::ByteBuf;
 use crate::tree::filter::{Filter, FilterSettings, MERGES_MAX, RULES_BYTES_MAX, RULES_MAX, Rule, Side};
 use crate::tree::metadata::MetadataOptions;
 use crate::tree::path::{COMPONENT_BYTES_MAX, PATH_BYTES_MAX};
+use crate::tree::plan_state::PlanState;
 use crate::tree::rule::bits;
 use crate::tree::subtrees::SUBTREES_MAX;
 use crate::tree::time_rule::TimeRule;
@@ -82,6 +83,17 @@ pub struct Options {
     pub bytes_per_second: u64,
     /// Metadata besides modes and times; `None` if all of these options are off.
     pub metadata: Option<Box<MetadataOptions>>,
+    /// The tie to a plan, if the run makes or carries out one.
+    pub plan: Option<PlanTie>,
+}
+
+/// The tie between a run and a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PlanTie {
+    /// Report the state of both sides, to which the plan is bound.
+    Make,
+    /// Stop before the first change, unless both sides are in this state.
+    Match(PlanState),
 }
 
 impl Options {

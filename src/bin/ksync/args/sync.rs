@@ -13,7 +13,9 @@ use crate::accepted::Accepted;
 use crate::args::backup::BackupArgs;
 use crate::args::metadata::MetadataArgs;
 use crate::args::seconds;
+use crate::args::shaping::Shaping;
 use crate::format::Format;
+use crate::plan::Plan;
 use crate::rsh::RsyncPath;
 use crate::rules::RuleSource;
 use crate::size::{rate, size};
@@ -51,6 +53,12 @@ pub(crate) struct SyncArgs {
     /// True for `ksync verify`: the endpoints are compared, and nothing is changed.
     #[arg(skip)]
     pub(crate) is_verification: bool,
+    /// The plan of `ksync apply`.
+    #[arg(skip)]
+    pub(crate) planned: Option<Box<Plan>>,
+    /// The options that a plan keeps, if one is made.
+    #[arg(skip)]
+    pub(crate) shaping: Shaping,
     /// Options that rsync users give, and that need no field here.
     #[arg(skip)]
     pub(crate) accepted: Accepted,
@@ -62,6 +70,9 @@ pub(crate) struct WhatArgs {
     /// Show what would change, and change nothing
     #[arg(short = 'n', long)]
     pub(crate) dry_run: bool,
+    /// With -n, write the plan to FILE; ksync apply FILE carries it out, or nothing (exit 26)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plan: Option<PathBuf>,
     /// Delete entries of DEST that SOURCE does not have, after everything else
     #[arg(long, visible_alias = "del",
           aliases = ["delete-before", "delete-during", "delete-delay"])]

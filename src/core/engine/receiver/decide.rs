@@ -84,6 +84,10 @@ impl<T: Target> Receiver<T> {
     }
 
     fn compare(&mut self) {
+        // The answers about spelling rename present entries.
+        if self.resolved == Resolved::No && !self.holds_plan() {
+            return;
+        }
         if let Err(error) = self.make_effective() {
             return self.outbox.fail(AbortKind::Protocol, error.to_string());
         }
