@@ -300,6 +300,15 @@ pub enum Event {
     },
     /// The state of both sides, to which a plan is bound.
     Bound(PlanState),
+    /// A run whose changes can be undone.
+    Stored {
+        /// Names the run: milliseconds since 1970.
+        run: u64,
+        /// Number of files that it replaced or deleted.
+        files: u64,
+        /// Bytes in these files.
+        bytes: u64,
+    },
 }
 
 /// A preparation that may take a while, before any transfer.

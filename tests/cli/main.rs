@@ -48,6 +48,7 @@ mod streams;
 mod sudo;
 mod times;
 mod transfer;
+mod undo;
 mod verify;
 mod wire;
 mod worlds;

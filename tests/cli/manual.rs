@@ -117,6 +117,7 @@ fn the_man_page_has_the_usual_sections_and_every_option_of_the_help() {
         "doctor",
         "flush",
         "keep",
+        "undo",
         "apply",
         "verify",
         "sandbox",

@@ -25,12 +25,14 @@ pub(crate) mod shaping;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod undo;
 mod verify;
 
 use apply::ApplyArgs;
 #[cfg(feature = "sandbox")]
 pub(crate) use sandbox::SandboxArgs;
 pub(crate) use sync::{ConnectionArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
+use undo::UndoArgs;
 use verify::VerifyArgs;
 
 /// The mode that the command line selects.
@@ -103,6 +105,9 @@ enum Verb {
     /// Does what ksync -n --plan FILE planned, or nothing if a side has changed since: exit code 26
     #[command(hide = true, max_term_width = 80)]
     Apply(Box<ApplyArgs>),
+    /// Takes a run with --undoable back: what it replaced or deleted is there again
+    #[command(hide = true, max_term_width = 80)]
+    Undo(Box<UndoArgs>),
     /// Compares all contents of A and B, and changes nothing: exit code 44 if they differ
     #[command(hide = true, max_term_width = 80)]
     Verify(Box<VerifyArgs>),
@@ -244,6 +249,7 @@ pub(crate) fn parse_with(
             Ok(Mode::Show(manual::completions(Cli::command(), args.shell)))
         }
         Ok(Cli { verb: Some(Verb::Apply(typed)), .. }) => apply::as_sync(&typed.file, &args, load),
+        Ok(Cli { verb: Some(Verb::Undo(typed)), .. }) => undo::as_sync(&typed, &args, load),
         Ok(Cli { verb: Some(Verb::Verify(_)), .. }) => verify::as_sync(&args, load),
         Ok(Cli { verb: Some(Verb::Config(args)), .. }) => Ok(Mode::Config(args)),
         Ok(Cli { verb: Some(Verb::Schema(args)), .. }) => {

@@ -71,6 +71,8 @@ const PROJECT: &[&str] = &[
     "sparse",
     "stats",
     "timeout",
+    "undo-keep",
+    "undoable",
     "update",
     "verbose",
     "verify",

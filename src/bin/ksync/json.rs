@@ -396,6 +396,9 @@ impl Monitor for Json {
                     with_path(json!({ "kind": "grew", "message": "it grew while it was read" }), &path),
                 );
             }
+            Event::Stored { run, files, bytes } => {
+                tell("undo-run", json!({ "run": run, "files": files, "bytes": bytes }));
+            }
             Event::Polling { cause } => tell("warning", json!({ "kind": "polling", "message": cause })),
             Event::Scanned { entries, bytes } if !self.is_ready.load(Ordering::Relaxed) => {
                 tell("scan", json!({ "entries": entries, "bytes": bytes }));

@@ -5,8 +5,9 @@ use ksync::monitor::{Action, Differs, Letters, Problem, ProblemKind, What};
 use ksync::sync::Endpoint;
 use ksync::tree::path::escape;
 
+use crate::calendar::{Separator, stamp};
 use crate::report::Direction;
-use crate::units::counted;
+use crate::units::{bytes, counted};
 
 /// A change of an entry, as its event reports it.
 #[derive(Debug, Clone, Copy)]
@@ -167,6 +168,13 @@ pub(crate) fn devices_passed_over(devices: u64, first: &[u8]) -> String {
     let such_as = if devices == 1 { ":" } else { ", the first is" };
     let devices = counted(devices, "device", "devices");
     format!("{devices} not copied, since only root in DEST can make them{such_as} {}", escape(first))
+}
+
+/// The line for a run that can be undone.
+pub(crate) fn stored(run: u64, files: u64, total: u64) -> String {
+    let seconds = i64::try_from(run / 1000).unwrap_or(i64::MAX);
+    let time = stamp(seconds, Separator::Blank);
+    format!("{run}  {time} UTC  {} kept, {}", counted(files, "file", "files"), bytes(total))
 }
 
 /// The line for a file that grew while it was read.

@@ -19,7 +19,7 @@ use ksync::tree::path::escape;
 use ksync::tree::rule::bits;
 use ksync::tree::time_rule::TimeRule;
 use ksync::tree::transfer_rules::{Proof, TransferRules};
-use ksync::wire::hello::{Consent, FORCED_MAX, FileList, Links, Options, PlanTie, WatchOptions};
+use ksync::wire::hello::{Consent, FORCED_MAX, FileList, Links, Options, PlanTie, Undo, WatchOptions};
 use serde_bytes::ByteBuf;
 
 use crate::args::{ConnectionArgs, OutputArgs, SyncArgs, TransferArgs, WatchArgs, WhatArgs};
@@ -47,6 +47,9 @@ const WATCH_TIMEOUT_SECONDS: u64 = 30;
 
 /// Default timeout for connecting.
 const CONNECT_TIMEOUT_SECONDS: u64 = 30;
+
+/// Number of runs that can be undone.
+const UNDO_KEEP: u32 = 5;
 
 /// A year stands for never: it can be added to any clock without overflow.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -173,6 +176,12 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         consent: consent(&args.what, &pairs)?,
         bytes_per_second: args.connection.bwlimit.unwrap_or(0),
         metadata: args.metadata.options()?,
+        undo: match args.undo {
+            Undo::Off if args.what.undoable && live.is_none() => {
+                Undo::Keep(args.what.undo_keep.unwrap_or(UNDO_KEEP))
+            }
+            undo => undo,
+        },
         ..Options::default()
     };
     let mut connection_args = args.connection;

@@ -13,6 +13,7 @@ use ksync::monitor::{Action, Awake, Event, Monitor, Notice, Preparation, Problem
 use ksync::sync::endpoint::Endpoint;
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
+use ksync::wire::hello::Undo;
 
 use crate::brake::Words;
 use crate::format::Facts;
@@ -53,6 +54,7 @@ pub(crate) struct Screen {
     checksum: bool,
     words: Words,
     verifies: bool,
+    undo: Undo,
     show: Show,
     mode: Mode,
     started: Instant,
@@ -85,6 +87,7 @@ impl Screen {
             checksum: job.options.checksum,
             words: Words::new(job, false),
             verifies: job.verifies,
+            undo: job.options.undo,
             show,
             mode,
             started: Instant::now(),
@@ -111,6 +114,9 @@ impl Screen {
     /// Source and destination, with the path that the destination resolved to. The user typed the
     /// endpoints; the resolved path comes from the receiver.
     fn mapping(&self, path: &[u8]) -> String {
+        if self.undo.is_own() {
+            return format!("undo in {}", self.destination.clone().with_path(path));
+        }
         let (sources, sign) = (endpoints::named(&self.sources), if self.verifies { "=?" } else { "→" });
         format!("{sources} {sign} {}", self.destination.clone().with_path(path))
     }
@@ -151,6 +157,7 @@ impl Screen {
             Event::Excluded { entries } if !self.show.quiet => {
                 (None, Some(format!("{} excluded by rules", counted(*entries, "entry", "entries"))))
             }
+            Event::Stored { run, files, bytes } => (Some(list::stored(*run, *files, *bytes)), None),
             Event::Braked(braked) => (None, Some(self.words.text(braked))),
             Event::StateExcluded { directories } if !self.show.quiet => {
                 (None, Some(format!("ksync: {}", list::state_excluded(*directories))))
@@ -237,7 +244,13 @@ impl View for Screen {
     }
 
     fn report(&self, report: &Report) {
+        if self.undo == Undo::List {
+            return;
+        }
         if !self.show.quiet {
+            if matches!(self.undo, Undo::Keep(_)) && report.has_changed() && !report.dry_run {
+                out::note("ksync undo takes this run back");
+            }
             out::result(&report::line(report, self.direction));
             if self.show.stats {
                 out::result(&report::stats(report, self.direction));

@@ -13,7 +13,7 @@ use crate::foreign;
 use crate::report::CliError;
 
 /// Verbs that later versions will have.
-pub(crate) const LATER: [&str; 2] = ["run", "undo"];
+pub(crate) const LATER: [&str; 1] = ["run"];
 
 /// Words in an option that a typo must never lead to: it deletes, or consents to deletions.
 const HARMFUL: [&str; 5] = ["del", "remove", "force", "yes", "no-keep"];
@@ -43,7 +43,7 @@ pub(crate) fn refuse_verb(first: &OsStr) -> Result<(), CliError> {
 }
 
 /// Verbs with options of a sync, in which `-h` has the meaning that it has in rsync.
-const LIKE_A_SYNC: [&str; 2] = ["apply", "verify"];
+const LIKE_A_SYNC: [&str; 3] = ["apply", "undo", "verify"];
 
 /// `ksync help VERB` is `ksync VERB --help`, if nothing here is named help.
 pub(crate) fn with_help(args: Vec<OsString>) -> Vec<OsString> {

@@ -25,7 +25,7 @@ const ID_BYTES: usize = 16;
 /// Jobs that offer different entries of the same tree have different keys. So have the same paths
 /// on different clients. Otherwise each job would overwrite a baseline that another one needs.
 pub(super) fn key(job: &Job, role: Role, local: &Path) -> Option<Key> {
-    if !job.further.is_empty() || job.options.files.is_some() || job.verifies {
+    if !job.further.is_empty() || job.options.files.is_some() || job.verifies || job.options.undo.is_own() {
         // Their offer is a part of the destination, and parts have no baseline. A verification
         // believes no record.
         return None;

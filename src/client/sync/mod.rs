@@ -27,6 +27,7 @@ mod retry;
 mod run;
 mod seal;
 mod target;
+pub mod undo;
 mod verify;
 mod visit;
 pub mod watch;

@@ -51,6 +51,7 @@ mod state;
 mod swap;
 mod tree_id;
 mod unconfirmed;
+pub mod undo;
 pub mod writable;
 mod writeback;
 pub mod xattr;

@@ -20,6 +20,7 @@ mod missing_file;
 mod offer;
 mod plan_tie;
 mod take_offer;
+mod undo;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -88,6 +89,8 @@ pub struct Receiver<T: Target> {
     metadata: Option<RootMetadata>,
     /// The root's own attributes, as this side may set them.
     root_attributes: Option<Arc<Attributes>>,
+    /// True if the run undoes an earlier one: the tree to make is not the offered one.
+    is_undo: bool,
     /// True if the destination will hold only wanted and protected entries.
     will_be_copy: bool,
     /// True once the destination is complete.
@@ -170,6 +173,7 @@ impl<T: Target> Receiver<T> {
             pair: None,
             metadata: None,
             root_attributes: None,
+            is_undo: false,
             will_be_copy: false,
             closed: false,
             batch: Vec::new(),
@@ -438,6 +442,14 @@ impl<T: Target> Receiver<T> {
                     }
                     &mut self.tally.deleted
                 }
+                Step::Recall { id } => {
+                    self.tally.files += u64::from(result.is_ok());
+                    if self.plan.updates.contains(&id) {
+                        &mut self.tally.updated
+                    } else {
+                        &mut self.tally.created
+                    }
+                }
                 Step::MakeLink { .. } | Step::HardLink { .. } => &mut self.tally.created,
                 Step::Adjust { id } if self.plan.adjusts.contains(&id) => &mut self.tally.adjusted,
                 Step::Respell { id } if self.plan.respelled.contains(&id) => &mut self.tally.adjusted,
@@ -460,6 +472,10 @@ impl<T: Target> Receiver<T> {
                             self.happens(Item::Wanted(id), Some(Action::Adjust));
                         }
                         Step::Respell { id } if self.plan.respelled.contains(&id) => {
+                            self.happens(Item::Wanted(id), None);
+                        }
+                        Step::Recall { id } => {
+                            self.cleared_way(id);
                             self.happens(Item::Wanted(id), None);
                         }
                         Step::MakeDirectory { id } | Step::MakeLink { id } | Step::HardLink { id, .. } => {
@@ -584,6 +600,7 @@ impl<T: Target> Receiver<T> {
             Step::MakeDirectory { id }
             | Step::MakeLink { id }
             | Step::HardLink { id, .. }
+            | Step::Recall { id }
             | Step::Adjust { id }
             | Step::Respell { id }
             | Step::Move { id, .. } => self.path(id),

@@ -168,6 +168,8 @@ pub struct Planned {
     pub withheld: Vec<TreePath>,
     /// The new pair of source and destination, if it changed.
     pub pair: Option<Pair>,
+    /// The whole tree after the run, if the run can be undone.
+    pub after: Option<Manifest>,
 }
 
 /// A file whose basis report is wanted.
@@ -232,6 +234,11 @@ pub enum Step {
         id: u32,
         /// The id of the entry that has the content.
         to: u32,
+    },
+    /// Put a file back that an earlier run replaced or deleted, or set its mode and time.
+    Recall {
+        /// The file's id.
+        id: u32,
     },
     /// Remove a file, a link or an empty directory.
     Remove {
@@ -342,6 +349,21 @@ pub struct Opened {
     pub destination: Destination,
     /// Users and groups of the machine, if the options ask for metadata besides modes and times.
     pub accounts: Option<Arc<Accounts>>,
+    /// What is to be undone, if the options ask for it.
+    pub undoing: Option<Undoing>,
+}
+
+/// What an opened destination has to undo.
+#[derive(Debug, Default)]
+pub struct Undoing {
+    /// The tree to make; `None` if runs are only listed.
+    pub wanted: Option<Arc<Manifest>>,
+    /// Entries that changed after the run, and stay.
+    pub conflicts: Vec<TreePath>,
+    /// The modification time of the root before the run.
+    pub root_time: Option<Time>,
+    /// The stored runs: number, files and bytes.
+    pub runs: Vec<(u64, u64, u64)>,
 }
 
 /// Free room of a destination's filesystem.

@@ -12,6 +12,7 @@ mod room;
 mod spelling;
 mod target;
 mod tree;
+mod undo;
 
 pub use tree::{OpenTree, PlannedTree};
 

@@ -28,3 +28,4 @@ mod table;
 pub mod time_rule;
 pub mod transfer_rules;
 pub mod tree_id;
+pub mod undo;

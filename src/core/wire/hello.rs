@@ -85,6 +85,30 @@ pub struct Options {
     pub metadata: Option<Box<MetadataOptions>>,
     /// The tie to a plan, if the run makes or carries out one.
     pub plan: Option<PlanTie>,
+    /// What the run keeps for an undo, or undoes.
+    pub undo: Undo,
+}
+
+/// The part of a run in undoing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Undo {
+    /// None.
+    #[default]
+    Off,
+    /// Keep what the run replaces and deletes, and that of this number of runs in all.
+    Keep(u32),
+    /// Undo a run, or the last one. What the sender offers does not count.
+    Restore(Option<u64>),
+    /// Report the runs that can be undone, in a dry run.
+    List,
+}
+
+impl Undo {
+    /// True if the offer does not count.
+    #[must_use]
+    pub fn is_own(self) -> bool {
+        matches!(self, Self::Restore(_) | Self::List)
+    }
 }
 
 /// The tie between a run and a plan.

@@ -565,6 +565,7 @@ fn event_is_within_limits(event: &Event) -> bool {
         }
         Event::Paired(_)
         | Event::Bound(_)
+        | Event::Stored { .. }
         | Event::Scanned { .. }
         | Event::Excluded { .. }
         | Event::StateExcluded { .. }

@@ -87,7 +87,7 @@ Endpoints:
 
 Exit status: {EXIT} Further verbs,
 each with a --help of its own: ksync session, ssh, proxy, doctor, flush, keep,
-apply, verify, sandbox, completions, man, config, schema.
+apply, undo, verify, sandbox, completions, man, config, schema.
 "
     )
 }

@@ -49,6 +49,8 @@ const SHAPING: &[&str] = &[
     "size-only",
     "specials",
     "suffix",
+    "undo-keep",
+    "undoable",
     "update",
     "usermap",
     "xattrs",

@@ -8,6 +8,7 @@ use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args};
 
 use ksync::monitor::Warning;
+use ksync::wire::hello::Undo;
 
 use crate::accepted::Accepted;
 use crate::args::backup::BackupArgs;
@@ -56,6 +57,9 @@ pub(crate) struct SyncArgs {
     /// The plan of `ksync apply`.
     #[arg(skip)]
     pub(crate) planned: Option<Box<Plan>>,
+    /// What `ksync undo` asks for.
+    #[arg(skip)]
+    pub(crate) undo: Undo,
     /// The options that a plan keeps, if one is made.
     #[arg(skip)]
     pub(crate) shaping: Shaping,
@@ -94,6 +98,13 @@ pub(crate) struct WhatArgs {
     pub(crate) force_delete_in: Vec<OsString>,
     #[command(flatten)]
     pub(crate) backups: BackupArgs,
+    /// Keep what is replaced or deleted in .ksync of DEST: ksync undo takes the run back. Not with
+    /// --watch
+    #[arg(long)]
+    pub(crate) undoable: bool,
+    /// Keep that of the last N runs [default: 5]
+    #[arg(long, value_name = "N", value_parser = number(1..=1000u32, "a number of runs, 1 to 1000"), allow_negative_numbers = true)]
+    pub(crate) undo_keep: Option<u32>,
     /// Compare by content, not by size and time
     #[arg(short = 'c', long)]
     pub(crate) checksum: bool,

@@ -394,6 +394,7 @@ impl DiskState {
             has_staged: !self.staged.is_empty(),
             room: self.room.clone(),
             accounts: None,
+            undoing: None,
             destination: Destination { metadata: Some(self.root), ..self.destination.clone() },
         }
     }
@@ -511,7 +512,7 @@ impl DiskState {
                 self.put(&entry.path, Node { what, mode: entry.mode, mtime: entry.mtime })
             }
             // No tree of the jar has options for that.
-            Step::HardLink { .. } => unreachable!("no entry has several names"),
+            Step::HardLink { .. } | Step::Recall { .. } => unreachable!("the jar has no such options"),
             Step::Remove { at } => {
                 let path = self.present.path(at).unwrap().to_path();
                 let holds = self.tree.keys().any(|below| below.is_below(&path));

@@ -20,8 +20,9 @@ use crate::exchange::common::unwritable;
 use crate::exchange::prefetch::Prehashes;
 use crate::exchange::receiving::backups::Backups;
 use crate::exchange::receiving::directories::MadeDirectories;
+use crate::exchange::receiving::undo::{Kept, Undone};
 use crate::log::debug;
-use crate::tree::entry::EntryRef;
+use crate::tree::entry::{EntryRef, Time};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::spelling::Spelling;
@@ -45,13 +46,28 @@ pub struct OpenTree {
     /// True if everything was listed.
     pub(super) is_whole: bool,
     pub(super) reserve: Option<Reserve>,
+    /// The modification time of the root before the run.
+    pub(super) root_time: Option<Time>,
+    /// The run to undo, if one is.
+    pub(super) undone: Option<Undone>,
 }
 
 impl OpenTree {
     /// A destination that is not listed yet.
     pub(super) fn new(root: Option<Arc<WritableRoot>>, single: Option<TreePath>, shown: PathBuf) -> Self {
         let (identities, doubted) = (Arc::default(), HashSet::new());
-        Self { root, single, shown, identities, ctimes_move: false, doubted, is_whole: false, reserve: None }
+        Self {
+            root,
+            single,
+            shown,
+            identities,
+            ctimes_move: false,
+            doubted,
+            is_whole: false,
+            reserve: None,
+            root_time: None,
+            undone: None,
+        }
     }
 }
 
@@ -80,6 +96,8 @@ pub struct PlannedTree {
     pub(super) is_full: AtomicBool,
     /// `None` if nothing is backed up.
     pub(super) backups: Option<Backups>,
+    /// `None` if nothing is kept for an undo.
+    pub(super) undo: Option<Kept>,
 }
 
 impl fmt::Debug for PlannedTree {
@@ -187,14 +205,23 @@ impl PlannedTree {
         }
     }
 
-    /// Backs up the listed file or link at a position, if backups are kept. Returns its identity
-    /// afterwards.
+    /// Keeps the listed entry at a position for an undo, and backs it up, if that is wanted. Returns
+    /// its identity afterwards.
     pub(super) fn back_up(&self, at: u32, seen: Identity) -> Result<Identity, WorkError> {
+        let seen = self.keep(at, seen)?;
         let Some(backups) = &self.backups else { return Ok(seen) };
         let path = self.present_path(at).ok_or_else(unknown)?;
         let backed_up = backups.back_up(&self.root, &self.present, &path, &seen);
         debug!("backup role=receiver ok={} path={}", backed_up.is_ok(), escape(path.as_bytes()));
         backed_up.map_err(unwritable)
+    }
+
+    /// Keeps the listed entry at a position for an undo, if that is wanted. Returns its identity
+    /// afterwards.
+    pub(super) fn keep(&self, at: u32, seen: Identity) -> Result<Identity, WorkError> {
+        let Some(undo) = &self.undo else { return Ok(seen) };
+        let path = self.present_path(at).ok_or_else(unknown)?;
+        undo.keep(&self.root, &path, &seen).map_err(unwritable)
     }
 
     pub(super) fn durability(&self) -> Durability {
