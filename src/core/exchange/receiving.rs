@@ -13,6 +13,7 @@ mod spelling;
 mod target;
 mod tree;
 mod undo;
+mod undoing;
 
 pub use tree::{OpenTree, PlannedTree};
 

@@ -111,7 +111,8 @@ fn in_step<'a>(
         let [before, after, now] = entries;
         let fate = if before == after {
             Fate::Untouched
-        } else if are_same(now, after, time_rule) || are_same(now, before, time_rule) {
+        } else if now.is_none() || are_same(now, after, time_rule) || are_same(now, before, time_rule) {
+            // Where nothing is, nothing can be lost.
             Fate::Restored
         } else {
             Fate::Conflict
@@ -171,7 +172,7 @@ mod tests {
             ("a:1 b:1", "a:2 n:1", "a:1 b:1 n:1", "a:1 b:1", ""),
             // Edited since: a replaced file, a created one, and one that the run did not touch.
             ("a:1 c:1", "a:2 c:1 n:1", "a:9 c:9 n:9", "a:9 c:9 n:9", "a n"),
-            ("a:1", "a:2", "", "", "a"),
+            ("a:1", "a:2", "", "a:1", ""),
             // A created directory stays if something new is in it.
             ("", "d/ d/n:1", "d/ d/n:1 d/own:1", "d/ d/own:1", "d"),
             ("d:1", "d/ d/n:1", "d/ d/n:1", "d:1", ""),

@@ -205,8 +205,8 @@ impl PlannedTree {
         }
     }
 
-    /// Keeps the listed entry at a position for an undo, and backs it up, if that is wanted. Returns
-    /// its identity afterwards.
+    /// Keeps the listed entry at a position for an undo, and backs it up, if that is wanted.
+    /// Returns its identity afterwards.
     pub(super) fn back_up(&self, at: u32, seen: Identity) -> Result<Identity, WorkError> {
         let seen = self.keep(at, seen)?;
         let Some(backups) = &self.backups else { return Ok(seen) };
