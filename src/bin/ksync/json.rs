@@ -17,6 +17,7 @@ use ksync::monitor::{
 };
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Endpoint, Job, Report};
+use ksync::wire::hello::Undo;
 use ksync::wire::message::Tally;
 use serde_json::{Map, Value, json};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -48,6 +49,7 @@ pub(crate) struct Json {
     braked: Mutex<Option<Braked>>,
     is_dry: bool,
     verifies: bool,
+    lists_runs: bool,
     progress: Mutex<Progress>,
     /// Changes that the event `move` has told already: whether it is a deletion, and the path.
     renamed: Mutex<HashSet<(bool, Vec<u8>)>>,
@@ -107,6 +109,7 @@ impl Json {
             braked: Mutex::default(),
             is_dry: job.options.dry_run,
             verifies: job.verifies,
+            lists_runs: job.options.undo == Undo::List,
             progress: Mutex::default(),
             renamed: Mutex::default(),
         }
@@ -396,7 +399,7 @@ impl Monitor for Json {
                     with_path(json!({ "kind": "grew", "message": "it grew while it was read" }), &path),
                 );
             }
-            Event::Stored { run, files, bytes } => {
+            Event::Stored { run, files, bytes } if self.lists_runs => {
                 tell("undo-run", json!({ "run": run, "files": files, "bytes": bytes }));
             }
             Event::Polling { cause } => tell("warning", json!({ "kind": "polling", "message": cause })),
@@ -423,6 +426,7 @@ impl Monitor for Json {
             | Event::Moved { .. }
             | Event::Matched { .. }
             | Event::Bound(_)
+            | Event::Stored { .. }
             | Event::Paired(_) => {}
         }
     }

@@ -74,7 +74,7 @@ impl Plan {
             let told = "a plan cannot hold what comes from stdin";
             return Err(CliError::usage(told, "Put it into a file, and name the file."));
         }
-        let endpoints = args.endpoints.iter().map(|text| typed(text)).collect::<Result<_, _>>()?;
+        let endpoints = args.endpoints.iter().map(typed).collect::<Result<_, _>>()?;
         Ok(Some(Use::Make(file.clone(), Self { endpoints, options, bound: None })))
     }
 

@@ -157,7 +157,9 @@ impl Screen {
             Event::Excluded { entries } if !self.show.quiet => {
                 (None, Some(format!("{} excluded by rules", counted(*entries, "entry", "entries"))))
             }
-            Event::Stored { run, files, bytes } => (Some(list::stored(*run, *files, *bytes)), None),
+            Event::Stored { run, files, bytes } if self.undo == Undo::List => {
+                (Some(list::stored(*run, *files, *bytes)), None)
+            }
             Event::Braked(braked) => (None, Some(self.words.text(braked))),
             Event::StateExcluded { directories } if !self.show.quiet => {
                 (None, Some(format!("ksync: {}", list::state_excluded(*directories))))

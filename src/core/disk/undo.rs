@@ -3,6 +3,7 @@
 //! Each run has the records of the tree before and after it, and a further name of each file that
 //! it replaced or deleted. Only this user may enter the store, and nothing in it is synced.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -186,11 +187,13 @@ impl UndoRun {
     /// # Errors
     /// A stored file cannot be read, or the record not be written.
     pub fn seal(&self, before: &Manifest) -> Result<(), DiskError> {
+        let stored: HashSet<Vec<u8>> = names(self.root.descriptor())?.into_iter().collect();
         let mut builder = Builder::default();
         for entry in before.entries() {
             let mut sealed: Entry = entry.to_entry();
             if let Kind::File { hash, .. } = &mut sealed.kind {
-                *hash = match self.stored(&sealed.path)? {
+                let is_stored = stored.contains(Self::name_of(&sealed.path)?.as_bytes());
+                *hash = match if is_stored { self.stored(&sealed.path)? } else { None } {
                     Some((file, stat)) => Some(hash_of(&file, &stat).during("read", sealed.path.as_bytes())?),
                     None => None,
                 };
@@ -357,7 +360,7 @@ fn ids(store: &OwnedFd) -> Result<Vec<u64>, DiskError> {
     Ok(names(store)?.iter().filter_map(number).collect())
 }
 
-fn names(directory: &OwnedFd) -> Result<Vec<Vec<u8>>, DiskError> {
+fn names(directory: impl AsFd) -> Result<Vec<Vec<u8>>, DiskError> {
     let mut names = Vec::new();
     for entry in Dir::read_from(directory).during("list", &in_store(""))? {
         let entry = entry.during("list", &in_store(""))?;
@@ -375,18 +378,13 @@ fn remove(store: &OwnedFd, run: &str) -> Result<(), DiskError> {
         let _ = unlinkat(&directory, name, AtFlags::empty());
     }
     if let Some(state) = StateDir::open(&directory)? {
-        names_of(&state)?.iter().try_for_each(|name| state.remove(name))?;
+        names(&state)?.iter().try_for_each(|name| state.remove(name))?;
         unlinkat(&directory, STATE_DIR, AtFlags::REMOVEDIR).during("remove", &in_store(run))?;
     }
     for name in names(&directory)? {
         unlinkat(&directory, &*name, AtFlags::empty()).during("remove", &in_store(run))?;
     }
     unlinkat(store, run, AtFlags::REMOVEDIR).during("remove", &in_store(run))
-}
-
-fn names_of(state: &StateDir) -> Result<Vec<Vec<u8>>, DiskError> {
-    let copy = openat(state, c".", DIRECTORY, Mode::empty()).during("open", STATE_DIR.as_bytes())?;
-    names(&copy)
 }
 
 fn in_store(name: &str) -> Vec<u8> {
@@ -400,4 +398,85 @@ fn refused() -> DiskError {
 fn damaged() -> DiskError {
     let cause = io::Error::new(io::ErrorKind::InvalidData, "the record of the run is damaged");
     DiskError::new("read", &in_store(""), DiskErrorKind::System(cause))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::disk::testing::{Fixture, give_away, path};
+
+    const SOME_TIME: u64 = 1_796_000_000_000;
+
+    fn create(fixture: &Fixture) -> Result<UndoRun, DiskError> {
+        let tree = Manifest::default();
+        UndoRun::create(&fixture.root, SOME_TIME, 2, (&tree, Time::new(5, 6)), &tree)
+    }
+
+    #[test]
+    fn oldest_runs_go_and_ids_never_repeat() {
+        let fixture = Fixture::new();
+        for number in 0..4 {
+            assert_eq!(create(&fixture).unwrap().id, SOME_TIME + number);
+        }
+        let ids: Vec<u64> = UndoRun::list(&fixture.root).unwrap().iter().map(|run| run.id).collect();
+        assert_eq!(ids, [SOME_TIME + 3, SOME_TIME + 2]);
+        let last = UndoRun::find(&fixture.root, None).unwrap().unwrap();
+        assert_eq!((last.id, last.root_time()), (SOME_TIME + 3, Time::new(5, 6)));
+        assert!(last.trees().unwrap().is_some());
+        last.forget(&fixture.root).unwrap();
+        assert!(UndoRun::find(&fixture.root, Some(SOME_TIME + 3)).unwrap().is_none());
+    }
+
+    #[test]
+    fn run_without_records_has_changed_nothing_and_damage_is_an_error() {
+        let fixture = Fixture::new();
+        let run = create(&fixture).unwrap();
+        let store = fixture.at(".ksync/undo").join(run.id.to_string());
+        fs::write(store.join(AFTER), [9; 100]).unwrap();
+        assert!(run.trees().is_err());
+        fs::remove_file(store.join(BEFORE)).unwrap();
+        assert!(run.trees().unwrap().is_none());
+    }
+
+    #[test]
+    fn store_behind_a_link_or_of_another_user_is_refused() {
+        let fixture = Fixture::new();
+        create(&fixture).unwrap();
+        let store = fixture.at(".ksync/undo");
+        fs::rename(&store, fixture.at("moved")).unwrap();
+        symlink(fixture.outside(), &store).unwrap();
+        assert!(create(&fixture).is_err() && UndoRun::list(&fixture.root).is_err());
+        fs::remove_file(&store).unwrap();
+        fs::create_dir(&store).unwrap();
+        if give_away(&store) {
+            assert!(create(&fixture).is_err() && UndoRun::find(&fixture.root, None).is_err());
+        }
+        fixture.assert_canary_untouched();
+    }
+
+    #[test]
+    fn stored_file_comes_back_only_as_it_was_and_over_what_was_seen() {
+        let fixture = Fixture::new();
+        let run = create(&fixture).unwrap();
+        let file = path("f");
+        fs::write(fixture.at("f"), "old").unwrap();
+        let seen = fixture.root.stat(&file).unwrap().unwrap();
+        let kind = Kind::File { size: 3, hash: Some(Hash::of(b"old")) };
+        let wanted = Entry { path: file.clone(), kind, mode: 0o644, mtime: seen.mtime(), attributes: None };
+        // It is not stored yet.
+        assert!(run.recall(&fixture.root, &wanted, None).is_err());
+        fixture.root.back_up(&file, &seen.identity, run.root(), &UndoRun::name_of(&file).unwrap()).unwrap();
+        fs::remove_file(fixture.at("f")).unwrap();
+        fs::write(fixture.at("f"), "new").unwrap();
+        let now = fixture.root.stat(&file).unwrap().unwrap().identity;
+        let other = Entry { kind: Kind::File { size: 3, hash: Some(Hash::of(b"other")) }, ..wanted.clone() };
+        assert!(run.recall(&fixture.root, &other, Some(&now)).is_err());
+        assert!(run.recall(&fixture.root, &wanted, Some(&seen.identity)).is_err());
+        assert_eq!(fs::read(fixture.at("f")).unwrap(), b"new");
+        assert!(run.recall(&fixture.root, &wanted, Some(&now)).unwrap());
+        assert_eq!(fs::read(fixture.at("f")).unwrap(), b"old");
+    }
 }
