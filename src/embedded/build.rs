@@ -50,7 +50,7 @@ struct Program {
 }
 
 /// The agent is sent to every new VM.
-const AGENT: Program = Program { binary: "ksync-agent", name: "agent", packed_bytes_max: 1248 * 1024 };
+const AGENT: Program = Program { binary: "ksync-agent", name: "agent", packed_bytes_max: 1264 * 1024 };
 
 /// The bridge is sent to VMs that have no other. A program that does nothing has nine tenths of its
 /// size, because of std and glibc.

@@ -88,7 +88,8 @@ impl UndoRun {
                 open_in(&state, STORE)?.ok_or_else(refused)?
             }
         };
-        let mut id = now;
+        // A clock may go back, and the last run has the largest number.
+        let mut id = ids(&store)?.into_iter().max().map_or(now, |last| now.max(last.saturating_add(1)));
         let name = loop {
             let name = id.to_string();
             match mkdirat(&store, &*name, Mode::from_raw_mode(PRIVATE as _)) {
@@ -356,7 +357,9 @@ fn open_in(parent: impl AsFd, name: &str) -> Result<Option<OwnedFd>, DiskError> 
 
 /// The runs in a store, in no order.
 fn ids(store: &OwnedFd) -> Result<Vec<u64>, DiskError> {
-    let number = |name: &Vec<u8>| std::str::from_utf8(name).ok()?.parse::<u64>().ok();
+    // A larger one is none of ours, and leaves no room for the next.
+    let is_own = |id: &u64| *id <= u64::MAX / 2;
+    let number = |name: &Vec<u8>| std::str::from_utf8(name).ok()?.parse::<u64>().ok().filter(is_own);
     Ok(names(store)?.iter().filter_map(number).collect())
 }
 
