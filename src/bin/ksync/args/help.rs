@@ -56,8 +56,8 @@ by name. A remote path without a leading slash is below the remote home.
 /// The exit codes that a script asks for.
 pub(crate) const EXIT: &str = "\
 0 done, 1 usage, 23 some entries failed, 24 source files vanished,
-25 deletions wait for consent, 26 a side is not as planned, 44 a verification found differences; others say
-why there was no run.";
+25 deletions wait for consent, 26 a side is not as it was planned for, 44 a
+verification found differences; others say why there was no run.";
 
 /// Variables that a run reads.
 pub(crate) const ENVIRONMENT: [(&str, &str); 9] = [
