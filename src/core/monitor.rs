@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::tree::attributes::AttributesDiffer;
+use crate::tree::plan_state::PlanState;
 use crate::tree::tree_id::Pair;
 
 /// The kind of a change in a list.
@@ -319,6 +320,17 @@ pub enum Event {
         /// The path as bytes.
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,
+    },
+    /// The state of both sides, to which a plan is bound.
+    Bound(PlanState),
+    /// A run whose changes can be undone.
+    Stored {
+        /// Names the run: milliseconds since 1970.
+        run: u64,
+        /// Number of files that it replaced or deleted.
+        files: u64,
+        /// Bytes in these files.
+        bytes: u64,
     },
 }
 

@@ -10,6 +10,7 @@
 mod world;
 
 mod agent;
+mod apply;
 mod backup;
 mod baseline;
 mod basis;
@@ -51,5 +52,7 @@ mod streams;
 mod sudo;
 mod times;
 mod transfer;
+mod undo;
+mod verify;
 mod wire;
 mod worlds;

@@ -217,7 +217,20 @@ fn the_man_page_has_the_usual_sections_and_every_option_of_the_help() {
     for option in options {
         assert!(plain.contains(option), "{option}");
     }
-    for verb in ["session", "ssh", "proxy", "doctor", "flush", "keep", "sandbox", "completions", "man"] {
+    for verb in [
+        "session",
+        "ssh",
+        "proxy",
+        "doctor",
+        "flush",
+        "keep",
+        "undo",
+        "apply",
+        "verify",
+        "sandbox",
+        "completions",
+        "man",
+    ] {
         assert!(plain.contains(&format!("\\fBksync {verb}\\fR")), "{verb}");
     }
     // A line that starts with a dot is a command of roff, and these are all.

@@ -81,7 +81,7 @@ pub(crate) enum Role {
 }
 
 /// Number of zero bytes for the remaining options: all off, no pair, no baseline, no watch.
-const OPTIONS_OFF: usize = 39;
+const OPTIONS_OFF: usize = 41;
 
 /// The first message of a client, with the request. All options but these are off, without baseline
 /// or watch.

@@ -15,19 +15,26 @@ use crate::verbs::{
 };
 use crate::{accepted, manual, rules};
 
+mod apply;
 mod backup;
 mod basis;
 pub(crate) mod help;
 mod metadata;
 #[cfg(feature = "sandbox")]
 mod sandbox;
+pub(crate) mod shaping;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod undo;
+mod verify;
 
+use apply::ApplyArgs;
 #[cfg(feature = "sandbox")]
 pub(crate) use sandbox::SandboxArgs;
 pub(crate) use sync::{ConnectionArgs, OutputArgs, SyncArgs, WatchArgs, WhatArgs};
+use undo::UndoArgs;
+use verify::VerifyArgs;
 
 /// The mode that the command line selects.
 #[derive(Debug)]
@@ -60,7 +67,7 @@ pub(crate) enum Mode {
     name = "ksync",
     version,
     about = "Makes DEST a copy of SOURCE and sends only what changed.",
-    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync session|ssh|proxy|doctor|flush|keep|config|schema|sandbox|man ...",
+    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync VERB ...: session, ssh, proxy, doctor, verify, flush, keep, sandbox",
     help_template = help::template(),
     max_term_width = 80,
     disable_help_flag = true,
@@ -96,6 +103,15 @@ enum Verb {
     /// Lists and closes the connections that are kept for the next runs
     #[command(hide = true, max_term_width = 80)]
     Keep(KeepVerbArgs),
+    /// Does what ksync -n --plan FILE planned, or nothing if a side has changed since: exit code 26
+    #[command(hide = true, max_term_width = 80)]
+    Apply(Box<ApplyArgs>),
+    /// Takes a run with --undoable back: what it replaced or deleted is there again
+    #[command(hide = true, max_term_width = 80)]
+    Undo(Box<UndoArgs>),
+    /// Compares all contents of A and B, and changes nothing: exit code 44 if they differ
+    #[command(hide = true, max_term_width = 80)]
+    Verify(Box<VerifyArgs>),
     /// Shows each setting of the environment and the files, and where it comes from
     #[command(hide = true, max_term_width = 80)]
     Config(ConfigArgs),
@@ -158,6 +174,9 @@ fn read(command: &mut Command, args: &[OsString]) -> Result<(Cli, ArgMatches), c
     cli.sync.rules = rules::in_order(&matches);
     cli.sync.behind_i = behind_i(&matches);
     cli.sync.accepted = accepted::read(&matches);
+    if cli.sync.what.plan.is_some() {
+        cli.sync.shaping = shaping::of(command, &matches);
+    }
     Ok((cli, matches))
 }
 
@@ -178,6 +197,8 @@ fn with_settings(
     // The first rule that matches wins, and the typed ones come first.
     let rules = rules.min(cli.sync.rules.len());
     cli.sync.rules.rotate_left(rules);
+    let shown = cli.sync.shaping.rules.len();
+    cli.sync.shaping.rules.rotate_left(rules.min(shown));
     cli.sync.behind_i = typed.sync.behind_i;
     Ok(with_destination(cli, settings))
 }
@@ -200,14 +221,14 @@ fn with_destination(mut cli: Cli, settings: Settings) -> Cli {
 /// Parses a command line, without any setting from elsewhere.
 #[cfg(test)]
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, CliError> {
-    parse_with(args, |_, _| Ok(Settings::default()))
+    parse_with(args, &|_, _| Ok(Settings::default()))
 }
 
 /// Parses a command line. A sync gets the settings that `load` returns; its second argument is
 /// false if files do not count.
 pub(crate) fn parse_with(
     args: impl IntoIterator<Item = OsString>,
-    load: impl FnOnce(&Command, bool) -> Result<Settings, CliError>,
+    load: &dyn Fn(&Command, bool) -> Result<Settings, CliError>,
 ) -> Result<Mode, CliError> {
     let mut command = command();
     let args = usage::with_help(args.into_iter().collect());
@@ -234,6 +255,9 @@ pub(crate) fn parse_with(
         Ok(Cli { verb: Some(Verb::Completions(args)), .. }) => {
             Ok(Mode::Show(manual::completions(Cli::command(), args.shell)))
         }
+        Ok(Cli { verb: Some(Verb::Apply(typed)), .. }) => apply::as_sync(&typed.file, &args, load),
+        Ok(Cli { verb: Some(Verb::Undo(typed)), .. }) => undo::as_sync(&typed, &args, load),
+        Ok(Cli { verb: Some(Verb::Verify(_)), .. }) => verify::as_sync(&args, load),
         Ok(Cli { verb: Some(Verb::Config(args)), .. }) => Ok(Mode::Config(args)),
         Ok(Cli { verb: Some(Verb::Schema(args)), .. }) => {
             Ok(Mode::Show(manual::schema(&command, args.schema)))

@@ -147,6 +147,7 @@ mod tests {
             destination: Endpoint::parse(destination.as_ref()).unwrap(),
             options: Options { dry_run: of == In::DryRun, ..Options::default() },
             connect_options: ConnectOptions::new(ksync::agent(), ksync::bridge()),
+            verifies: false,
         };
         Words::new(&job, of == In::Watch)
     }

@@ -52,7 +52,8 @@ fn entries(word: &str) -> Option<Vec<String>> {
     let directory = word.strip_suffix(name)?;
     let line =
         ["ksync", "--list-only", "-q", "--retries=0", "--contimeout=3", "--timeout=4", "--", directory];
-    let Ok(Mode::Sync(mut args)) = args::parse_with(line.map(OsString::from), |_, _| Ok(Settings::default()))
+    let Ok(Mode::Sync(mut args)) =
+        args::parse_with(line.map(OsString::from), &|_, _| Ok(Settings::default()))
     else {
         return None;
     };

@@ -72,8 +72,11 @@ const PROJECT: &[&str] = &[
     "sparse",
     "stats",
     "timeout",
+    "undo-keep",
+    "undoable",
     "update",
     "verbose",
+    "verify",
     "watch",
     "whole-file",
     "xattrs",
@@ -91,7 +94,7 @@ const OF_SYNCS: &[&str] = &["delete", "delete-excluded", "json"];
 
 /// Options that only the command line gives: consent, help, and the choice of the settings.
 const COMMAND_LINE: &[&str] =
-    &["force-delete-in", "help", "list-only", "no-config", "remove-source-files", "version", "yes"];
+    &["force-delete-in", "help", "list-only", "no-config", "plan", "remove-source-files", "version", "yes"];
 
 /// Options whose values are rules.
 const RULES: &[&str] = &["exclude", "exclude-from", "filter", "include", "include-from"];

@@ -336,6 +336,7 @@ fn there_and_back(
         destination,
         options: Options::default(),
         connect_options: connect_options.clone(),
+        verifies: false,
     };
     let small_back = Endpoint::Local(folder.0.join("small-back"));
     // The first one connects, and the second one shows what a job costs without its content.

@@ -17,6 +17,7 @@ use ksync::monitor::{
 };
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Endpoint, Job, Report};
+use ksync::wire::hello::Undo;
 use ksync::wire::message::Tally;
 use serde_json::{Map, Value, json};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,6 +48,8 @@ pub(crate) struct Json {
     /// The last message of a watch about deletions that wait for consent.
     braked: Mutex<Option<Braked>>,
     is_dry: bool,
+    verifies: bool,
+    lists_runs: bool,
     progress: Mutex<Progress>,
     /// Changes that the event `move` has told already: whether it is a deletion, and the path.
     renamed: Mutex<HashSet<(bool, Vec<u8>)>>,
@@ -105,6 +108,8 @@ impl Json {
             words: Words::new(job, watches),
             braked: Mutex::default(),
             is_dry: job.options.dry_run,
+            verifies: job.verifies,
+            lists_runs: job.options.undo == Undo::List,
             progress: Mutex::default(),
             renamed: Mutex::default(),
         }
@@ -137,7 +142,7 @@ impl Json {
 
     /// Prints the event `plan` once, with the content that must travel.
     fn plan(&self, files: u64, bytes: u64) {
-        if !self.is_planned.swap(true, Ordering::Relaxed) {
+        if !self.verifies && !self.is_planned.swap(true, Ordering::Relaxed) {
             tell("plan", json!({ "files": files, "bytes": bytes }));
         }
     }
@@ -176,6 +181,32 @@ impl Json {
         let mut renamed = self.renamed.lock().unwrap_or_else(PoisonError::into_inner);
         let is_part = matches!(action, Action::Create | Action::Delete);
         is_part && !renamed.is_empty() && renamed.remove(&(action == Action::Delete, path.to_vec()))
+    }
+
+    /// Prints the event `difference`.
+    fn differs(&self, action: Action, what: What, path: &[u8]) {
+        let difference = match action {
+            Action::Create | Action::Copy => "missing",
+            Action::Update => "content",
+            Action::Adjust => "metadata",
+            Action::Delete => "extra",
+        };
+        tell("difference", with_path(json!({ "difference": difference, "kind": kind(what) }), path));
+    }
+
+    /// Prints the event `verify`, which ends a verification.
+    fn verified(&self, report: &Report) {
+        let Tally { entries, total_bytes, created, updated, adjusted, deleted, .. } = report.summary.tally;
+        tell(
+            "verify",
+            json!({
+                "equal": report.differences() == 0, "entries": entries, "total_bytes": total_bytes,
+                "differences": report.differences(), "missing": created, "content": updated,
+                "metadata": adjusted, "extra": deleted, "problems": report.summary.problem_count,
+                "ms": millis(report.elapsed), "exit": report::exit_of(report),
+                "wire_up_bytes": report.wire_up_bytes, "wire_down_bytes": report.wire_down_bytes,
+            }),
+        );
     }
 
     /// Prints the events `file` and `delete`.
@@ -250,7 +281,7 @@ fn tell(event: &str, fields: Value) {
 }
 
 /// Adds a path to the fields.
-fn with_path(mut fields: Value, path: &[u8]) -> Value {
+pub(crate) fn with_path(mut fields: Value, path: &[u8]) -> Value {
     if let Some(object) = fields.as_object_mut() {
         object.insert("path".to_owned(), String::from_utf8_lossy(path).into());
         if std::str::from_utf8(path).is_err() {
@@ -285,7 +316,7 @@ fn round(round: &Round, scans: u64) -> Value {
     fields
 }
 
-fn kind(what: What) -> &'static str {
+pub(crate) fn kind(what: What) -> &'static str {
     match what {
         What::Directory => "directory",
         What::File => "file",
@@ -333,6 +364,7 @@ impl Monitor for Json {
                     *self.told() = Some(braked);
                 }
             }
+            Event::Change { action, what, path, .. } if self.verifies => self.differs(action, what, &path),
             // A new root is no entry of the tree.
             Event::Change { action: Action::Create, path, .. } if path.is_empty() => {}
             Event::Change { action, what, path, .. } => self.changed(action, what, &path),
@@ -376,6 +408,9 @@ impl Monitor for Json {
                     with_path(json!({ "kind": "grew", "message": "it grew while it was read" }), &path),
                 );
             }
+            Event::Stored { run, files, bytes } if self.lists_runs => {
+                tell("undo-run", json!({ "run": run, "files": files, "bytes": bytes }));
+            }
             Event::Polling { cause } => tell("warning", json!({ "kind": "polling", "message": cause })),
             Event::Scanned { entries, bytes } if !self.is_ready.load(Ordering::Relaxed) => {
                 tell("scan", json!({ "entries": entries, "bytes": bytes }));
@@ -400,6 +435,8 @@ impl Monitor for Json {
             | Event::NonRegularSkipped { .. }
             | Event::Moved { .. }
             | Event::Matched { .. }
+            | Event::Bound(_)
+            | Event::Stored { .. }
             | Event::Paired(_) => {}
         }
     }
@@ -461,6 +498,9 @@ impl View for Json {
     }
 
     fn report(&self, report: &Report) {
+        if report.verified {
+            return self.verified(report);
+        }
         self.plan(0, 0);
         let mut fields = numbers(&report.summary, report.elapsed);
         if let Some(object) = fields.as_object_mut() {

@@ -5,8 +5,9 @@ use ksync::monitor::{Action, Differs, Letters, Problem, ProblemKind, What};
 use ksync::sync::Endpoint;
 use ksync::tree::path::escape;
 
+use crate::calendar::{Separator, stamp};
 use crate::report::Direction;
-use crate::units::{count, counted};
+use crate::units::{bytes, count, counted};
 
 /// A change of an entry, as its event reports it.
 #[derive(Debug, Clone, Copy)]
@@ -203,6 +204,13 @@ pub(crate) fn non_regular_skipped(entries: u64, first: &[u8]) -> String {
 /// The line for a file or link that was removed from the source.
 pub(crate) fn source_removed(path: &[u8]) -> String {
     format!("remove   {} from SOURCE", escape(path))
+}
+
+/// The line for a run that can be undone.
+pub(crate) fn stored(run: u64, files: u64, total: u64) -> String {
+    let seconds = i64::try_from(run / 1000).unwrap_or(i64::MAX);
+    let time = stamp(seconds, Separator::Blank);
+    format!("{run}  {time} UTC  {} kept, {}", counted(files, "file", "files"), bytes(total))
 }
 
 /// The line for a file that grew while it was read.

@@ -23,8 +23,10 @@ mod live;
 mod log;
 mod log_file;
 mod manual;
+mod misplaced_key;
 mod nearest;
 mod out;
+mod plan;
 mod progress;
 mod proxy;
 mod relative;
@@ -56,7 +58,7 @@ fn main() -> ExitCode {
         complete::print(&word);
         return ExitCode::SUCCESS;
     }
-    let parsed = args::parse_with(std::env::args_os(), config::Settings::load);
+    let parsed = args::parse_with(std::env::args_os(), &config::Settings::load);
     // A command line that cannot be parsed may ask for JSON nevertheless.
     let is_json =
         parsed.as_ref().map_or_else(|_| std::env::args_os().any(|arg| arg == "--json"), Mode::is_json);

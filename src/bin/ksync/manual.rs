@@ -84,6 +84,9 @@ complete -c ksync -n __fish_ksync_needs_command -a '(ksync __complete (commandli
 /// The schema of the lines of `--json`.
 const EVENTS: &str = include_str!("../../../fixtures/schema/events.json");
 
+/// The schema of the files of --plan.
+const PLAN: &str = include_str!("../../../fixtures/schema/plan.json");
+
 /// The generator's first lines, which define how an apostrophe is printed.
 const PREAMBLE: &str = ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n";
 
@@ -114,6 +117,7 @@ impl Shell {
 pub(crate) enum Schema {
     Events,
     Config,
+    Plan,
 }
 
 impl Schema {
@@ -122,7 +126,8 @@ impl Schema {
         match name {
             "events" => Ok(Self::Events),
             "config" => Ok(Self::Config),
-            _ => Err("events or config"),
+            "plan" => Ok(Self::Plan),
+            _ => Err("events, config or plan"),
         }
     }
 }
@@ -131,6 +136,7 @@ impl Schema {
 pub(crate) fn schema(command: &Command, schema: Schema) -> String {
     match schema {
         Schema::Events => EVENTS.to_owned(),
+        Schema::Plan => PLAN.to_owned(),
         // A value without maps of other keys than texts is always written.
         Schema::Config => serde_json::to_string_pretty(&config::schema::schema(command)).unwrap_or_default(),
     }

@@ -26,8 +26,12 @@ pub(crate) const FILE: u8 = 11;
 pub(crate) const PARTIAL: u8 = 23;
 /// Exit code: deletions wait for consent, and everything else is done.
 pub(crate) const BRAKE: u8 = 25;
+/// Exit code: a plan no longer fits.
+pub(crate) const PLAN: u8 = 26;
 /// Exit code: a timeout.
 pub(crate) const TIMEOUT: u8 = 30;
+/// Exit code: a verification found differences.
+pub(crate) const VERIFICATION: u8 = 44;
 /// Exit code: the command of `--exec` or `--on-change` failed.
 pub(crate) const COMMAND: u8 = 47;
 /// Exit code: ended by a signal.
@@ -128,7 +132,9 @@ impl fmt::Display for CliError {
 /// The summary line of a run or a dry run.
 pub(crate) fn line(report: &Report, direction: Direction) -> String {
     let Summary { tally, problem_count, .. } = &report.summary;
-    if report.dry_run {
+    if report.verified {
+        verified_line(report)
+    } else if report.dry_run {
         dry_line(tally, *problem_count, direction)
     } else {
         done_line(tally, *problem_count, report.elapsed, direction)
@@ -152,6 +158,29 @@ fn done_line(tally: &Tally, problems: u64, elapsed: Duration, direction: Directi
             span(elapsed)
         ),
         None => unchanged(tally, problems),
+    }
+}
+
+fn verified_line(report: &Report) -> String {
+    let Summary { tally, problem_count, .. } = &report.summary;
+    let all = format!("{}, {}", counted(tally.entries, "entry", "entries"), bytes(tally.total_bytes));
+    let result = match report.differences() {
+        0 if *problem_count > 0 => "no difference found, but not everything was compared".to_owned(),
+        0 => "verified, no difference".to_owned(),
+        differences => counted(differences, "difference", "differences"),
+    };
+    format!("{all}: {result}; both sides hashed in {}", span(report.elapsed))
+}
+
+/// The error of a verification that found differences.
+pub(crate) fn differing(report: &Report, source: &str, destination: &str) -> Option<CliError> {
+    let number = counted(report.differences(), "difference", "differences");
+    let told = format!("{source} and {destination} differ: {number}");
+    match exit_of(report) {
+        VERIFICATION => Some(CliError::new(VERIFICATION, told).with_hint(Some(
+            "If SOURCE is right, run ksync --checksum, which trusts no size and time; -n shows the changes.",
+        ))),
+        _ => None,
     }
 }
 
@@ -247,6 +276,9 @@ fn stats_block(report: &Report, agent: Option<u64>) -> String {
 pub(crate) fn exit_of(report: &Report) -> u8 {
     if report.command_status.is_some_and(|status| status != 0) {
         return COMMAND;
+    }
+    if report.verified && report.differences() > 0 {
+        return VERIFICATION;
     }
     let braked = report.summary.braked.clone().filter(|_| !report.dry_run);
     exit_code(&Summary { braked, ..report.summary.clone() })

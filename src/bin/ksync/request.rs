@@ -21,7 +21,7 @@ use ksync::tree::links::FollowedLinks;
 use ksync::tree::path::escape;
 use ksync::tree::rule::bits;
 use ksync::tree::time_rule::TimeRule;
-use ksync::wire::hello::{Consent, FORCED_MAX, FileList, Links, Options, WatchOptions};
+use ksync::wire::hello::{Consent, FORCED_MAX, FileList, Links, Options, PlanTie, Undo, WatchOptions};
 use serde_bytes::ByteBuf;
 
 use crate::args::{ConnectionArgs, OutputArgs, SyncArgs, WatchArgs, WhatArgs};
@@ -29,7 +29,9 @@ use crate::endpoints::{endpoint, is_excluded, mistaken, pair, together};
 use crate::files;
 use crate::format::{Format, LOG_FORMAT};
 use crate::log_file::LogFile;
+use crate::misplaced_key;
 use crate::out;
+use crate::plan::{self, Plan};
 use crate::relative;
 use crate::report::{CliError, USAGE};
 use crate::rsh::{Rsh, RsyncPath};
@@ -48,6 +50,9 @@ const WATCH_TIMEOUT_SECONDS: u64 = 30;
 /// Default timeout for connecting.
 const CONNECT_TIMEOUT_SECONDS: u64 = 30;
 
+/// Number of runs that can be undone.
+const UNDO_KEEP: u32 = 5;
+
 /// A year stands for never: it can be added to any clock without overflow.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -64,6 +69,8 @@ pub(crate) struct Request {
     pub(crate) show: Show,
     /// The log file.
     pub(crate) log: Option<Arc<LogFile>>,
+    /// The plan that the run makes or carries out.
+    pub(crate) plan: Option<plan::Use>,
     /// Warnings about the command line.
     pub(crate) warnings: Vec<Warning>,
 }
@@ -89,7 +96,7 @@ pub(crate) struct Show {
 
 /// Builds the request from the arguments.
 pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
-    refuse_key(&args)?;
+    misplaced_key::refuse(&args)?;
     args.project.as_ref().map_or(Ok(()), crate::config::ProjectDestination::check)?;
     let rsh = args.connection.rsh.as_deref().map(Rsh::parse).transpose()?;
     let accepted = &args.accepted;
@@ -101,6 +108,15 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         ));
     }
     let mistaken = args.endpoints.last().and_then(|text| mistaken(text));
+    if args.what.verify && (args.what.dry_run || args.watch.watch) {
+        let (other, hint) = if args.watch.watch {
+            ("--watch", "Run ksync verify SOURCE DEST when the watch has ended.")
+        } else {
+            ("--dry-run", "ksync verify SOURCE DEST compares, and changes nothing.")
+        };
+        return Err(CliError::usage(format!("--verify and {other} exclude each other"), hint));
+    }
+    let plan = Plan::of(&args)?;
     let warnings = args.warnings.iter().cloned().chain(mistaken).collect();
     let has_setup = args.connection.setup.is_some();
     let is_relative = args.which.relative && args.which.files_from.is_none();
@@ -166,7 +182,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         links: links(&args.what),
         follows: followed_links(&args.what),
         time_rule: args.what.modify_window.map(time_rule),
-        list_changes: lists || log.is_some(),
+        list_changes: lists || log.is_some() || plan.is_some(),
         compress: !args.what.no_compress,
         rules,
         gitignore: which.gitignore,
@@ -175,6 +191,12 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         consent: consent(&args.what, &pairs)?,
         bytes_per_second: args.connection.bwlimit.unwrap_or(0),
         metadata: args.metadata.options()?,
+        undo: match args.undo {
+            Undo::Off if args.what.undoable && live.is_none() => {
+                Undo::Keep(args.what.undo_keep.unwrap_or(UNDO_KEEP))
+            }
+            undo => undo,
+        },
         ..Options::default()
     };
     let mut connection_args = args.connection;
@@ -228,7 +250,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         }
         let (source, destination) = (resolve(source)?, resolve(destination)?);
         let (further, connect_options) = (Vec::new(), connect_options.clone());
-        Ok(Job { source, further, destination, options, connect_options })
+        Ok(Job { source, further, destination, options, connect_options, verifies: false })
     };
     let mut jobs = pairs.into_iter().map(job).collect::<Result<Vec<Job>, CliError>>()?;
     jobs.retain(|job| !is_excluded(job));
@@ -238,6 +260,21 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     }
     if deletes_after {
         jobs = jobs.into_iter().flat_map(|job| [without_deletions(&job), job]).collect();
+    }
+    if plan.is_some() {
+        let [job] = jobs.as_mut_slice() else {
+            let told = "a plan is about one run, and these SOURCEs and options take several";
+            return Err(CliError::usage(told, "Make a plan for each SOURCE, without --delete-after."));
+        };
+        match &args.planned {
+            Some(planned) => planned.tie(job)?,
+            None => job.options.plan = Some(PlanTie::Make),
+        }
+    }
+    if args.is_verification {
+        jobs = jobs.iter().map(Job::verifying).collect();
+    } else if args.what.verify {
+        jobs = jobs.into_iter().flat_map(|job| [job.clone(), job.verifying()]).collect();
     }
     Ok(Request {
         jobs,
@@ -254,6 +291,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
             out_format,
         },
         log,
+        plan,
         warnings,
     })
 }
@@ -404,42 +442,6 @@ fn live(
     // A change of what a link leads to causes no event in SOURCE.
     let poll = args.poll || followed_links(what).any();
     Ok(Some(Live { watch_options: WatchOptions { quiet_ms: args.debounce, poll }, after }))
-}
-
-/// Refuses a key behind `-i`, where ssh and scp take it. With two endpoints it may be meant.
-fn refuse_key(args: &SyncArgs) -> Result<(), CliError> {
-    const SOURCES_AND_DEST_MIN: usize = 3;
-    let Some(file) = args.behind_i.as_ref().filter(|_| args.endpoints.len() >= SOURCES_AND_DEST_MIN) else {
-        return Ok(());
-    };
-    let shown = escape(file.as_bytes());
-    let told = match is_key(Path::new(file)) {
-        Some(true) => format!("-i lists the changes, and {shown} is a key"),
-        None if looks_like_key(Path::new(file)) => {
-            format!("-i lists the changes, and {shown} does not exist")
-        }
-        _ => return Ok(()),
-    };
-    Err(CliError::usage(told, format!("A key is given by --identity: --identity {shown}.")))
-}
-
-/// Reports if a file holds a private or public key; `None` if it does not exist.
-fn is_key(path: &Path) -> Option<bool> {
-    const STARTS: [&str; 6] =
-        ["-----BEGIN ", "PuTTY-User-Key-File", "ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"];
-    if !path.metadata().ok()?.is_file() {
-        return Some(false);
-    }
-    let mut start = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
-    Some(read.is_ok() && STARTS.iter().any(|known| start.starts_with(known.as_bytes())))
-}
-
-/// True for the usual names of keys.
-fn looks_like_key(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let is_in_ssh = path.parent().is_some_and(|parent| parent.ends_with(".ssh"));
-    is_in_ssh || name.starts_with("id_") || name.ends_with(".pem") || name.ends_with(".key")
 }
 
 fn connect_options(args: ConnectionArgs) -> Result<ConnectOptions, CliError> {

@@ -5,13 +5,15 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 
-use ksync::monitor::Braked;
+use ksync::monitor::{Braked, Event, Quiet};
 use ksync::sync::watch::{self, Listener, News};
 use ksync::sync::{Job, Runner, SharedMonitor};
+use ksync::wire::hello::Options;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::log_file::Logging;
+use crate::plan::{self, Planning};
 use crate::report::{self, CliError};
 use crate::request::Request;
 use crate::screen::warned;
@@ -43,8 +45,21 @@ pub(crate) fn run(request: &Request) -> Result<u8, CliError> {
             }
         }
         let (mut exit, mut runner) = (0, Runner::default());
+        let (mut is_braked, mut agreed) = (false, None);
+        if let (Some(plan::Use::Apply), Some(job)) = (&request.plan, request.jobs.first()) {
+            match fits(job, request, &mut runner, &mut signals).await? {
+                Fits::Braked => return Ok(report::BRAKE),
+                Fits::Yes(consent) => agreed = consent,
+            }
+        }
         for job in &request.jobs {
-            let ended = match with_consent(job, request, &mut runner, &mut signals).await {
+            let mut job = job.clone();
+            job.options.consent.agreed = agreed.or(job.options.consent.agreed);
+            // The plan was carried out: another state is what it makes.
+            job.options.plan = job.options.plan.filter(|_| !job.verifies);
+            // Entries whose deletion waits for consent have been reported.
+            job.options.delete &= !(job.verifies && is_braked);
+            let ended = match with_consent(&job, request, &mut runner, &mut signals).await {
                 Err(error) if error.exit == report::SELECTION && request.jobs.len() > 1 => {
                     if request.show.json {
                         json::report_error(&error);
@@ -54,6 +69,7 @@ pub(crate) fn run(request: &Request) -> Result<u8, CliError> {
                 }
                 ended => ended?,
             };
+            is_braked = ended == report::BRAKE;
             exit = worse(exit, ended);
         }
         runner.close().await;
@@ -84,15 +100,56 @@ async fn with_consent(
             return Ok(exit);
         };
         let going = braked.going;
-        let asking = tokio::task::spawn_blocking(move || brake::ask(&braked));
-        let is_yes = tokio::select! {
-            answer = asking => answer.unwrap_or(false),
-            () = signals.wait() => return Err(CliError::new(report::SIGNAL, "stopped by a signal")),
-        };
-        if !is_yes {
+        if !asked(braked, signals).await? {
             return Ok(exit);
         }
         job.options.consent.agreed = Some(going);
+    }
+}
+
+/// The answer to whether a plan still fits.
+enum Fits {
+    /// It does; the user agreed to this number of deletions, if they were asked.
+    Yes(Option<u64>),
+    /// It does, but its deletions wait for consent.
+    Braked,
+}
+
+/// Compares both sides with the plan, in a dry run that shows nothing. A plan of deletions that
+/// wait for consent is not carried out by halves.
+async fn fits(
+    job: &Job,
+    request: &Request,
+    runner: &mut Runner,
+    signals: &mut Signals,
+) -> Result<Fits, CliError> {
+    let options = Options { dry_run: true, list_changes: false, ..job.options.clone() };
+    let dry = Job { options, ..job.clone() };
+    let running = runner.run_and_then(&dry, None, Arc::new(Quiet), Arc::new(|_: News<'_>| {}));
+    let ended = tokio::select! {
+        ended = running => ended.map_err(CliError::from),
+        () = signals.wait() => Err(CliError::new(report::SIGNAL, "stopped by a signal")),
+    };
+    let ended = ended.map_err(|error| match error.exit {
+        report::PLAN => CliError::new(error.exit, format!("{}: nothing was changed", error.what()))
+            .with_hint(error.hint()),
+        _ => error,
+    });
+    let Some(braked) = ended?.summary.braked else { return Ok(Fits::Yes(None)) };
+    view::of(job, request.show, false).observe(Event::Braked(braked.clone()));
+    if !brake::can_ask(&braked, request.show) {
+        return Ok(Fits::Braked);
+    }
+    let going = braked.going;
+    Ok(if asked(braked, signals).await? { Fits::Yes(Some(going)) } else { Fits::Braked })
+}
+
+/// Asks the user for consent.
+async fn asked(braked: Braked, signals: &mut Signals) -> Result<bool, CliError> {
+    let asking = tokio::task::spawn_blocking(move || brake::ask(&braked));
+    tokio::select! {
+        answer = asking => Ok(answer.unwrap_or(false)),
+        () = signals.wait() => Err(CliError::new(report::SIGNAL, "stopped by a signal")),
     }
 }
 
@@ -106,10 +163,13 @@ async fn one(
     let view = view::of(job, request.show, request.live.is_some());
     let listening = Arc::clone(&view);
     let listener: Listener = Arc::new(move |news: News<'_>| listening.news(news));
+    let planning = Arc::new(Planning::new(job, Arc::clone(&view) as SharedMonitor));
     let running = async {
         let monitor: SharedMonitor = match &request.log {
-            Some(log) => Arc::new(Logging::begin(job, Arc::clone(&view), log)),
-            None => Arc::clone(&view) as SharedMonitor,
+            _ if matches!(request.plan, Some(plan::Use::Make(..))) => Arc::clone(&planning) as SharedMonitor,
+            // No line of a log tells a difference from a change.
+            Some(log) if !job.verifies => Arc::new(Logging::begin(job, Arc::clone(&view), log)),
+            _ => Arc::clone(&view) as SharedMonitor,
         };
         match &request.live {
             Some(live) => match watch::watch(job, live, monitor, listener).await? {},
@@ -126,6 +186,9 @@ async fn one(
     };
     view.finish();
     let report = ended.map_err(|error| nearest::hinted(error, &job.source))?;
+    if let Some(plan::Use::Make(file, plan)) = &request.plan {
+        planning.write(plan, file, job, &report)?;
+    }
     view.report(&report);
     request.log.iter().for_each(|log| log.report(&report));
     let exit = report::exit_of(&report);
@@ -164,9 +227,9 @@ impl Signals {
     }
 }
 
-/// The worse exit code of two complete runs: 25 before 23 before 24 before 47 before 0.
+/// The worse exit code of two complete runs: 44 before 25 before 23 before 24 before 47 before 0.
 fn worse(a: u8, b: u8) -> u8 {
-    const FROM_GOOD_TO_BAD: [u8; 5] = [0, report::COMMAND, 24, 23, report::BRAKE];
+    const FROM_GOOD_TO_BAD: [u8; 6] = [0, report::COMMAND, 24, 23, report::BRAKE, report::VERIFICATION];
     let rank = |code| FROM_GOOD_TO_BAD.iter().position(|&known| known == code).unwrap_or(usize::MAX);
     if rank(a) > rank(b) { a } else { b }
 }
@@ -190,6 +253,8 @@ mod tests {
             (47, 25, 25),
             (47, 23, 23),
             (0, 47, 47),
+            (0, 44, 44),
+            (44, 25, 44),
         ] {
             assert_eq!(worse(a, b), code);
         }

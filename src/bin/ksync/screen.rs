@@ -9,10 +9,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ksync::exchange::plain;
-use ksync::monitor::{Awake, Event, Monitor, Notice, Preparation, Problem, Warning};
+use ksync::monitor::{Action, Awake, Event, Monitor, Notice, Preparation, Problem, Warning};
 use ksync::sync::endpoint::Endpoint;
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
+use ksync::wire::hello::Undo;
 
 use crate::brake::Words;
 use crate::format::Facts;
@@ -52,6 +53,8 @@ pub(crate) struct Screen {
     direction: Direction,
     checksum: bool,
     words: Words,
+    verifies: bool,
+    undo: Undo,
     show: Show,
     mode: Mode,
     started: Instant,
@@ -70,6 +73,8 @@ struct State {
 impl Screen {
     /// An empty screen for a job.
     pub(crate) fn new(job: &Job, show: Show) -> Self {
+        let (lists, itemize) = (show.lists || job.verifies && !show.quiet, show.itemize || job.verifies);
+        let show = Show { lists, itemize, ..show };
         let mode = match (show.progress, can_draw()) {
             (false, _) => Mode::Nothing,
             (true, true) => Mode::Bar,
@@ -81,6 +86,8 @@ impl Screen {
             direction: direction(job),
             checksum: job.options.checksum,
             words: Words::new(job, false),
+            verifies: job.verifies,
+            undo: job.options.undo,
             show,
             mode,
             started: Instant::now(),
@@ -107,7 +114,11 @@ impl Screen {
     /// Source and destination, with the path that the destination resolved to. The user typed the
     /// endpoints; the resolved path comes from the receiver.
     fn mapping(&self, path: &[u8]) -> String {
-        format!("{} → {}", endpoints::named(&self.sources), self.destination.clone().with_path(path))
+        if self.undo.is_own() {
+            return format!("undo in {}", self.destination.clone().with_path(path));
+        }
+        let (sources, sign) = (endpoints::named(&self.sources), if self.verifies { "=?" } else { "→" });
+        format!("{sources} {sign} {}", self.destination.clone().with_path(path))
     }
 
     /// The line for a problem.
@@ -125,6 +136,9 @@ impl Screen {
                 checksum: self.checksum,
             };
             return format.line(line, facts);
+        }
+        if self.verifies && line.action == Action::Delete {
+            return Some(format!("*extra      {}", list::shown(line.what, line.path)));
         }
         if self.show.itemize { Some(line.itemized(self.direction, self.checksum)) } else { line.in_words() }
     }
@@ -145,6 +159,9 @@ impl Screen {
             }
             Event::Excluded { entries } if !self.show.quiet => {
                 (None, Some(format!("{} excluded by rules", counted(*entries, "entry", "entries"))))
+            }
+            Event::Stored { run, files, bytes } if self.undo == Undo::List => {
+                (Some(list::stored(*run, *files, *bytes)), None)
             }
             Event::Braked(braked) => (None, Some(self.words.text(braked))),
             Event::StateExcluded { directories } if !self.show.quiet => {
@@ -238,12 +255,21 @@ impl View for Screen {
     }
 
     fn report(&self, report: &Report) {
+        if self.undo == Undo::List {
+            return;
+        }
         if !self.show.quiet {
+            if matches!(self.undo, Undo::Keep(_)) && report.has_changed() && !report.dry_run {
+                out::note("ksync undo takes this run back");
+            }
             out::result(&report::line(report, self.direction));
             if self.show.stats {
                 out::result(&report::stats(report, self.direction));
             }
         }
+        let destination = self.destination.to_string();
+        let differing = report::differing(report, &endpoints::named(&self.sources), &destination);
+        differing.iter().for_each(|error| out::note(&error.to_string()));
     }
 
     fn news(&self, news: News<'_>) {
@@ -328,7 +354,7 @@ fn further_problems(problems: u64) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use ksync::monitor::{Action, Differs, ProblemKind, What};
+    use ksync::monitor::{Differs, ProblemKind, What};
     use ksync::sync::ConnectOptions;
     use ksync::wire::hello::Options;
 
@@ -342,6 +368,7 @@ mod tests {
             destination: Endpoint::parse("sandbox:x".as_ref()).unwrap(),
             options: Options::default(),
             connect_options,
+            verifies: false,
         };
         Screen::new(&job, Show { quiet, lists: !quiet, ..Show::default() })
     }

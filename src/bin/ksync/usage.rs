@@ -13,7 +13,7 @@ use crate::foreign;
 use crate::report::CliError;
 
 /// Verbs that later versions will have.
-pub(crate) const LATER: [&str; 4] = ["apply", "run", "undo", "verify"];
+pub(crate) const LATER: [&str; 1] = ["run"];
 
 /// Words in an option that a typo must never lead to: it deletes, or consents to deletions.
 const HARMFUL: [&str; 5] = ["del", "remove", "force", "yes", "no-keep"];
@@ -42,12 +42,18 @@ pub(crate) fn refuse_verb(first: &OsStr) -> Result<(), CliError> {
     }
 }
 
+/// Verbs with options of a sync, in which `-h` has the meaning that it has in rsync.
+const LIKE_A_SYNC: [&str; 3] = ["apply", "undo", "verify"];
+
 /// `ksync help VERB` is `ksync VERB --help`, if nothing here is named help.
 pub(crate) fn with_help(args: Vec<OsString>) -> Vec<OsString> {
     match args.split_first() {
         Some((program, [help, words @ ..])) if help == "help" && !Path::new("help").exists() => {
             let flag = OsString::from("--help");
             [program.clone()].into_iter().chain(words.iter().cloned()).chain([flag]).collect()
+        }
+        Some((program, [verb, flag])) if flag == "-h" && LIKE_A_SYNC.iter().any(|known| verb == known) => {
+            vec![program.clone(), verb.clone(), "--help".into()]
         }
         _ => args,
     }
@@ -160,8 +166,9 @@ fn usage(command: &Command, verbs: &[String]) -> String {
         verb = verb.find_subcommand(name).unwrap_or(verb);
     }
     let names = verb.get_positionals().filter(|argument| argument.is_required_set()).map(|argument| {
-        let name = argument.get_value_names().and_then(<[_]>::first);
-        name.map_or_else(|| argument.get_id().to_string().to_uppercase(), ToString::to_string)
+        let names = argument.get_value_names().unwrap_or_default();
+        let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+        if names.is_empty() { argument.get_id().to_string().to_uppercase() } else { names.join(" ") }
     });
     let usage = [with_verbs(verbs)].into_iter().chain(names).collect::<Vec<_>>().join(" ");
     format!("{usage}; {} --help has the options", with_verbs(verbs))

@@ -210,7 +210,7 @@ pub(crate) struct ConfigArgs {
 /// `ksync schema`.
 #[derive(Debug, Args)]
 pub(crate) struct SchemaArgs {
-    /// events: the lines of --json; config: .ksync.toml and config.toml
+    /// events: the lines of --json; config: .ksync.toml and config.toml; plan: the file of --plan
     #[arg(value_name = "NAME", default_value = "events", value_parser = Schema::of)]
     pub(crate) schema: Schema,
     /// Print this help

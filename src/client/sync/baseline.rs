@@ -25,8 +25,9 @@ const ID_BYTES: usize = 16;
 /// Jobs that offer different entries of the same tree have different keys. So have the same paths
 /// on different clients. Otherwise each job would overwrite a baseline that another one needs.
 pub(super) fn key(job: &Job, role: Role, local: &Path) -> Option<Key> {
-    if !job.further.is_empty() || job.options.files.is_some() {
-        // Their offer is a part of the destination, and parts have no baseline.
+    if !job.further.is_empty() || job.options.files.is_some() || job.verifies || job.options.undo.is_own() {
+        // Their offer is a part of the destination, and parts have no baseline. A verification
+        // believes no record.
         return None;
     }
     let id = client_id(&state_dir().ok()?).ok()?;
@@ -73,7 +74,7 @@ pub(super) fn where_to(endpoint: &Endpoint) -> String {
 }
 
 /// The id that tells this client from others, created on first use.
-fn client_id(state: &Path) -> io::Result<[u8; ID_BYTES]> {
+pub(super) fn client_id(state: &Path) -> io::Result<[u8; ID_BYTES]> {
     let path = state.join("id");
     if let Ok(id) = read_id(&path) {
         return Ok(id);

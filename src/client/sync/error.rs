@@ -155,6 +155,7 @@ impl SyncError {
                 AbortKind::Destination | AbortKind::Storage => 11,
                 AbortKind::Busy => 5,
                 AbortKind::Connection => 10,
+                AbortKind::Plan => 26,
                 AbortKind::Timeout => 30,
             },
         }
@@ -226,6 +227,7 @@ impl SyncError {
                 AbortKind::Destination if error.text.contains(" is not writable for ") => {
                     "Name another DEST, or another login, or change its owner or mode."
                 }
+                AbortKind::Plan => "Make the plan anew, with ksync -n --plan FILE.",
                 AbortKind::Busy => "Wait until the other run has ended.",
                 AbortKind::Storage => {
                     "Make room and run the same command again: files that are complete are kept."

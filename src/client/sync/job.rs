@@ -9,7 +9,7 @@ use crate::monitor::Monitor;
 use crate::remote::AgentImage;
 use crate::remote::ssh_config::AddressFamily;
 use crate::sync::endpoint::Endpoint;
-use crate::wire::hello::Options;
+use crate::wire::hello::{Consent, Options};
 
 /// One sync job.
 #[derive(Debug, Clone)]
@@ -24,9 +24,21 @@ pub struct Job {
     pub options: Options,
     /// Connect options for the remote endpoint.
     pub connect_options: ConnectOptions,
+    /// True if the job compares both trees and changes nothing: see [`Job::verifying`].
+    pub verifies: bool,
 }
 
 impl Job {
+    /// The job that verifies the result of this one. Both sides hash all of their files, and a dry
+    /// run compares the hashes. Deletions in it are no deletions: they need no consent.
+    #[must_use]
+    pub fn verifying(&self) -> Self {
+        let consent = Consent { yes: true, ..self.options.consent.clone() };
+        let options =
+            Options { dry_run: true, checksum: true, list_changes: true, consent, ..self.options.clone() };
+        Self { options, verifies: true, ..self.clone() }
+    }
+
     /// All sources.
     pub fn sources(&self) -> impl Iterator<Item = &Endpoint> {
         std::iter::once(&self.source).chain(&self.further)

@@ -26,7 +26,10 @@ mod repeat;
 mod report;
 mod retry;
 mod run;
+mod seal;
 mod target;
+pub mod undo;
+mod verify;
 mod visit;
 pub mod watch;
 
@@ -37,5 +40,6 @@ pub use kernel::access;
 pub use list::list;
 pub use report::Report;
 pub use run::{Runner, run};
+pub use seal::seal;
 pub use target::{is_reachable, machines, parse, resolve, resolve_for_ssh};
 pub use visit::Visit;

@@ -239,6 +239,7 @@ mod tests {
             destination: endpoint(destination),
             options: Options::default(),
             connect_options: ConnectOptions::new(agent, bridge),
+            verifies: false,
         }
     }
 

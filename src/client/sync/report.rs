@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::engine::Summary;
+use crate::monitor::{Problem, ProblemKind};
 
 /// The result of a job.
 #[derive(Debug, Clone, Default)]
@@ -24,11 +25,23 @@ pub struct Report {
     pub retries: u32,
     /// True if this was a dry run.
     pub dry_run: bool,
+    /// True if the job compared both trees: the changes in the summary are differences.
+    pub verified: bool,
     /// Exit status of the command that ran afterwards, if one did.
     pub command_status: Option<u32>,
 }
 
 impl Report {
+    /// Number of differences that a verification found. A directory in the place of another entry
+    /// is one, although no run would replace it.
+    #[must_use]
+    pub fn differences(&self) -> u64 {
+        let tally = &self.summary.tally;
+        let is_obstacle = |problem: &&Problem| problem.kind == ProblemKind::Obstacle;
+        let obstacles = self.summary.problems.iter().filter(is_obstacle).count() as u64;
+        tally.created + tally.updated + tally.adjusted + tally.deleted + obstacles
+    }
+
     /// True if the destination has changed, as far as is known.
     #[must_use]
     pub fn has_changed(&self) -> bool {

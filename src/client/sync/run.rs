@@ -18,6 +18,8 @@ use crate::sync::remote::{Kept, LazyConnection};
 use crate::sync::repeat::repeat;
 use crate::sync::report::Report;
 use crate::sync::retry::over_connections;
+use crate::sync::undo;
+use crate::sync::verify;
 use crate::sync::watch::AfterRound;
 use crate::wire::hello::Role;
 
@@ -87,14 +89,19 @@ async fn run_once(
     let (source, destination, options) = (&job.source, &job.destination, &job.options);
     let pairing = Pairing::of(job);
     let owed = Owed::of(job, after.map(AfterRound::named));
+    undo::remember(job);
+    let monitor = if job.verifies { verify::observing(monitor) } else { monitor };
     let monitor = owed.observing(pairing.observing(monitor));
     let after = after.filter(|_| !options.dry_run);
     let mut report = match (source, destination) {
         (Endpoint::Local(from), Endpoint::Local(to)) => {
             let further = job.further_local();
-            std::iter::once(from)
-                .chain(&further)
-                .try_for_each(|from| check_apart(from, to, options.files.as_ref()))?;
+            // The source of an undo is a directory that nobody reads.
+            if !options.undo.is_own() {
+                std::iter::once(from)
+                    .chain(&further)
+                    .try_for_each(|from| check_apart(from, to, options.files.as_ref()))?;
+            }
             let round =
                 async |monitor| local::exchange(from, &further, to, &pairing.options(options), monitor).await;
             then(repeat(monitor, round).await, after, &owed, None, &listener).await?
@@ -135,6 +142,9 @@ async fn run_once(
     };
     report.elapsed = start.elapsed();
     report.dry_run = job.options.dry_run;
+    if job.verifies {
+        (report.verified, report.summary.braked) = (true, None);
+    }
     Ok(report)
 }
 

@@ -230,7 +230,7 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
             AbortKind::Destination => worked,
             // A full disk may get room again.
             AbortKind::Storage => true,
-            AbortKind::Protocol | AbortKind::Version | AbortKind::Selection => false,
+            AbortKind::Protocol | AbortKind::Version | AbortKind::Selection | AbortKind::Plan => false,
         },
         // The VM may be waking up.
         SyncError::Unreachable { source, .. } => source.kind() != ErrorKind::NotAuthorised,

@@ -78,7 +78,7 @@ impl WritableRoot {
     }
 
     /// Copies an entry to its backup.
-    fn copy_as_backup(
+    pub(crate) fn copy_as_backup(
         &self,
         path: &TreePath,
         seen: &Identity,

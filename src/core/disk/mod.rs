@@ -53,6 +53,7 @@ mod swap;
 mod tree_id;
 pub mod typed_path;
 mod unconfirmed;
+pub mod undo;
 pub mod writable;
 mod writeback;
 pub mod xattr;

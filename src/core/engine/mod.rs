@@ -43,5 +43,5 @@ pub use transfer::receive::{Query, ReceiveInput, ReceiveTransfer, Strategy};
 pub use transfer::send::{SendInput, SendNext, SendTransfer};
 pub use work::{
     Changed, Destination, Found, Opened, Planned, PushedFile, ReceiverOutcome, ReceiverWork, ReportOrder,
-    Room, RootMetadata, Scanned, SenderOutcome, SenderWork, Step,
+    Room, RootMetadata, Scanned, SenderOutcome, SenderWork, Step, Undoing,
 };

@@ -5,6 +5,7 @@
 //! entries are removed. Directory times come last, deepest first, since every change inside a
 //! directory moves its time.
 
+mod after;
 mod basis;
 mod directories;
 mod listing;

@@ -20,7 +20,9 @@ mod decide;
 mod in_place;
 mod missing_file;
 mod offer;
+mod plan_tie;
 mod take_offer;
+mod undo;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -90,6 +92,8 @@ pub struct Receiver<T: Target> {
     metadata: Option<RootMetadata>,
     /// The root's own attributes, as this side may set them.
     root_attributes: Option<Arc<Attributes>>,
+    /// True if the run undoes an earlier one: the tree to make is not the offered one.
+    is_undo: bool,
     /// True if the destination will hold only wanted and protected entries.
     will_be_copy: bool,
     /// The entries that the sender may remove from its source.
@@ -174,6 +178,7 @@ impl<T: Target> Receiver<T> {
             pair: None,
             metadata: None,
             root_attributes: None,
+            is_undo: false,
             will_be_copy: false,
             in_place: InPlace::default(),
             closed: false,
@@ -454,6 +459,14 @@ impl<T: Target> Receiver<T> {
                     }
                     &mut self.tally.deleted
                 }
+                Step::Recall { id } => {
+                    self.tally.files += u64::from(result.is_ok());
+                    if self.plan.updates.contains(&id) {
+                        &mut self.tally.updated
+                    } else {
+                        &mut self.tally.created
+                    }
+                }
                 Step::MakeLink { .. }
                 | Step::HardLink { .. }
                 | Step::LinkBasis { .. }
@@ -487,6 +500,10 @@ impl<T: Target> Receiver<T> {
                             self.happens(Item::Wanted(id), Some(Action::Adjust));
                         }
                         Step::Respell { id } if self.plan.respelled.contains(&id) => {
+                            self.happens(Item::Wanted(id), None);
+                        }
+                        Step::Recall { id } => {
+                            self.cleared_way(id);
                             self.happens(Item::Wanted(id), None);
                         }
                         Step::MakeDirectory { id }
@@ -617,6 +634,7 @@ impl<T: Target> Receiver<T> {
             | Step::HardLink { id, .. }
             | Step::LinkBasis { id, .. }
             | Step::CopyBasis { id, .. }
+            | Step::Recall { id }
             | Step::Adjust { id }
             | Step::Respell { id }
             | Step::Move { id, .. } => self.path(id),

@@ -188,6 +188,8 @@ pub struct Planned {
     pub withheld: Vec<TreePath>,
     /// The new pair of source and destination, if it changed.
     pub pair: Option<Pair>,
+    /// The whole tree after the run, if the run can be undone.
+    pub after: Option<Manifest>,
 }
 
 /// A file whose basis report is wanted.
@@ -266,6 +268,11 @@ pub enum Step {
         id: u32,
         /// Position of the basis tree's file.
         at: u32,
+    },
+    /// Put a file back that an earlier run replaced or deleted, or set its mode and time.
+    Recall {
+        /// The file's id.
+        id: u32,
     },
     /// Remove a file, a link or an empty directory.
     Remove {
@@ -378,6 +385,8 @@ pub struct Opened {
     pub accounts: Option<Arc<Accounts>>,
     /// The basis trees, if the options name any.
     pub bases: Option<Arc<BasisTrees>>,
+    /// What is to be undone, if the options ask for it.
+    pub undoing: Option<Undoing>,
 }
 
 impl Opened {
@@ -386,6 +395,19 @@ impl Opened {
     pub fn entry(&self, at: u32) -> Option<EntryRef<'_>> {
         self.manifest.get(at).or_else(|| self.bases.as_ref()?.get(at))
     }
+}
+
+/// What an opened destination has to undo.
+#[derive(Debug, Default)]
+pub struct Undoing {
+    /// The tree to make; `None` if runs are only listed.
+    pub wanted: Option<Arc<Manifest>>,
+    /// Entries that changed after the run, and stay.
+    pub conflicts: Vec<TreePath>,
+    /// The modification time of the root before the run.
+    pub root_time: Option<Time>,
+    /// The stored runs: number, files and bytes.
+    pub runs: Vec<(u64, u64, u64)>,
 }
 
 /// Free room of a destination's filesystem.

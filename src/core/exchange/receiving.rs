@@ -13,6 +13,8 @@ mod room;
 mod spelling;
 mod target;
 mod tree;
+mod undo;
+mod undoing;
 
 pub use tree::{OpenTree, PlannedTree};
 

@@ -9,6 +9,7 @@ use crate::tree::filter::{Filter, FilterSettings, MERGES_MAX, RULES_BYTES_MAX, R
 use crate::tree::links::FollowedLinks;
 use crate::tree::metadata::MetadataOptions;
 use crate::tree::path::{COMPONENT_BYTES_MAX, PATH_BYTES_MAX};
+use crate::tree::plan_state::PlanState;
 use crate::tree::rule::bits;
 use crate::tree::subtrees::SUBTREES_MAX;
 use crate::tree::time_rule::TimeRule;
@@ -92,6 +93,41 @@ pub struct Options {
     pub follows: FollowedLinks,
     /// The sender removes files and links that are in place at the receiver.
     pub remove_source: bool,
+    /// The tie to a plan, if the run makes or carries out one.
+    pub plan: Option<PlanTie>,
+    /// What the run keeps for an undo, or undoes.
+    pub undo: Undo,
+}
+
+/// The part of a run in undoing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Undo {
+    /// None.
+    #[default]
+    Off,
+    /// Keep what the run replaces and deletes, and that of this number of runs in all.
+    Keep(u32),
+    /// Undo a run, or the last one. What the sender offers does not count.
+    Restore(Option<u64>),
+    /// Report the runs that can be undone, in a dry run.
+    List,
+}
+
+impl Undo {
+    /// True if the offer does not count.
+    #[must_use]
+    pub fn is_own(self) -> bool {
+        matches!(self, Self::Restore(_) | Self::List)
+    }
+}
+
+/// The tie between a run and a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PlanTie {
+    /// Report the state of both sides, to which the plan is bound.
+    Make,
+    /// Stop before the first change, unless both sides are in this state.
+    Match(PlanState),
 }
 
 impl Options {

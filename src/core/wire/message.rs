@@ -209,6 +209,8 @@ pub enum AbortKind {
     Connection,
     /// The other side was silent for too long.
     Timeout,
+    /// A side is no longer as the plan of this run saw it.
+    Plan,
 }
 
 /// A message that either side may send.
@@ -578,6 +580,8 @@ fn event_is_within_limits(event: &Event) -> bool {
                 && braked.head.iter().all(|doomed| doomed.path.len() <= TEXT_BYTES_MAX)
         }
         Event::Paired(_)
+        | Event::Bound(_)
+        | Event::Stored { .. }
         | Event::Scanned { .. }
         | Event::Excluded { .. }
         | Event::StateExcluded { .. }

@@ -56,7 +56,8 @@ by name. A remote path without a leading slash is below the remote home.
 /// The exit codes that a script asks for.
 pub(crate) const EXIT: &str = "\
 0 done, 1 usage, 23 some entries failed, 24 source files vanished,
-25 deletions wait for consent; others say why there was no run.";
+25 deletions wait for consent, 26 a side is not as it was planned for, 44 a
+verification found differences; others say why there was no run.";
 
 /// Variables that a run reads.
 pub(crate) const ENVIRONMENT: [(&str, &str); 9] = [
@@ -86,7 +87,7 @@ Endpoints:
 
 Exit status: {EXIT} Further verbs,
 each with a --help of its own: ksync session, ssh, proxy, doctor, flush, keep,
-sandbox, completions, man, config, schema.
+apply, undo, verify, sandbox, completions, man, config, schema.
 "
     )
 }

@@ -9,14 +9,17 @@ use clap::{ArgAction, Args};
 
 use ksync::monitor::Warning;
 use ksync::tree::transfer_rules::{Proof, TransferRules};
+use ksync::wire::hello::Undo;
 
 use crate::accepted::Accepted;
 use crate::args::backup::BackupArgs;
 use crate::args::basis::{BasisArgs, InPlaceArgs};
 use crate::args::metadata::MetadataArgs;
 use crate::args::seconds;
+use crate::args::shaping::Shaping;
 use crate::config::ProjectDestination;
 use crate::format::Format;
+use crate::plan::Plan;
 use crate::rsh::RsyncPath;
 use crate::rules::RuleSource;
 use crate::size::{rate, size};
@@ -54,6 +57,18 @@ pub(crate) struct SyncArgs {
     /// Warnings about files with settings.
     #[arg(skip)]
     pub(crate) warnings: Vec<Warning>,
+    /// True for `ksync verify`: the endpoints are compared, and nothing is changed.
+    #[arg(skip)]
+    pub(crate) is_verification: bool,
+    /// The plan of `ksync apply`.
+    #[arg(skip)]
+    pub(crate) planned: Option<Box<Plan>>,
+    /// What `ksync undo` asks for.
+    #[arg(skip)]
+    pub(crate) undo: Undo,
+    /// The options that a plan keeps, if one is made.
+    #[arg(skip)]
+    pub(crate) shaping: Shaping,
     /// Options that rsync users give, and that need no field here.
     #[arg(skip)]
     pub(crate) accepted: Accepted,
@@ -65,6 +80,9 @@ pub(crate) struct WhatArgs {
     /// Show what would change, and change nothing
     #[arg(short = 'n', long)]
     pub(crate) dry_run: bool,
+    /// With -n, write the plan to FILE; ksync apply FILE carries it out, or nothing (exit 26)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plan: Option<PathBuf>,
     /// Delete entries of DEST that SOURCE does not have, after everything else
     #[arg(long, visible_alias = "del",
           aliases = ["delete-before", "delete-during", "delete-delay"])]
@@ -93,6 +111,13 @@ pub(crate) struct WhatArgs {
     pub(crate) bases: BasisArgs,
     #[command(flatten)]
     pub(crate) in_place: InPlaceArgs,
+    /// Keep what is replaced or deleted in .ksync of DEST: ksync undo takes the run back. Not with
+    /// --watch
+    #[arg(long)]
+    pub(crate) undoable: bool,
+    /// Keep that of the last N runs [default: 5]
+    #[arg(long, value_name = "N", value_parser = number(1..=1000u32, "a number of runs, 1 to 1000"), allow_negative_numbers = true)]
+    pub(crate) undo_keep: Option<u32>,
     /// Compare by content, not by size and time
     #[arg(short = 'c', long)]
     pub(crate) checksum: bool,
@@ -102,6 +127,9 @@ pub(crate) struct WhatArgs {
     #[arg(short = '@', long, value_name = "N", value_parser = number(-1..=86_400i64, "seconds, -1 to 86400"),
           allow_hyphen_values = true)]
     pub(crate) modify_window: Option<i64>,
+    /// Then hash all files on both sides, and list what differs (exit 44)
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// Flush to the disk before reporting success, so the result survives a power cut
     #[arg(long)]
     pub(crate) fsync: bool,

@@ -24,7 +24,7 @@ fn settings(variables: &[(&str, &str)], project_text: &str, user_text: &str) -> 
 
 fn sync(line: &str, settings: &Settings) -> SyncArgs {
     let args = line.split(' ').map(OsString::from);
-    match args::parse_with(args, |_, _| Ok(settings.clone())) {
+    match args::parse_with(args, &|_, _| Ok(settings.clone())) {
         Ok(Mode::Sync(args)) => *args,
         other => panic!("{line}: {other:?}"),
     }

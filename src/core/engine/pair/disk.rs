@@ -399,6 +399,7 @@ impl DiskState {
             room: self.room.clone(),
             accounts: None,
             bases: None,
+            undoing: None,
             destination: Destination { metadata: Some(self.root), ..self.destination.clone() },
         }
     }
@@ -516,8 +517,8 @@ impl DiskState {
                 self.put(&entry.path, Node { what, mode: entry.mode, mtime: entry.mtime })
             }
             // No tree of the jar has options for that.
-            Step::HardLink { .. } => unreachable!("no entry has several names"),
             Step::LinkBasis { .. } | Step::CopyBasis { .. } => unreachable!("there is no basis tree"),
+            Step::HardLink { .. } | Step::Recall { .. } => unreachable!("the jar has no such options"),
             Step::Remove { at } => {
                 let path = self.present.path(at).unwrap().to_path();
                 let holds = self.tree.keys().any(|below| below.is_below(&path));

@@ -402,11 +402,7 @@ impl<T: Target> Receiver<T> {
                 let is_copy = self.missing.get(&id).is_some_and(|file| file.is_copy);
                 self.tally.copied += u64::from(is_copy);
                 self.tally.files += 1;
-                let cleared = self.plan.cleared(id);
-                self.tally.deleted += cleared;
-                if let Some(at) = self.present_at(id).filter(|_| cleared > 0) {
-                    self.clears(at);
-                }
+                self.cleared_way(id);
                 if self.plan.updates.contains(&id) {
                     self.tally.updated += 1;
                     self.happens(Item::Wanted(id), Some(Action::Update));
@@ -423,6 +419,15 @@ impl<T: Target> Receiver<T> {
                     self.forget(id);
                 }
             }
+        }
+    }
+
+    /// Counts the entries of the directory that a file has replaced.
+    pub(super) fn cleared_way(&mut self, id: u32) {
+        let cleared = self.plan.cleared(id);
+        self.tally.deleted += cleared;
+        if let Some(at) = self.present_at(id).filter(|_| cleared > 0) {
+            self.clears(at);
         }
     }
 

@@ -84,6 +84,13 @@ impl<T: Target> Receiver<T> {
     }
 
     fn compare(&mut self) {
+        // The answers about spelling rename present entries.
+        if self.resolved == Resolved::No && !self.holds_plan() {
+            return;
+        }
+        if self.undoes() {
+            return;
+        }
         if let Err(error) = self.make_effective() {
             return self.outbox.fail(AbortKind::Protocol, error.to_string());
         }
@@ -97,7 +104,7 @@ impl<T: Target> Receiver<T> {
             if is_superuser && metadata.is_some_and(|metadata| metadata.group) { 0o2000 } else { 0 };
         let may_delete = complete && opened.complete;
         let rules = Rules {
-            delete: options.delete && may_delete && self.is_directory(),
+            delete: (options.delete || self.is_undo) && may_delete && self.is_directory(),
             checksum: options.checksum,
             // Without this option set-id bits are never set, so they must not count either.
             mode_mask: if options.set_id_owner.is_some() { 0o7777 } else { 0o1777 | of_user | of_group },
@@ -127,7 +134,11 @@ impl<T: Target> Receiver<T> {
             plan.pass_over_obstacles(&self.plan);
             self.plan = plan;
         }
-        self.look_at_root(&destination, known);
+        if self.is_undo {
+            self.plan.recall();
+        } else {
+            self.look_at_root(&destination, known);
+        }
         self.tally.entries = self.wanted.len() as u64;
         self.tally.total_bytes = self.wanted.content_bytes();
         self.tell_unlisted();
@@ -155,11 +166,15 @@ impl<T: Target> Receiver<T> {
         if let Some(text) = self.missing_room() {
             return self.outbox.fail(AbortKind::Storage, text);
         }
+        let after = match self.tree_after(&present) {
+            Ok(after) => after,
+            Err(error) => return self.outbox.fail(AbortKind::Destination, error.to_string()),
+        };
         let pair = self.pair_up(&destination, known, &present, rules.delete, may_delete, is_braked);
         self.phase = Phase::Plan;
         let (writes, changes) = (!self.plan.fetch.is_empty(), self.plan.changes_anything());
         let spelling = Arc::clone(&self.spelling);
-        let planned = Planned { wanted, present, spelling, changes, writes, withheld: waiting, pair };
+        let planned = Planned { wanted, present, spelling, changes, writes, withheld: waiting, pair, after };
         self.on_open(|open| ReceiverWork::Plan(open, planned));
     }
 
@@ -336,7 +351,8 @@ impl<T: Target> Receiver<T> {
     /// Returns the deletions that need consent, if any do.
     fn brake(&self, destination: &Destination, known: KnownPair, present: &Manifest) -> Option<Braked> {
         let (consent, going) = (&self.config.options.consent, self.plan.going());
-        if going == 0 {
+        // An undo removes what the run made, and nothing else.
+        if going == 0 || self.is_undo {
             return None;
         }
         let source = self.source().map(|(source, _)| source).unwrap_or_default();
@@ -395,7 +411,7 @@ impl<T: Target> Receiver<T> {
         is_complete: bool,
         is_braked: bool,
     ) -> Option<Pair> {
-        let (source, _) = self.source().filter(|_| !self.offer.is_partial)?;
+        let (source, _) = self.source().filter(|_| !self.offer.is_partial && !self.is_undo)?;
         let pair = Pair {
             source,
             destination: destination.tree_id,

@@ -80,12 +80,14 @@ impl Receiving {
             room: None,
             accounts: self.options.metadata.as_ref().map(|_| Arc::new(accounts())),
             bases: None,
+            undoing: None,
             destination: self.destination(was_there, tree.root.as_deref().filter(|_| tree.single.is_none())),
         };
         let own = tree.root.as_ref().map_or(self.path.as_path(), |root| root.path());
         let bases = OpenBases::open_all(&self.options, own, tree.single.as_ref(), subject);
         tree.bases = bases.map_err(|error| destination_error(&error))?;
         opened.bases = Some(Arc::clone(&tree.bases.listed)).filter(|_| self.options.bases.is_some());
+        tree.root_time = opened.destination.metadata.map(|(_, time)| time).filter(|_| was_there);
         if let Some(root) = &tree.root.clone() {
             // Runs of single files into one directory do not disturb each other. A round of a watch
             // takes the lock only when it has changes to make. A lock shows in the directory, and
@@ -102,6 +104,9 @@ impl Receiving {
             }
             let listed = self.list(root, tree.single.as_ref(), subject, scope, &mut opened)?;
             (tree.identities, tree.ctimes_move, tree.doubted, tree.is_whole) = listed;
+            if self.options.undo.is_own() {
+                self.find_undo(root, &mut tree, &mut opened)?;
+            }
             let staged = staged(root).map_err(|error| destination_error(&error))?;
             opened.has_staged = staged.files > 0;
             if !self.options.dry_run {
@@ -151,6 +156,9 @@ impl Receiving {
     }
 
     fn open_root(&self, path: &Path, is_directory: bool) -> Result<Option<Arc<WritableRoot>>, WorkError> {
+        if self.options.undo.is_own() && !path.exists() {
+            return Err(WorkError::Fatal(AbortKind::Selection, format!("{} does not exist", path.display())));
+        }
         if self.options.dry_run && !path.exists() {
             let blocked = unusable::blocked(path, is_directory);
             return blocked.map_or(Ok(None), |text| Err(WorkError::Fatal(AbortKind::Destination, text)));
@@ -200,17 +208,18 @@ impl Receiving {
         let options =
             ScanOptions { doubts: true, is_destination: true, ..scan_options(&self.options, &which) };
         let mut filter = self.options.protecting();
-        let is_kept = which == scan::Subject::Whole && self.session.is_none();
+        let is_undo = self.options.undo.is_own();
+        let is_kept = which == scan::Subject::Whole && self.session.is_none() && !is_undo;
         let mut scanned = match self.kept.as_ref().filter(|_| is_kept) {
             Some(kept) => kept.list(root, View::new(Role::Receiver, &self.options), &mut filter, &mut Away),
             None => {
                 // The user named a single file explicitly, so rules do not apply to it.
-                let filter = Some(&mut filter).filter(|_| single.is_none());
+                let filter = Some(&mut filter).filter(|_| single.is_none() && !is_undo);
                 scan(root, &which, &options, filter, &mut Away)
             }
         }
         .map_err(|error| destination_error(&error))?;
-        opened.filter = Some(filter).filter(|_| single.is_none());
+        opened.filter = Some(filter).filter(|_| single.is_none() && !is_undo);
         root.seen_markers(std::mem::take(&mut scanned.markers));
         if let Subject::File { name } = subject {
             // Compare the file under its offered name.
@@ -322,6 +331,13 @@ impl Receiving {
         }
         if let Some(backups) = &tree.backups {
             backups.close();
+        }
+        tree.undo
+            .as_ref()
+            .map_or(Ok(()), |undo| undo.close(&tree.present))
+            .map_err(|error| destination_error(&error))?;
+        if let Some(run) = tree.open.undone.as_ref().filter(|run| run.is_complete()) {
+            run.forget(root).map_err(|error| destination_error(&error))?;
         }
         let own = tree.open.single.as_ref().map(Staging::name);
         // In a directory that several runs share, the others' staged files stay.

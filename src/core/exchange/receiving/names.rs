@@ -16,6 +16,14 @@ use crate::tree::path::escape;
 
 impl PlannedTree {
     pub(super) fn apply(&self, step: Step) -> Result<(), WorkError> {
+        let result = self.apply_step(step);
+        if let (Err(_), Some(undone)) = (&result, &self.open.undone) {
+            undone.has_failed();
+        }
+        result
+    }
+
+    fn apply_step(&self, step: Step) -> Result<(), WorkError> {
         match step {
             Step::Clear { at } => self.clear(at),
             Step::Unlock { at } => {
@@ -31,6 +39,7 @@ impl PlannedTree {
             Step::HardLink { id, to } => self.make_hard_link(id, to),
             Step::LinkBasis { id, at } => self.link_basis(id, at),
             Step::CopyBasis { id, at } => self.copy(id, at, None),
+            Step::Recall { id } => self.recall(id),
             Step::Adjust { id } => self.adjust(id),
             Step::Respell { id } => self.respell(id),
             Step::Move { id, at, hash } => self.move_file(id, at, hash),
@@ -144,7 +153,7 @@ impl PlannedTree {
         let (from, seen) = self.basis(at)?;
         let to = self.path(id)?;
         // The old name's backup needs a file of its own.
-        if self.backups.is_some() {
+        if self.backups.is_some() || self.undo.is_some() {
             self.copy(id, at, Some(hash))?;
             return self.remove(at);
         }
@@ -203,7 +212,8 @@ impl PlannedTree {
             (_, Some(seen)) if self.backs_up_removed(entry) => {
                 root.remove_file(&path, Some(&self.back_up(at, seen, true)?))
             }
-            (_, seen) => root.remove_file(&path, seen.as_ref()),
+            (_, Some(seen)) => root.remove_file(&path, Some(&self.keep(at, seen, true)?)),
+            (_, None) => root.remove_file(&path, None),
         };
         removed.map_err(unwritable)?;
         self.doubted().remove(&at);

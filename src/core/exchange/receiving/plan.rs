@@ -16,7 +16,7 @@ use crate::tree::path_ref::PathRef;
 impl Receiving {
     /// Takes in the plan.
     pub(super) fn plan(&self, open: Arc<OpenTree>, planned: Planned) -> Result<Arc<PlannedTree>, WorkError> {
-        let Planned { wanted, present, spelling, changes, writes, withheld, pair } = planned;
+        let Planned { wanted, present, spelling, changes, writes, withheld, pair, after } = planned;
         let root = open.root.clone().ok_or_else(unknown)?;
         // A round of a watch has not taken the lock yet.
         if changes {
@@ -49,8 +49,10 @@ impl Receiving {
         };
         let reordered = is_reordered.then(|| open.identities.reordered(order));
         let backups = self.options.backup.as_ref().map(Backups::new);
+        let undo = after.map(|after| self.keep_for_undo(&open, &root, &present, &after));
         let tree = PlannedTree {
             backups,
+            undo: undo.transpose()?,
             root,
             is_durable: self.options.fsync,
             is_in_place: self.options.in_place,

@@ -21,9 +21,10 @@ use crate::exchange::prefetch::Prehashes;
 use crate::exchange::receiving::backups::Backups;
 use crate::exchange::receiving::basis_trees::OpenBases;
 use crate::exchange::receiving::directories::MadeDirectories;
+use crate::exchange::receiving::undo::{Kept, Undone};
 use crate::log::debug;
 use crate::tree::basis_trees::FIRST;
-use crate::tree::entry::{EntryRef, Kind};
+use crate::tree::entry::{EntryRef, Kind, Time};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::spelling::Spelling;
@@ -48,14 +49,29 @@ pub struct OpenTree {
     pub(super) is_whole: bool,
     pub(super) reserve: Option<Reserve>,
     pub(super) bases: OpenBases,
+    /// The modification time of the root before the run.
+    pub(super) root_time: Option<Time>,
+    /// The run to undo, if one is.
+    pub(super) undone: Option<Undone>,
 }
 
 impl OpenTree {
     /// A destination that is not listed yet.
     pub(super) fn new(root: Option<Arc<WritableRoot>>, single: Option<TreePath>, shown: PathBuf) -> Self {
         let (identities, doubted, bases) = (Arc::default(), HashSet::new(), OpenBases::default());
-        let (ctimes_move, is_whole, reserve) = (false, false, None);
-        Self { root, single, shown, identities, ctimes_move, doubted, is_whole, reserve, bases }
+        Self {
+            root,
+            single,
+            shown,
+            identities,
+            ctimes_move: false,
+            doubted,
+            is_whole: false,
+            reserve: None,
+            bases,
+            root_time: None,
+            undone: None,
+        }
     }
 }
 
@@ -86,6 +102,8 @@ pub struct PlannedTree {
     pub(super) is_full: AtomicBool,
     /// `None` if nothing is backed up.
     pub(super) backups: Option<Backups>,
+    /// `None` if nothing is kept for an undo.
+    pub(super) undo: Option<Kept>,
 }
 
 impl fmt::Debug for PlannedTree {
@@ -209,14 +227,23 @@ impl PlannedTree {
         }
     }
 
-    /// Backs up the listed file or link at a position, if backups are kept. Unless it `may_link`,
-    /// the backup is a copy. Returns the identity of the original afterwards.
+    /// Keeps the listed entry at a position for an undo, and backs it up, if that is wanted. Unless
+    /// it `may_link`, both are copies. Returns the identity of the original afterwards.
     pub(super) fn back_up(&self, at: u32, seen: Identity, may_link: bool) -> Result<Identity, WorkError> {
+        let seen = self.keep(at, seen, may_link)?;
         let Some(backups) = &self.backups else { return Ok(seen) };
         let path = self.present_path(at).ok_or_else(unknown)?;
         let backed_up = backups.back_up(&self.root, &self.present, &path, &seen, may_link);
         debug!("backup role=receiver ok={} path={}", backed_up.is_ok(), escape(path.as_bytes()));
         backed_up.map_err(unwritable)
+    }
+
+    /// Keeps the listed entry at a position for an undo, if that is wanted, as a copy unless it
+    /// `may_link`. Returns its identity afterwards.
+    pub(super) fn keep(&self, at: u32, seen: Identity, may_link: bool) -> Result<Identity, WorkError> {
+        let Some(undo) = &self.undo else { return Ok(seen) };
+        let path = self.present_path(at).ok_or_else(unknown)?;
+        undo.keep(&self.root, &path, &seen, may_link).map_err(unwritable)
     }
 
     pub(super) fn durability(&self) -> Durability {
