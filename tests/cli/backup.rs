@@ -46,6 +46,27 @@ fn backup_is_the_old_file_itself() {
 }
 
 #[test]
+fn backup_takes_no_name_that_the_source_has() {
+    for (option, place, other) in [("-b", "a~", "a.old"), ("--backup-dir=bk", "bk/a", "a")] {
+        let world = World::new();
+        world.tree("src").file("a", "new").file(place, "of the source");
+        world.tree("dst").file("a", "old content");
+        let run = world.run([option, "src", "dst"]).fails(23);
+        let told = format!("its backup would replace {place}, which SOURCE has too");
+        assert!(run.stderr.contains(&told), "{}", run.stderr);
+        let read = |path: String| fs::read_to_string(world.path(path)).unwrap();
+        assert_eq!(read("dst/a".to_owned()), "old content");
+        assert_eq!(read(format!("dst/{place}")), "of the source");
+        let elsewhere = world.path("elsewhere").display().to_string();
+        let options =
+            if option == "-b" { "--suffix=.old".to_owned() } else { format!("--backup-dir={elsewhere}") };
+        world.run(["-b", &options, "src", "dst"]).ok();
+        let kept = if option == "-b" { format!("dst/{other}") } else { format!("elsewhere/{other}") };
+        assert_eq!((read("dst/a".to_owned()), read(kept)), ("new".to_owned(), "old content".to_owned()));
+    }
+}
+
+#[test]
 fn second_run_neither_deletes_backups_nor_backs_them_up() {
     let world = World::new();
     plant(&world);

@@ -43,6 +43,11 @@ pub enum DiskErrorKind {
     /// Extended attributes that the filesystem does not take.
     #[error("the filesystem does not take them: they are too long or malformed")]
     Attributes,
+    /// A backup of this name, which the source has too.
+    #[error(
+        "its backup would replace {0}, which SOURCE has too; --suffix or --backup-dir names another place"
+    )]
+    BackupIsWanted(crate::tree::path::TreePath),
     /// A file whose owner may not have the set-id bits of its new mode.
     #[error("it belongs to somebody else")]
     AnotherOwner,

@@ -64,6 +64,23 @@ impl Backups {
         !self.options.is_name_of_backup(name)
     }
 
+    /// The path of an entry's backup in the destination; `None` if it is elsewhere.
+    fn path_in_destination(&self, path: &TreePath) -> Option<TreePath> {
+        let directory = match &self.options.directory {
+            None => Vec::new(),
+            Some(directory) => [path_below(directory)?.as_bytes(), b"/"].concat(),
+        };
+        TreePath::new([&directory, path.as_bytes(), &self.options.suffix].concat()).ok()
+    }
+
+    /// Refuses a backup in place of an entry that the destination is to have.
+    pub(super) fn check(&self, path: &TreePath, wanted: &Manifest) -> Result<(), DiskError> {
+        match self.path_in_destination(path).filter(|to| wanted.position(to).is_some()) {
+            Some(to) => Err(DiskError::new("back up", path.as_bytes(), DiskErrorKind::BackupIsWanted(to))),
+            None => Ok(()),
+        }
+    }
+
     /// Backs up a file or link of the destination, whose listing is `present`. Unless it
     /// `may_link`, the backup is a copy. Returns the identity of the original afterwards.
     pub(super) fn back_up(

@@ -230,9 +230,12 @@ impl PlannedTree {
     /// Keeps the listed entry at a position for an undo, and backs it up, if that is wanted. Unless
     /// it `may_link`, both are copies. Returns the identity of the original afterwards.
     pub(super) fn back_up(&self, at: u32, seen: Identity, may_link: bool) -> Result<Identity, WorkError> {
+        let path = self.present_path(at).ok_or_else(unknown)?;
+        if let Some(backups) = &self.backups {
+            backups.check(&path, &self.wanted).map_err(unwritable)?;
+        }
         let seen = self.keep(at, seen, may_link)?;
         let Some(backups) = &self.backups else { return Ok(seen) };
-        let path = self.present_path(at).ok_or_else(unknown)?;
         let backed_up = backups.back_up(&self.root, &self.present, &path, &seen, may_link);
         debug!("backup role=receiver ok={} path={}", backed_up.is_ok(), escape(path.as_bytes()));
         backed_up.map_err(unwritable)
