@@ -75,6 +75,22 @@ fn undo_makes_the_tree_of_before_again() {
 }
 
 #[test]
+fn undo_restores_what_was_written_over_in_place() {
+    for is_up in [false, true] {
+        let world = World::new();
+        plant(&world);
+        let before = world.snapshot("dst");
+        let inode = || fs::metadata(world.path("dst/d/changed")).unwrap().ino();
+        let old = inode();
+        sync(&world, &["--inplace"], is_up).ok();
+        assert_eq!(inode(), old, "the file was written in place");
+        world.assert_same("src", "dst");
+        world.run(["undo"]).ok();
+        assert_eq!(world.snapshot("dst"), before);
+    }
+}
+
+#[test]
 fn undo_of_random_runs_restores_what_was() {
     for seed in 0..40 {
         let mut rng = Rng::new(seed);
