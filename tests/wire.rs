@@ -244,8 +244,8 @@ fn messages() -> Vec<(String, Either)> {
         ("pushed", Either::Sender(FromSender::Pushed(vec![(300, hash, data(b"content"))]))),
         ("rescan", Either::Receiver(FromReceiver::Rescan)),
         (
-            "in-place",
-            Either::Receiver(FromReceiver::InPlace { entries: vec![(300, 1 << 60)], is_last: true }),
+            "removable",
+            Either::Receiver(FromReceiver::Removable { entries: vec![(300, 1 << 60)], is_last: true }),
         ),
         ("removed", Either::Sender(FromSender::Removed)),
         ("heartbeat", Either::Sender(Common::Heartbeat { is_active: true }.into())),

@@ -101,7 +101,8 @@ fn link_in_place_of_a_backup_directory_inside_dest_is_not_followed() {
         plant(&world);
         world.tree("out").file("canary", "untouched");
         world.tree("dst").link("old", "../out");
-        for directory in ["old", "./old/", "old/below"] {
+        let absolute = world.path("dst/old/below").display().to_string();
+        for directory in ["old", "./old/", "old/below", "old/../old/x", absolute.as_str()] {
             sync(&world, &[&format!("--backup-dir={directory}")], is_up).fails(23);
             assert_eq!(fs::read_to_string(world.path("dst/d/changed")).unwrap(), "old");
             assert_eq!(fs::read_dir(world.path("out")).unwrap().count(), 1);

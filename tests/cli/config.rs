@@ -213,6 +213,19 @@ fn a_project_s_file_lifts_no_caution_of_the_user() {
 }
 
 #[test]
+fn a_variable_that_is_nearly_a_setting_is_reported() {
+    let world = world();
+    let mut command = world.ksync(["src", "dst"]);
+    command.env("KSYNC_DELET", "1").env("KSYNC_REQUIRE_PEERS", "0").env("KSYNC_LOG", "");
+    let said = Run::of(command).ok().stderr;
+    assert_eq!(said.matches("is no setting").count(), 1, "{said}");
+    assert!(
+        said.contains("the variable KSYNC_DELET is no setting\n  hint: There is KSYNC_DELETE;"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_pipe_in_place_of_a_settings_file_is_refused() {
     let world = world();
     let pipe = world.path(".ksync.toml");

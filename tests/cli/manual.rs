@@ -246,6 +246,15 @@ fn the_man_page_has_the_usual_sections_and_every_option_of_the_help() {
 }
 
 #[test]
+fn help_for_a_word_that_is_no_verb_names_it() {
+    let world = World::new();
+    let told = "ksync: ksync has no verb nosuch\n  hint: ksync --help lists the verbs.\n";
+    assert_eq!(world.run(["help", "nosuch"]).fails(1).stderr, told);
+    assert_eq!(world.run(["help", "session"]).ok().stdout, world.run(["session", "--help"]).ok().stdout);
+    world.run(["help"]).ok();
+}
+
+#[test]
 fn the_short_help_fits_one_screen() {
     let world = World::new();
     let help = world.run(["-h"]).ok().stdout;

@@ -231,7 +231,9 @@ pub(crate) fn parse_with(
     load: &dyn Fn(&Command, bool) -> Result<Settings, CliError>,
 ) -> Result<Mode, CliError> {
     let mut command = command();
-    let args = usage::with_help(args.into_iter().collect());
+    let args: Vec<OsString> = args.into_iter().collect();
+    usage::refuse_help(&command, &args)?;
+    let args = usage::with_help(args);
     let parsed = match read(&mut command, &args) {
         Ok((cli, matches)) if cli.verb.is_none() => {
             let is_help = cli.sync.output.human_readable && cli.sync.endpoints.is_empty();

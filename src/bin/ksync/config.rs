@@ -85,6 +85,9 @@ const PROJECT: &[&str] = &[
 /// Keys that a project's file may only turn on: turned off, they would undo a caution of the user.
 const CAUTIONS: &[&str] = &["backup", "dry-run", "fsync", "one-file-system", "safe-links"];
 
+/// Variables that are no options.
+const OTHERS: [&str; 2] = ["KSYNC_LOG", "KSYNC_SESSION"];
+
 /// Keys that mean nothing where a command line only lists or shows: `-n`, `--list-only`, one
 /// endpoint.
 const OF_RUNS: &[&str] = &["exec", "on-change", "watch"];
@@ -279,6 +282,7 @@ impl Settings {
     pub(crate) fn load(command: &Command, with_files: bool) -> Result<Self, CliError> {
         let mut settings =
             Self { all: environment(command, |name| std::env::var_os(name))?, ..Self::default() };
+        settings.warnings = misspelt(command, std::env::vars_os().map(|(name, _)| name));
         if with_files {
             let project = std::env::current_dir().unwrap_or_default().join(file::PROJECT_FILE);
             settings.add_project(command, &project)?;
@@ -429,6 +433,26 @@ fn environment(
         settings.push(Setting { key: key.to_owned(), value, origin, is_overridden: false });
     }
     Ok(settings)
+}
+
+/// Warnings about variables that are no settings, and nearly have the name of one.
+fn misspelt(command: &Command, names: impl Iterator<Item = OsString>) -> Vec<ksync::monitor::Warning> {
+    /// Most letters that differ.
+    const DISTANCE_MAX: usize = 2;
+    let own = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).map(str::to_owned);
+    let keys = command.get_arguments().filter(|arg| is_key(arg)).filter_map(Arg::get_long).map(variable);
+    let known: Vec<String> = own.chain(keys).chain(OTHERS.map(str::to_owned)).collect();
+    let names = names.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with("KSYNC_"));
+    let unknown = names.filter(|name| !known.contains(name));
+    unknown
+        .filter_map(|name| {
+            let near = known.iter().map(|known| (distance(&name, known), known)).min()?;
+            (near.0 <= DISTANCE_MAX && !OTHERS.contains(&near.1.as_str())).then(|| ksync::monitor::Warning {
+                what: format!("the variable {name} is no setting"),
+                hint: format!("There is {}; ksync config shows all settings in force.", near.1),
+            })
+        })
+        .collect()
 }
 
 /// The lines of a variable that may hold several values.

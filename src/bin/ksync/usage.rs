@@ -45,6 +45,20 @@ pub(crate) fn refuse_verb(first: &OsStr) -> Result<(), CliError> {
 /// Verbs with options of a sync, in which `-h` has the meaning that it has in rsync.
 const LIKE_A_SYNC: [&str; 3] = ["apply", "undo", "verify"];
 
+/// Refuses `ksync help WORD` for a word that is no verb.
+pub(crate) fn refuse_help(command: &Command, args: &[OsString]) -> Result<(), CliError> {
+    let [_, help, word, ..] = args else { return Ok(()) };
+    let is_verb = command.get_subcommands().any(|verb| *word == *verb.get_name());
+    let is_option = word.as_encoded_bytes().starts_with(b"-");
+    if help != "help" || is_verb || is_option || Path::new("help").exists() {
+        return Ok(());
+    }
+    Err(CliError::usage(
+        format!("ksync has no verb {}", escape(word.as_encoded_bytes())),
+        "ksync --help lists the verbs.",
+    ))
+}
+
 /// `ksync help VERB` is `ksync VERB --help`, if nothing here is named help.
 pub(crate) fn with_help(args: Vec<OsString>) -> Vec<OsString> {
     match args.split_first() {

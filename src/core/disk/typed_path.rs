@@ -24,7 +24,7 @@ const FOREIGN: Errno = Errno::LOOP;
 /// Opens a file for reading.
 ///
 /// # Errors
-/// As [`open`].
+/// The system's error, or `ELOOP` with a text for a link that neither root nor this user owns.
 pub fn open_file(path: &Path) -> io::Result<File> {
     Ok(open(path, OFlags::RDONLY, Mode::empty())?.into())
 }
@@ -32,7 +32,7 @@ pub fn open_file(path: &Path) -> io::Result<File> {
 /// Opens a file for appending, and makes it if it is missing.
 ///
 /// # Errors
-/// As [`open`].
+/// The system's error, or `ELOOP` with a text for a link that neither root nor this user owns.
 pub fn append_to(path: &Path) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE;
     Ok(open(path, flags, Mode::from_raw_mode(0o666))?.into())

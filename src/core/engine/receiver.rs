@@ -8,7 +8,7 @@
 //!                          Changes… Changed ─► compare    └► [[Look ─►] Report ─►] Wants
 //! Answers (steps) ─► Step    Answers (questions) ─► Query ─► Replies
 //! all answered ─► Apply (links, times) ─► Apply (moves) ─► Apply (removals)
-//!              ─► Apply (directory times) ─► Close ─► [Confirm ─► InPlace… Removed ─►] Finished
+//!              ─► Apply (directory times) ─► Close ─► [Confirm ─► Removable… Removed ─►] Finished
 //! ```
 //! The receiver stores the offer as the baseline (`StoreBaseline`) meanwhile, as soon as the plan
 //! is made.
@@ -17,10 +17,10 @@ mod confirm;
 mod content;
 mod content_progress;
 mod decide;
-mod in_place;
 mod missing_file;
 mod offer;
 mod plan_tie;
+mod removable;
 mod take_offer;
 mod undo;
 
@@ -48,9 +48,9 @@ use crate::tree::spelling::Spelling;
 use crate::tree::tree_id::Pair;
 use crate::wire::message::{AbortKind, FromReceiver, FromSender, Subject, Tally, Want};
 use content_progress::ContentProgress;
-use in_place::InPlace;
 use missing_file::{HELD_BYTES_MAX, MissingFile};
 use offer::Offer;
+use removable::Removable;
 
 /// Most steps of one `Apply`: few enough to notice a cut connection in time.
 const STEPS_MAX: usize = 1024;
@@ -97,7 +97,7 @@ pub struct Receiver<T: Target> {
     /// True if the destination will hold only wanted and protected entries.
     will_be_copy: bool,
     /// The entries that the sender may remove from its source.
-    in_place: InPlace,
+    removable: Removable,
     /// True once the destination is complete.
     closed: bool,
     /// Wants that are not sent yet.
@@ -180,7 +180,7 @@ impl<T: Target> Receiver<T> {
             root_attributes: None,
             is_undo: false,
             will_be_copy: false,
-            in_place: InPlace::default(),
+            removable: Removable::default(),
             closed: false,
             batch: Vec::new(),
             batch_bytes: 0,
@@ -254,7 +254,7 @@ impl<T: Target> Receiver<T> {
                 }
                 self.confirm();
             }
-            ReceiverOutcome::Confirm { in_place, missing } => self.confirmed(in_place, &missing),
+            ReceiverOutcome::Confirm { removable, missing } => self.confirmed(removable, &missing),
             ReceiverOutcome::StoreBaseline => {
                 self.offer.is_being_stored = false;
                 self.finish_when_ready();
@@ -382,7 +382,7 @@ impl<T: Target> Receiver<T> {
 
     /// Sends `Finished` only when all works are done: the sender may cut the agent off afterwards.
     fn finish_when_ready(&mut self) {
-        if self.closed && !self.offer.is_being_stored && self.in_place.is_settled() {
+        if self.closed && !self.offer.is_being_stored && self.removable.is_settled() {
             self.outbox.send(FromReceiver::Finished(self.tally));
             self.outbox.finish(self.tally);
         }
@@ -486,7 +486,7 @@ impl<T: Target> Receiver<T> {
             | Step::Respell { id }
             | Step::Move { id, .. } = step
             {
-                self.in_place.set(id, result.is_ok());
+                self.removable.set(id, result.is_ok());
             }
             match result {
                 Ok(()) => {

@@ -3,7 +3,7 @@
 //! ```text
 //! Find ─► Subject    Scan ─► Ignores Entries… Offered    Wants ─► Step ─► Answers / Same
 //!      └► Baseline        └► Changes… Changed            Replies ─► Step ─► Answers
-//! InPlace ─► Remove ─► Removed    [StoreBaseline ─►] Finished ─► done
+//! Removable ─► Remove ─► Removed    [StoreBaseline ─►] Finished ─► done
 //! ```
 
 mod removal;
@@ -177,7 +177,7 @@ impl<S: Source> Sender<S> {
             FromReceiver::Replies(replies) => {
                 replies.into_iter().for_each(|(id, reply)| self.reply(id, reply));
             }
-            FromReceiver::InPlace { entries, is_last } => self.remove(entries, is_last),
+            FromReceiver::Removable { entries, is_last } => self.remove(entries, is_last),
             FromReceiver::Finished(_)
                 if self.unanswered > 0 || self.manifest.is_none() || self.removal.is_under_way() =>
             {

@@ -165,7 +165,7 @@ pub enum ReceiverOutcome<T: Target> {
     /// The entries that are in place, each with the fingerprint of its identity; and the others.
     Confirm {
         /// Those that are in place.
-        in_place: Vec<(u32, u64)>,
+        removable: Vec<(u32, u64)>,
         /// Those that are not.
         missing: Vec<u32>,
     },

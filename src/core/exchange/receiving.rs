@@ -147,14 +147,14 @@ impl Perform<Receiver<Arc<PlannedTree>>> for Receiving {
                 ReceiverOutcome::Close(self.close(&target, metadata, pair))
             }
             ReceiverWork::Confirm(tree, ids) => {
-                let (mut in_place, mut missing) = (Vec::new(), Vec::new());
+                let (mut removable, mut missing) = (Vec::new(), Vec::new());
                 for id in ids {
                     match tree.fingerprint(id) {
-                        Some(fingerprint) => in_place.push((id, fingerprint)),
+                        Some(fingerprint) => removable.push((id, fingerprint)),
                         None => missing.push(id),
                     }
                 }
-                ReceiverOutcome::Confirm { in_place, missing }
+                ReceiverOutcome::Confirm { removable, missing }
             }
         }
     }

@@ -286,7 +286,7 @@ pub enum FromSender {
     Owners(Owners),
     /// Before the offer ends, if there are any: attributes of the offered directory itself.
     Root(Attributes),
-    /// After the last [`FromReceiver::InPlace`]: the removals from the source are over.
+    /// After the last [`FromReceiver::Removable`]: the removals from the source are over.
     Removed,
 }
 
@@ -307,7 +307,7 @@ pub enum FromReceiver {
     Rescan,
     /// If the options ask for it, when the destination is complete: files and links that are in
     /// place, so that the sender may remove them from the source.
-    InPlace {
+    Removable {
         /// Their ids, each with the fingerprint of the identity that the entry has here.
         entries: Vec<(u32, u64)>,
         /// True for the last of these messages.
@@ -480,7 +480,7 @@ impl Message for FromReceiver {
             }
             Self::BaselineMissing => Some(("baseline-missing", one())),
             Self::Rescan => Some(("rescan", one())),
-            Self::InPlace { entries, .. } => Some(("in-place", entries.len().to_string())),
+            Self::Removable { entries, .. } => Some(("removable", entries.len().to_string())),
             Self::Common(_) | Self::Replies(_) | Self::Finished(_) => None,
         }
     }
@@ -488,7 +488,7 @@ impl Message for FromReceiver {
     fn is_within_limits(&self) -> bool {
         match self {
             Self::Common(common) => common.is_within_limits(),
-            Self::InPlace { entries, .. } => entries.len() <= LIST_MAX,
+            Self::Removable { entries, .. } => entries.len() <= LIST_MAX,
             Self::Wants(wants) => wants.len() <= WANTS_MAX && wants.iter().all(want_is_within_limits),
             Self::Replies(files) => {
                 files.len() <= LIST_MAX

@@ -329,7 +329,7 @@ fn every_kind_of_receiver() -> Vec<(&'static str, FromReceiver)> {
         ("Heartbeat", Common::Heartbeat { is_active: true }.into()),
         ("BaselineMissing", FromReceiver::BaselineMissing),
         ("Rescan", FromReceiver::Rescan),
-        ("InPlace", FromReceiver::InPlace { entries: vec![(SMALL, 1)], is_last: true }),
+        ("Removable", FromReceiver::Removable { entries: vec![(SMALL, 1)], is_last: true }),
     ]
 }
 

@@ -310,8 +310,8 @@ impl ReceiverDisk {
                 ReceiverOutcome::Close(Ok(()))
             }
             ReceiverWork::Confirm(_, ids) => {
-                let in_place = ids.into_iter().map(|id| (id, 0)).collect();
-                ReceiverOutcome::Confirm { in_place, missing: Vec::new() }
+                let removable = ids.into_iter().map(|id| (id, 0)).collect();
+                ReceiverOutcome::Confirm { removable, missing: Vec::new() }
             }
             ReceiverWork::LoadBaseline(_) => {
                 let record = self.baseline.load();

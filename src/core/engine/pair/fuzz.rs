@@ -153,7 +153,7 @@ fn from_receiver() -> Union<BoxedStrategy<FromReceiver>> {
         Just(FromReceiver::BaselineMissing).boxed(),
         Just(FromReceiver::Rescan).boxed(),
         vec((id(), any::<u64>()), 0..4)
-            .prop_map(|entries| FromReceiver::InPlace { entries, is_last: true })
+            .prop_map(|entries| FromReceiver::Removable { entries, is_last: true })
             .boxed(),
         Just(FromReceiver::Finished(Tally::default())).boxed(),
     ])

@@ -16,9 +16,9 @@ use crate::wire::message::{FromReceiver, LIST_MAX};
 
 impl<T: Target> Receiver<T> {
     /// Finds the entries that are in place already, once the plan is made.
-    pub(super) fn begin_in_place(&mut self, rules: Rules) {
-        self.in_place.is_wanted = self.config.options.remove_source;
-        let Some(opened) = self.opened.as_ref().filter(|_| self.in_place.is_wanted) else { return };
+    pub(super) fn begin_removable(&mut self, rules: Rules) {
+        self.removable.is_wanted = self.config.options.remove_source;
+        let Some(opened) = self.opened.as_ref().filter(|_| self.removable.is_wanted) else { return };
         let changed: BTreeSet<u32> = self
             .plan
             .changes
@@ -26,21 +26,21 @@ impl<T: Target> Receiver<T> {
             .filter_map(|change| change.wanted())
             .chain(self.plan.skipped())
             .collect();
-        let is_in_place = |id: u32, entry: EntryRef<'_>| {
+        let is_there = |id: u32, entry: EntryRef<'_>| {
             let old = opened.manifest.position(entry.path).and_then(|at| opened.manifest.get(at));
             !changed.contains(&id)
                 && !self.spelling.leaves_out(id)
                 && !rules.transfer.passes_over(entry, old, rules.time_rule)
                 && old.is_some_and(|old| is_same(entry, old))
         };
-        let entries = self.wanted.iter().filter(|(id, entry)| is_in_place(*id, *entry));
-        self.in_place.ids = entries.map(|(id, _)| id).collect();
+        let entries = self.wanted.iter().filter(|(id, entry)| is_there(*id, *entry));
+        self.removable.ids = entries.map(|(id, _)| id).collect();
     }
 
     /// In a dry run, lists what a run would remove from the source, if all goes well.
     pub(super) fn foresee_removals(&mut self) {
-        let mut ids = std::mem::take(&mut self.in_place.ids);
-        if !self.in_place.is_wanted || !self.config.options.list_changes {
+        let mut ids = std::mem::take(&mut self.removable.ids);
+        if !self.removable.is_wanted || !self.config.options.list_changes {
             return;
         }
         let made = self.plan.changes.iter().filter(|change| !matches!(change, Change::Obstacle { .. }));
@@ -59,15 +59,15 @@ impl<T: Target> Receiver<T> {
 
     /// Looks at the entries once more, some at a time, before the run is finished.
     pub(super) fn confirm(&mut self) {
-        if !self.in_place.is_awaited {
-            let ids = std::mem::take(&mut self.in_place.ids);
-            self.in_place.ids = ids.into_iter().filter(|id| self.is_removable(*id)).collect();
+        if !self.removable.is_awaited {
+            let ids = std::mem::take(&mut self.removable.ids);
+            self.removable.ids = ids.into_iter().filter(|id| self.is_removable(*id)).collect();
         }
-        let now: Vec<u32> = self.in_place.ids.iter().take(LIST_MAX).copied().collect();
+        let now: Vec<u32> = self.removable.ids.iter().take(LIST_MAX).copied().collect();
         if now.is_empty() {
             return self.finish_when_ready();
         }
-        self.in_place.is_awaited = true;
+        self.removable.is_awaited = true;
         self.on_target(|target| ReceiverWork::Confirm(target, now));
     }
 
@@ -77,10 +77,10 @@ impl<T: Target> Receiver<T> {
             self.outbox.problem(Problem { kind: ProblemKind::NotRemoved, path, cause });
         }
         for id in entries.iter().map(|(id, _)| id).chain(missing) {
-            self.in_place.ids.remove(id);
+            self.removable.ids.remove(id);
         }
-        let is_last = self.in_place.ids.is_empty();
-        self.outbox.send(FromReceiver::InPlace { entries, is_last });
+        let is_last = self.removable.ids.is_empty();
+        self.outbox.send(FromReceiver::Removable { entries, is_last });
         if !is_last {
             self.confirm();
         }
@@ -88,10 +88,10 @@ impl<T: Target> Receiver<T> {
 
     /// The sender has removed all that was in place.
     pub(super) fn removed(&mut self) {
-        if !self.in_place.is_awaited || !self.in_place.ids.is_empty() {
+        if !self.removable.is_awaited || !self.removable.ids.is_empty() {
             return self.outbox.protocol_error("removals that nobody asked for");
         }
-        self.in_place.is_awaited = false;
+        self.removable.is_awaited = false;
         self.finish_when_ready();
     }
 }

@@ -394,9 +394,9 @@ impl<T: Target> Receiver<T> {
             let path = self.path(id);
             self.outbox.report_error(path, error);
             self.settle(id, Ok(()));
-            return self.in_place.set(id, false);
+            return self.removable.set(id, false);
         }
-        self.in_place.set(id, result.is_ok());
+        self.removable.set(id, result.is_ok());
         match result {
             Ok(()) => {
                 let is_copy = self.missing.get(&id).is_some_and(|file| file.is_copy);

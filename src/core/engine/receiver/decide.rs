@@ -154,14 +154,14 @@ impl<T: Target> Receiver<T> {
             self.outbox.report(Event::Braked(braked));
         }
         if self.config.options.dry_run {
-            self.begin_in_place(rules);
+            self.begin_removable(rules);
             self.foresee_removals();
             self.tell_progress(false);
             self.plan.count(&self.wanted, &mut self.tally);
             self.outbox.send(FromReceiver::Finished(self.tally));
             return self.outbox.finish(self.tally);
         }
-        self.begin_in_place(rules);
+        self.begin_removable(rules);
         // Check the room before anything is written.
         if let Some(text) = self.missing_room() {
             return self.outbox.fail(AbortKind::Storage, text);

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::clear_leftovers;
@@ -50,7 +51,7 @@ impl Backups {
         }
         let path = destination.path().join(OsStr::from_bytes(directory));
         // The owner of the destination may have put a link there, which must not lead out.
-        let made = match path_below(directory) {
+        let made = match below(destination.path(), directory) {
             Some(below) => destination.create_below(&below, &path)?,
             None => WritableRoot::create(&path)?,
         };
@@ -135,6 +136,27 @@ impl Backups {
         // Another run may back up into the same directory.
         let _ = clear_leftovers(&root, |_| true);
     }
+}
+
+/// The path of a backup directory below the destination, by the words of both. A link of the
+/// destination's owner in such a path is not followed.
+fn below(destination: &Path, directory: &[u8]) -> Option<TreePath> {
+    let path = Path::new(OsStr::from_bytes(directory));
+    let inside = if path.is_absolute() {
+        path.strip_prefix(std::path::absolute(destination).ok()?).ok()?
+    } else {
+        path
+    };
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in inside.components() {
+        match part {
+            Component::Normal(name) => parts.push(name.as_bytes()),
+            Component::ParentDir if !path.is_absolute() => drop(parts.pop()?),
+            Component::CurDir => {}
+            _ => return None,
+        }
+    }
+    TreePath::new(parts.join(&b'/')).ok()
 }
 
 /// The path of a backup directory below the destination, by its own words: it is relative, and

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 /// Entries that are in place.
 #[derive(Debug, Default)]
-pub(super) struct InPlace {
+pub(super) struct Removable {
     /// True if the options ask for it.
     pub(super) is_wanted: bool,
     pub(super) ids: BTreeSet<u32>,
@@ -12,10 +12,10 @@ pub(super) struct InPlace {
     pub(super) is_awaited: bool,
 }
 
-impl InPlace {
+impl Removable {
     /// Records that an entry is in place, or is not.
-    pub(super) fn set(&mut self, id: u32, is_in_place: bool) {
-        if self.is_wanted && is_in_place {
+    pub(super) fn set(&mut self, id: u32, is_there: bool) {
+        if self.is_wanted && is_there {
             self.ids.insert(id);
         } else if self.is_wanted {
             self.ids.remove(&id);
