@@ -67,6 +67,14 @@ fn writing_truncates_in_place() {
     assert_eq!((before.ino(), after.len(), after.mode() & 0o777), (after.ino(), 5, 0o600));
 }
 
+/// True if a process of this machine runs a program of this name.
+fn is_run(name: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").expect("the processes").flatten();
+    processes
+        .filter_map(|process| std::fs::read_link(process.path().join("exe")).ok())
+        .any(|program| program.file_name().is_some_and(|file| file == name))
+}
+
 #[test]
 fn a_running_program_cannot_be_written() {
     let files = Files::new();
@@ -76,6 +84,7 @@ fn a_running_program_cannot_be_written() {
     let program = json!({ "command": "/usr/local/bin/own-sleep", "args": ["1000"] });
     // As in the VM, a fork of another thread may hold the file open for a moment.
     wait_for("its start", || (files.cloud.post(&spawn, &program).status == 200).then_some(()));
+    wait_for("its program", || is_run("own-sleep").then_some(()));
     files.write("path=/usr/local/bin/own-sleep", &sleep).says(500, "unable to create file");
 }
 
