@@ -90,7 +90,7 @@ fn any_change_on_either_side_stops_the_apply_before_it_touches_anything() {
             world.tree("dst").file("d/both", "text").file("old", "x");
             let ends = &ways(&world)[index % 3];
             plan(&world, &["--delete", "--exclude=*.o"], ends);
-            // What the filters exclude is no part of the plan.
+            // Excluded entries are no part of the plan.
             fs::write(world.path("src/d/skip.o"), "y").unwrap();
             edit(&world, side);
             let before = (world.snapshot("src"), world.snapshot("dst"));

@@ -51,9 +51,13 @@ fn backup_takes_no_name_that_the_source_has() {
         let world = World::new();
         world.tree("src").file("a", "new").file(place, "of the source");
         world.tree("dst").file("a", "old content");
-        let run = world.run([option, "src", "dst"]).fails(23);
         let told = format!("its backup would replace {place}, which SOURCE has too");
-        assert!(run.stderr.contains(&told), "{}", run.stderr);
+        let inside = format!("--backup-dir={}", world.path("dst/bk").display());
+        let ways = if option == "-b" { vec![option] } else { vec![option, &inside, "--backup-dir=x/../bk"] };
+        for way in ways {
+            let run = world.run([way, "src", "dst"]).fails(23);
+            assert!(run.stderr.contains(&told), "{way}: {}", run.stderr);
+        }
         let read = |path: String| fs::read_to_string(world.path(path)).unwrap();
         assert_eq!(read("dst/a".to_owned()), "old content");
         assert_eq!(read(format!("dst/{place}")), "of the source");

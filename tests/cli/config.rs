@@ -202,6 +202,8 @@ fn a_project_s_file_lifts_no_caution_of_the_user() {
         ("max-delete = 100000\n", "the key max-delete may not stand in the file of a project"),
         ("safe-links = false\n", "the file of a project may turn safe-links on, and not off"),
         ("backup = false\n", "the file of a project may turn backup on, and not off"),
+        ("undoable = false\n", "the file of a project may turn undoable on, and not off"),
+        ("ignore-existing = false\n", "the file of a project may turn ignore-existing on, and not off"),
     ] {
         world.tree(".").file(".ksync.toml", text);
         let said = world.run(["src", "dst"]).fails(1).stderr;

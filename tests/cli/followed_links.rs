@@ -73,7 +73,7 @@ fn grow(rng: &mut Rng, mut tree: Tree, prefix: &str, depth: u64, dangles: bool) 
         };
         tree = tree.time(&path, 1_000_000 + rng.below(4) as i64, 0);
     }
-    // What links without another target lead to.
+    // Referent of links without another target.
     tree.file(format!("{prefix}zero"), "0").time(format!("{prefix}zero"), 1_000_000, 0)
 }
 

@@ -132,7 +132,7 @@ fn later_edits_stay_and_are_reported() {
             (read("d/gone"), read("own"), read("flip")),
             ("gone".into(), "x".into(), "was a file".into())
         );
-        // What was there before is still kept.
+        // The earlier content is still kept.
         assert_eq!(runs(&world).len(), 1);
     }
 }

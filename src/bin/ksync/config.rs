@@ -83,7 +83,19 @@ const PROJECT: &[&str] = &[
 ];
 
 /// Keys that a project's file may only turn on: turned off, they would undo a caution of the user.
-const CAUTIONS: &[&str] = &["backup", "dry-run", "fsync", "one-file-system", "safe-links"];
+const CAUTIONS: &[&str] = &[
+    "backup",
+    "checksum",
+    "dry-run",
+    "existing",
+    "fsync",
+    "ignore-existing",
+    "one-file-system",
+    "safe-links",
+    "undoable",
+    "update",
+    "verify",
+];
 
 /// Variables that are no options.
 const OTHERS: [&str; 2] = ["KSYNC_LOG", "KSYNC_SESSION"];
@@ -439,11 +451,15 @@ fn environment(
 fn misspelt(command: &Command, names: impl Iterator<Item = OsString>) -> Vec<ksync::monitor::Warning> {
     /// Most letters that differ.
     const DISTANCE_MAX: usize = 2;
+    let names = names.filter_map(|name| name.into_string().ok());
+    let names: Vec<String> = names.filter(|name| name.starts_with("KSYNC_")).collect();
+    if names.is_empty() {
+        return Vec::new();
+    }
     let own = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).map(str::to_owned);
     let keys = command.get_arguments().filter(|arg| is_key(arg)).filter_map(Arg::get_long).map(variable);
     let known: Vec<String> = own.chain(keys).chain(OTHERS.map(str::to_owned)).collect();
-    let names = names.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with("KSYNC_"));
-    let unknown = names.filter(|name| !known.contains(name));
+    let unknown = names.into_iter().filter(|name| !known.contains(name));
     unknown
         .filter_map(|name| {
             let near = known.iter().map(|known| (distance(&name, known), known)).min()?;

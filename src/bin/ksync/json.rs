@@ -215,15 +215,13 @@ impl Json {
             return;
         }
         let outcome = if self.is_dry { "planned" } else { "done" };
-        let action = match action {
-            Action::Create | Action::Copy => "create",
-            Action::Update => "update",
-            Action::Adjust => "adjust",
-            Action::Delete => {
-                return tell("delete", with_path(json!({ "kind": kind(what), "outcome": outcome }), path));
-            }
-        };
-        tell("file", with_path(json!({ "action": action, "kind": kind(what), "outcome": outcome }), path));
+        if action == Action::Delete {
+            return tell("delete", with_path(json!({ "kind": kind(what), "outcome": outcome }), path));
+        }
+        tell(
+            "file",
+            with_path(json!({ "action": list::verb(action), "kind": kind(what), "outcome": outcome }), path),
+        );
     }
 
     /// Learns a part of the event `resolved`, and prints it once it is complete.

@@ -9,6 +9,16 @@ use crate::calendar::{Separator, stamp};
 use crate::report::Direction;
 use crate::units::{bytes, count, counted};
 
+/// The verb of a change. A copy is made from a basis directory.
+pub(crate) fn verb(action: Action) -> &'static str {
+    match action {
+        Action::Create | Action::Copy => "create",
+        Action::Update => "update",
+        Action::Adjust => "adjust",
+        Action::Delete => "delete",
+    }
+}
+
 /// A change of an entry, as its event reports it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Line<'a> {
@@ -23,16 +33,8 @@ pub(crate) struct Line<'a> {
 impl Line<'_> {
     /// The change in words: `create  css/`. A new root is no line: the mapping names it.
     pub(crate) fn in_words(self) -> Option<String> {
-        let verb = match self.action {
-            Action::Create if self.path.is_empty() => return None,
-            Action::Create => "create",
-            Action::Update => "update",
-            Action::Adjust => "adjust",
-            Action::Delete => "delete",
-            // From a basis directory.
-            Action::Copy => "create",
-        };
-        Some(format!("{verb}  {}", self.name()))
+        let is_root = self.action == Action::Create && self.path.is_empty();
+        (!is_root).then(|| format!("{}  {}", verb(self.action), self.name()))
     }
 
     /// The change in the eleven letters of `rsync --itemize-changes`: `<f+++++++++ a`.

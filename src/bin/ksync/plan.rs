@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use data_encoding::HEXLOWER;
 use ksync::content::hash::Hash;
 use ksync::exchange::chain;
-use ksync::monitor::{Action, Event, Monitor, Notice, Preparation, Problem, ProblemKind, Warning};
+use ksync::monitor::{Event, Monitor, Notice, Preparation, Problem, ProblemKind, Warning};
 use ksync::sync::{self, Endpoint, Job, Report, SharedMonitor};
 use ksync::tree::path::escape;
 use ksync::tree::plan_state::PlanState;
@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 use crate::args::SyncArgs;
 use crate::args::shaping::is_shaping;
 use crate::json::{kind, with_path};
-use crate::list::Line;
+use crate::list::{Line, verb};
 use crate::report::{CliError, Direction, FILE, PLAN, USAGE};
 use crate::screen;
 
@@ -229,7 +229,7 @@ fn digest(options: &Options) -> Hash {
     Hash::of(serde_json::to_string(&shaping).unwrap_or_default().as_bytes())
 }
 
-/// What a dry run finds for its plan.
+/// Findings of a dry run for its plan.
 #[derive(Debug, Default)]
 struct Found {
     state: Option<PlanState>,
@@ -265,14 +265,8 @@ impl Monitor for Planning {
             Event::Bound(state) => *found = Found { state: Some(*state), changes: Vec::new() },
             Event::Change { action, what, differs, path, target } => {
                 let line = Line { action: *action, what: *what, differs: *differs, path, target };
-                let change = match action {
-                    Action::Create | Action::Copy => "create",
-                    Action::Update => "update",
-                    Action::Adjust => "adjust",
-                    Action::Delete => "delete",
-                };
                 let line = line.itemized(self.direction, self.checksum);
-                let fields = json!({ "action": change, "kind": kind(*what), "line": line });
+                let fields = json!({ "action": verb(*action), "kind": kind(*what), "line": line });
                 found.changes.push(with_path(fields, path));
             }
             _ => {}

@@ -175,7 +175,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         bases: args.what.bases.options(args.watch.watch)?,
         in_place: args.what.in_place.is_in_place(),
         backup: args.what.backups.options()?,
-        // What a power cut takes from DEST would be nowhere.
+        // A power cut could lose the only copy of a removed file.
         fsync: args.what.fsync || args.what.remove_source_files,
         remove_source: args.what.remove_source_files,
         one_file_system: args.what.one_file_system,

@@ -1,4 +1,4 @@
-//! What this machine remembers for an undo: the last destination that keeps one.
+//! Memory of this machine for an undo: the last destination that keeps one.
 
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

@@ -71,7 +71,7 @@ impl Resolver {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match self {
             #[cfg(target_os = "linux")]
-            Self::Kernel => match in_pieces(root, path, flags) {
+            Self::Kernel => match in_pieces(root, path, PASSAGE, flags, beneath) {
                 // The kernel may give up when directories are renamed meanwhile.
                 Err(Errno::AGAIN) => walk(root, path, flags),
                 result => result,
@@ -85,20 +85,10 @@ impl Resolver {
     }
 }
 
-/// Opens a path through all links. A path that is longer than one call can take is opened in two
-/// steps, or more.
+/// Opens a path through all links.
 fn follow(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    const PASSAGE_FOLLOWING: OFlags = PASSAGE.difference(OFlags::NOFOLLOW);
-    let mut base: Option<OwnedFd> = None;
-    let mut rest = path;
-    while let Some(head) = rest.get(..PIECE_BYTES_MAX).filter(|_| rest.len() > PIECE_BYTES_MAX) {
-        let slash = head.iter().rposition(|&byte| byte == b'/').ok_or(Errno::NAMETOOLONG)?;
-        let (head, tail) = rest.split_at(slash);
-        let at = base.as_ref().map_or(root, |base| base.as_fd());
-        base = Some(openat(at, head, PASSAGE_FOLLOWING, Mode::empty())?);
-        rest = tail.get(1..).unwrap_or_default();
-    }
-    openat(base.as_ref().map_or(root, |base| base.as_fd()), rest, flags, Mode::empty())
+    let open = |at: BorrowedFd<'_>, path: &[u8], flags| openat(at, path, flags, Mode::empty());
+    in_pieces(root, path, PASSAGE.difference(OFlags::NOFOLLOW), flags, open)
 }
 
 #[cfg(target_os = "linux")]
@@ -108,19 +98,25 @@ fn beneath(base: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Resu
     openat2(base, path, flags, Mode::empty(), resolve)
 }
 
-/// [`beneath`] for paths that are longer than one call can take.
-#[cfg(target_os = "linux")]
-fn in_pieces(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+/// Opens a path that may be longer than one call can take. `passage` are the flags for the
+/// directories on the way.
+fn in_pieces(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    passage: OFlags,
+    flags: OFlags,
+    open: impl Fn(BorrowedFd<'_>, &[u8], OFlags) -> rustix::io::Result<OwnedFd>,
+) -> rustix::io::Result<OwnedFd> {
     let mut base: Option<OwnedFd> = None;
     let mut rest = path;
     while let Some(head) = rest.get(..PIECE_BYTES_MAX).filter(|_| rest.len() > PIECE_BYTES_MAX) {
         let slash = head.iter().rposition(|&byte| byte == b'/').ok_or(Errno::NAMETOOLONG)?;
         let (head, tail) = rest.split_at(slash);
         let at = base.as_ref().map_or(root, |base| base.as_fd());
-        base = Some(beneath(at, head, PASSAGE)?);
+        base = Some(open(at, head, passage)?);
         rest = tail.get(1..).unwrap_or_default();
     }
-    beneath(base.as_ref().map_or(root, |base| base.as_fd()), rest, flags)
+    open(base.as_ref().map_or(root, |base| base.as_fd()), rest, flags)
 }
 
 fn walk(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {

@@ -304,7 +304,7 @@ impl Scanner<'_> {
                 return Err(DiskError::new("name", &level.shown(bytes), DiskErrorKind::Path(error)));
             }
         };
-        // What a link leads to decides, where it is followed.
+        // A followed link counts as its referent.
         let kind = name.kind.filter(|kind| *kind != FileKind::Symlink || !self.options.follows.any());
         if kind.is_some_and(|kind| self.leaves_out(&path, kind)) {
             return Ok(None);

@@ -385,7 +385,7 @@ pub struct Opened {
     pub accounts: Option<Arc<Accounts>>,
     /// The basis trees, if the options name any.
     pub bases: Option<Arc<BasisTrees>>,
-    /// What is to be undone, if the options ask for it.
+    /// The run to undo, if the options ask for it.
     pub undoing: Option<Undoing>,
 }
 
@@ -397,7 +397,7 @@ impl Opened {
     }
 }
 
-/// What an opened destination has to undo.
+/// The undo of an opened destination.
 #[derive(Debug, Default)]
 pub struct Undoing {
     /// The tree to make; `None` if runs are only listed.

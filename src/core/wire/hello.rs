@@ -95,7 +95,7 @@ pub struct Options {
     pub remove_source: bool,
     /// The tie to a plan, if the run makes or carries out one.
     pub plan: Option<PlanTie>,
-    /// What the run keeps for an undo, or undoes.
+    /// The run's part in undoing: it keeps replaced entries, restores them, or neither.
     pub undo: Undo,
 }
 

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 
 use clap::{Args, Command};
 
-use crate::args::shaping::is_shaping;
+use crate::args::shaping::drop_from;
 use crate::args::sync::ConfigurationArgs;
 use crate::args::{ConnectionArgs, Mode, OutputArgs, parse_with};
 use crate::config::Settings;
@@ -75,11 +75,7 @@ pub(super) fn as_sync(
         .collect();
     let load = |command: &Command, with_files: bool| {
         let mut settings = load(command, with_files)?;
-        settings.all.retain(|setting| {
-            let positive = setting.key.strip_prefix("no-").unwrap_or(&setting.key);
-            let names = [setting.key.as_str(), positive];
-            !names.iter().any(|name| is_shaping(name) || NOT_FOR_PLANS.contains(name))
-        });
+        drop_from(&mut settings, &NOT_FOR_PLANS);
         Ok(settings)
     };
     let mut mode = parse_with(line, &load)?;

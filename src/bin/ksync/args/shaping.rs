@@ -5,6 +5,8 @@ use std::ffi::OsStr;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use crate::config::Settings;
+
 /// Long names of these options. None of them runs a command, gives consent, or concerns the
 /// connection.
 const SHAPING: &[&str] = &[
@@ -87,6 +89,15 @@ pub(crate) struct Shaping {
 /// True if a plan keeps the option of this long name.
 pub(crate) fn is_shaping(long: &str) -> bool {
     SHAPING.contains(&long) || RULES.contains(&long)
+}
+
+/// Drops settings that shape a result, and `others`: a plan or an earlier run has its own.
+pub(super) fn drop_from(settings: &mut Settings, others: &[&str]) {
+    settings.all.retain(|setting| {
+        let positive = setting.key.strip_prefix("no-").unwrap_or(&setting.key);
+        let names = [setting.key.as_str(), positive];
+        !names.iter().any(|name| is_shaping(name) || others.contains(name))
+    });
 }
 
 /// Collects the options that were given.

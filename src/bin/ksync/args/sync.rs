@@ -63,7 +63,7 @@ pub(crate) struct SyncArgs {
     /// The plan of `ksync apply`.
     #[arg(skip)]
     pub(crate) planned: Option<Box<Plan>>,
-    /// What `ksync undo` asks for.
+    /// The request of `ksync undo`.
     #[arg(skip)]
     pub(crate) undo: Undo,
     /// The options that a plan keeps, if one is made.

@@ -7,7 +7,7 @@ use clap::{Args, Command};
 use ksync::sync::undo;
 use ksync::wire::hello::Undo;
 
-use crate::args::shaping::is_shaping;
+use crate::args::shaping::drop_from;
 use crate::args::sync::ConfigurationArgs;
 use crate::args::{ConnectionArgs, Mode, OutputArgs, parse_with};
 use crate::config::Settings;
@@ -94,11 +94,7 @@ pub(super) fn as_sync(
     let line = args.first().cloned().into_iter().chain(list).chain(options).chain(ends);
     let load = |command: &Command, with_files: bool| {
         let mut settings = load(command, with_files)?;
-        settings.all.retain(|setting| {
-            let positive = setting.key.strip_prefix("no-").unwrap_or(&setting.key);
-            let names = [setting.key.as_str(), positive];
-            !names.iter().any(|name| is_shaping(name) || OF_OTHERS.contains(name))
-        });
+        drop_from(&mut settings, &OF_OTHERS);
         Ok(settings)
     };
     let mut mode = parse_with(line, &load)?;

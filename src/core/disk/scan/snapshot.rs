@@ -310,7 +310,7 @@ fn check(root: &Root, options: &ScanOptions, scanned: &Scanned) -> Result<(), Do
     let Scanned { skipped, .. } = scanned;
     let doubts = [
         (scanned.problems.is_empty(), "problems"),
-        // What a link leads to changes without an event in the tree.
+        // The referent of a link changes without an event in the tree.
         (scanned.followed == 0, "followed-links"),
         (scanned.inaccessible.is_empty(), "closed-directories"),
         (scanned.unclear.is_empty(), "folded-names"),

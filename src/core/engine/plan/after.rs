@@ -53,7 +53,7 @@ impl Plan {
     /// Takes all contents from the store of an earlier run, and none from the sender.
     pub(in crate::engine) fn recall(&mut self) {
         let fetch = std::mem::take(&mut self.fetch);
-        // What a power cut may have damaged is no change of that run.
+        // Damage by a power cut is no change of that run.
         self.adjust.extend(
             fetch.iter().filter(|fetch| !fetch.is_doubted).map(|fetch| Step::Recall { id: fetch.id }),
         );

@@ -83,7 +83,7 @@ pub(super) fn find(
     }
     let old = bases.trees.get(at)?;
     let differs = listing::differs(entry, old, rules.mode_mask, rules.attributes, rules.time_rule);
-    // What is in the way may not just go, and DEST must have the content of further names.
+    // An obstacle may not just go, and DEST must have the content of further names.
     let may_lack = place == Place::Free && !has_followers;
     let (way, action) = match (entry.kind, likeness, bases.purpose) {
         (Kind::Directory, ..) => (Way::Own, Action::Copy),

@@ -66,17 +66,23 @@ impl Backups {
     }
 
     /// The path of an entry's backup in the destination; `None` if it is elsewhere.
-    fn path_in_destination(&self, path: &TreePath) -> Option<TreePath> {
+    fn path_in_destination(&self, destination: &Path, path: &TreePath) -> Option<TreePath> {
         let directory = match &self.options.directory {
             None => Vec::new(),
-            Some(directory) => [path_below(directory)?.as_bytes(), b"/"].concat(),
+            Some(directory) => [below(destination, directory)?.as_bytes(), b"/"].concat(),
         };
         TreePath::new([&directory, path.as_bytes(), &self.options.suffix].concat()).ok()
     }
 
     /// Refuses a backup in place of an entry that the destination is to have.
-    pub(super) fn check(&self, path: &TreePath, wanted: &Manifest) -> Result<(), DiskError> {
-        match self.path_in_destination(path).filter(|to| wanted.position(to).is_some()) {
+    pub(super) fn check(
+        &self,
+        destination: &WritableRoot,
+        path: &TreePath,
+        wanted: &Manifest,
+    ) -> Result<(), DiskError> {
+        let to = self.path_in_destination(destination.path(), path);
+        match to.filter(|to| wanted.position(to).is_some()) {
             Some(to) => Err(DiskError::new("back up", path.as_bytes(), DiskErrorKind::BackupIsWanted(to))),
             None => Ok(()),
         }
@@ -159,20 +165,11 @@ fn below(destination: &Path, directory: &[u8]) -> Option<TreePath> {
     TreePath::new(parts.join(&b'/')).ok()
 }
 
-/// The path of a backup directory below the destination, by its own words: it is relative, and
-/// does not climb out.
-fn path_below(directory: &[u8]) -> Option<TreePath> {
-    let is_named = |part: &&[u8]| !matches!(*part, b"" | b".");
-    let parts: Vec<&[u8]> = directory.split(|&byte| byte == b'/').filter(is_named).collect();
-    // A part that climbs is no part of such a path.
-    (!directory.starts_with(b"/")).then(|| TreePath::new(parts.join(&b'/')).ok()).flatten()
-}
-
 /// The path of the backup directory inside a destination, if it is there. Such a directory is never
 /// a part of the copy.
 pub(super) fn path_inside(options: &BackupOptions, root: &Root) -> Option<TreePath> {
     let directory = options.directory.as_ref()?;
-    if let Some(below) = path_below(directory) {
+    if let Some(below) = below(root.path(), directory) {
         return Some(below);
     }
     let directory = root.path().join(OsStr::from_bytes(directory));

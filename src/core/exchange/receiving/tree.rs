@@ -232,7 +232,7 @@ impl PlannedTree {
     pub(super) fn back_up(&self, at: u32, seen: Identity, may_link: bool) -> Result<Identity, WorkError> {
         let path = self.present_path(at).ok_or_else(unknown)?;
         if let Some(backups) = &self.backups {
-            backups.check(&path, &self.wanted).map_err(unwritable)?;
+            backups.check(&self.root, &path, &self.wanted).map_err(unwritable)?;
         }
         let seen = self.keep(at, seen, may_link)?;
         let Some(backups) = &self.backups else { return Ok(seen) };
